@@ -1,0 +1,76 @@
+"""Masked generative image LLaMA in JAX: train, sample and port.
+
+The names below are the public API. Each loads its module on first use, so that `import maskgil_jax` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> the module it lives in
+_HOMES = {
+    "BertConfig": "maskgil_jax.config",
+    "ClassCondition": "maskgil_jax.models.condition",
+    "DecodeConfig": "maskgil_jax.config",
+    "LlamaConfig": "maskgil_jax.config",
+    "Pipeline": "maskgil_jax.pipeline",
+    "TextCondition": "maskgil_jax.models.condition",
+    "TrainState": "maskgil_jax.training.state",
+    "VQConfig": "maskgil_jax.config",
+    "corrupt": "maskgil_jax.masking",
+    "decode": "maskgil_jax.decoding.masked",
+    "load": "maskgil_jax.pipeline",
+    "load_generator": "maskgil_jax.checkpoints.weights",
+    "load_tokenizer": "maskgil_jax.checkpoints.weights",
+    "make_mesh": "maskgil_jax.sharding",
+    "masked_cross_entropy": "maskgil_jax.masking",
+    "reveal_counts": "maskgil_jax.schedules",
+    "shardings": "maskgil_jax.sharding",
+}
+
+if TYPE_CHECKING:  # what editors and type checkers see: the same names, from the same homes
+    from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer
+    from maskgil_jax.config import BertConfig, DecodeConfig, LlamaConfig, VQConfig
+    from maskgil_jax.decoding.masked import decode
+    from maskgil_jax.masking import corrupt, masked_cross_entropy
+    from maskgil_jax.models.condition import ClassCondition, TextCondition
+    from maskgil_jax.pipeline import Pipeline, load
+    from maskgil_jax.schedules import reveal_counts
+    from maskgil_jax.sharding import make_mesh, shardings
+    from maskgil_jax.training.state import TrainState
+
+__all__ = [
+    "BertConfig",
+    "ClassCondition",
+    "DecodeConfig",
+    "LlamaConfig",
+    "Pipeline",
+    "TextCondition",
+    "TrainState",
+    "VQConfig",
+    "__version__",
+    "corrupt",
+    "decode",
+    "load",
+    "load_generator",
+    "load_tokenizer",
+    "make_mesh",
+    "masked_cross_entropy",
+    "reveal_counts",
+    "shardings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,178 @@
+"""How codes lie on disk: the bytes of a record, the shards, the manifest, and writing each of them whole or not at all.
+
+A store is a folder:
+
+    codes-00000.array_record ...   ArrayRecord shards (group size 1, uncompressed: codes do not compress)
+    manifest.json                  written last; a folder without it is not a finished store
+    progress.json                  only while unfinished: the settings, and the shards that are done
+
+One record is one image with all its variants (crops and mirror images). So record i of the store is image i of the source,
+shuffling and epochs are those of the images, and training picks a variant as late as it likes; reading the unused variants
+costs a few kilobytes. Little-endian, without padding:
+
+    int32   label
+    uint16  bytes of the image id (n)
+    uint16  variants (v)
+    uint8   crop number, uint8 mirrored (0 or 1)      v times
+    bytes   image id, UTF-8                           n bytes
+    codes   uint16, or uint32 above 65,536 codes      v * rows * columns, row by row
+
+Crop 0 of a plain store is the ADM centre crop; ten-crop stores have 0..3 = corners (top left, top right, bottom left, bottom
+right), 4 = middle.
+
+manifest.json: format, tokenizer_hash, grid [rows, columns], codebook_size, dtype, image_size, source, source_fingerprint,
+num_images, class_names, crops ("center" | "ten_crop"), variants [[crop, mirrored], ...], shard_size, and shards: one
+{name, records, bytes, crc32} each, in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+FORMAT = "maskgil-codes-1"
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+MANIFEST_TYPES = {
+    "format": str,
+    "tokenizer_hash": str,
+    "grid": list,
+    "codebook_size": int,
+    "dtype": str,
+    "image_size": int,
+    "source": str,
+    "source_fingerprint": str,
+    "num_images": int,
+    "class_names": list,
+    "crops": str,
+    "variants": list,
+    "shard_size": int,
+}
+_HEAD = struct.Struct("<iHH")
+
+
+def codes_dtype(codebook_size: int) -> str:
+    """uint16 as long as every code fits, else uint32."""
+    return "uint16" if codebook_size <= 65536 else "uint32"
+
+
+def pack(codes_vhw: np.ndarray, label: int, image_id: str, variants: list[list[int]], dtype: str) -> bytes:
+    """One image's record."""
+    name = image_id.encode("utf-8")
+    table = bytes(number for variant in variants for number in variant)
+    codes = codes_vhw.astype(np.dtype(dtype).newbyteorder("<"))
+    return _HEAD.pack(label, len(name), len(variants)) + table + name + codes.tobytes()
+
+
+def unpack(record: bytes, grid: tuple[int, int], dtype: str) -> dict:
+    """A record's {"codes": int32 (v, rows, columns), "label", "id", "variants": [(crop, mirrored), ...]}.
+
+    Raises a ValueError if the length does not fit.
+    """
+    if len(record) < _HEAD.size:
+        raise ValueError(f"record of {len(record)} bytes is shorter than its head")
+    label, name_bytes, count = _HEAD.unpack_from(record)
+    item = np.dtype(dtype).newbyteorder("<")
+    table, name = _HEAD.size, _HEAD.size + 2 * count
+    start = name + name_bytes
+    expected = start + count * grid[0] * grid[1] * item.itemsize
+    if len(record) != expected:
+        raise ValueError(f"record of {len(record)} bytes, expected {expected}")
+    codes = np.frombuffer(record, item, offset=start).reshape(count, *grid).astype(np.int32)
+    variants = [(record[i], record[i + 1]) for i in range(table, name, 2)]
+    return {"codes": codes, "label": label, "id": record[name:start].decode("utf-8"), "variants": variants}
+
+
+def shard_name(number: int) -> str:
+    return f"codes-{number:05d}.array_record"
+
+
+def write_shard(path: Path, records: list[bytes]) -> dict:
+    """Writes a shard under a temporary name, makes sure it is on disk and readable, and renames it; returns its manifest entry.
+
+    Raises an OSError if that fails (disk full, ...); nothing is left behind then.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb"):  # the writer itself does not report a folder it cannot write to
+            pass
+        writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+        for record in records:
+            writer.write(record)
+        writer.close()
+        reader = ArrayRecordReader(str(part))
+        found = reader.num_records()
+        reader.close()
+        if found != len(records):
+            raise OSError(f"{found} of {len(records)} records arrived on disk")
+        entry = {"name": path.name, "records": len(records), **sum_file(part)}
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    except RuntimeError as error:  # how the writer reports a failing disk
+        raise OSError(str(error)) from None
+    finally:
+        part.unlink(missing_ok=True)
+    return entry
+
+
+def sum_file(path: Path) -> dict:
+    """{"bytes": size, "crc32": checksum} of a file."""
+    crc, size = 0, 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc, size = zlib.crc32(block, crc), size + len(block)
+    return {"bytes": size, "crc32": crc}
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Replaces a JSON file in one go."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """A manifest or progress file; a ValueError names the file and what is wrong with it."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); encode the data set again into a new folder") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+    for name, kind in MANIFEST_TYPES.items():
+        if not isinstance(values.get(name), kind):
+            raise ValueError(f"{path}: {name} is {values.get(name)!r}, expected a {kind.__name__}")
+    if len(values["grid"]) != 2 or not all(isinstance(side, int) and side >= 1 for side in values["grid"]):
+        raise ValueError(f"{path}: grid is {values['grid']}, expected [rows, columns]")
+    if values["dtype"] != codes_dtype(values["codebook_size"]):
+        raise ValueError(f"{path}: dtype is {values['dtype']!r}, expected {codes_dtype(values['codebook_size'])!r}")
+    entries = values.get("shards")
+    keys = {"name": str, "records": int, "bytes": int, "crc32": int}
+    for entry in entries if isinstance(entries, list) else [None]:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in keys.items()):
+            raise ValueError(f"{path}: shards must be a list of {{name, records, bytes, crc32}}, found {entry!r}")
+        if Path(entry["name"]).name != entry["name"]:
+            raise ValueError(f"{path}: shard {entry['name']!r} is not a plain file name")
+    return values
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

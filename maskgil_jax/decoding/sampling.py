@@ -1,0 +1,94 @@
+"""The token law: which code is drawn at a position. Every draw uses its own image's key, never its neighbours'."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from maskgil_jax.config import DecodeConfig
+
+_BLOCK = 128  # codes per block of the two-level inverse CDF
+_ONE_BITS = 0x3F800000  # float32 1.0 as an integer
+
+
+def image_keys(key, batch: int):
+    """One key per image (b,): a single key is folded with the image's index, an array of b keys is used as it is."""
+    key = typed_key(key)
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+
+def typed_key(key):
+    """Accepts keys of `jax.random.key` and raw `jax.random.PRNGKey` data alike."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+
+
+def draw(key_b, logits_blv, cfg: DecodeConfig):
+    """Codes int32 (b, l) from softmax(logits) after top-k and top-p, or the most likely ones if `cfg.temperature` is 0."""
+    if cfg.temperature == 0:
+        return jnp.argmax(logits_blv, axis=-1)
+    logits_blv = keep_likely(logits_blv, cfg.top_k, cfg.top_p)
+    if cfg.draw == "gumbel":
+        return draw_gumbel(key_b, logits_blv)
+    if cfg.draw == "inverse":
+        return draw_inverse(key_b, logits_blv)
+    # Random bits are the cost of the Gumbel draw on a CPU (one per code); accelerators make them for next to nothing.
+    return jax.lax.platform_dependent(key_b, logits_blv, cpu=draw_inverse, default=draw_gumbel)
+
+
+def draw_gumbel(key_b, logits_blv):
+    """One sample per position by Gumbel-max: a random number for every code."""
+    noise_blv = jax.vmap(lambda key: jax.random.gumbel(key, logits_blv.shape[1:]))(key_b)
+    return jnp.argmax(logits_blv + noise_blv, axis=-1)
+
+
+def draw_inverse(key_b, logits_blv):
+    """One sample per position by inverse CDF: two random numbers, one for a block of codes and one for a code inside it.
+
+    Summing whole blocks first needs one pass over the codes where a running sum over all of them needs many, and keeps
+    the rounding of long float32 sums out of the law.
+    """
+    b, l, v = logits_blv.shape
+    blocks = -(-v // _BLOCK)
+    padded_blv = jnp.pad(logits_blv, ((0, 0), (0, 0), (0, blocks * _BLOCK - v)), constant_values=-jnp.inf)
+    weights_blv = jnp.exp(padded_blv - jnp.max(logits_blv, axis=-1, keepdims=True))
+    weights_blnk = weights_blv.reshape(b, l, blocks, _BLOCK)
+    uniform_b2l = jax.vmap(lambda key: jax.random.uniform(key, (2, l)))(key_b)
+    block_bl = _first_above(weights_blnk.sum(axis=-1), uniform_b2l[:, 0])
+    chosen_blk = jnp.take_along_axis(weights_blnk, block_bl[..., None, None], axis=2)[:, :, 0]
+    return block_bl * _BLOCK + _first_above(chosen_blk, uniform_b2l[:, 1])
+
+
+def _first_above(weights_bln, uniform_bl):
+    """Index of the first running sum above `uniform` times the total; never an index of weight 0."""
+    # Parallel running sums may fall by a rounding error, so zero weights are taken out and the total is the largest sum.
+    sums_bln = jnp.where(weights_bln > 0, jnp.cumsum(weights_bln, axis=-1), 0)
+    return jnp.argmax(sums_bln > uniform_bl[..., None] * jnp.max(sums_bln, axis=-1, keepdims=True), axis=-1)
+
+
+def keep_likely(logits_blv, top_k: int | None = None, top_p: float | None = None):
+    """Sets to -inf all but the `top_k` likeliest codes, then all but the smallest set holding `top_p` of what is left.
+
+    Codes as likely as the last one kept are kept too. Nothing is sorted: the threshold is found by bisection.
+    """
+    if top_k is not None and top_k < logits_blv.shape[-1]:
+        logits_blv = _keep(logits_blv, lambda probs, kept: jnp.sum(kept, axis=-1) >= top_k)
+    if top_p is not None and top_p < 1:
+        logits_blv = _keep(logits_blv, lambda probs, kept: jnp.sum(probs, axis=-1, where=kept) >= top_p)
+    return logits_blv
+
+
+def _keep(logits_blv, enough):
+    """Keeps probabilities at or above the largest threshold that still keeps `enough(probs, kept)`."""
+    probs_blv = jax.nn.softmax(logits_blv)
+    # Non-negative floats are ordered as their bits are, so 30 halvings of the integer range find the exact value.
+    bits_blv = jax.lax.bitcast_convert_type(probs_blv, jnp.int32)
+
+    def halve(_, bounds):
+        low_bl, high_bl = bounds
+        middle_bl = low_bl + (high_bl - low_bl + 1) // 2
+        ok_bl = enough(probs_blv, bits_blv >= middle_bl[..., None])
+        return jnp.where(ok_bl, middle_bl, low_bl), jnp.where(ok_bl, high_bl, middle_bl - 1)
+
+    low_bl = jnp.zeros_like(bits_blv[..., 0])
+    threshold_bl, _ = jax.lax.fori_loop(0, _ONE_BITS.bit_length(), halve, (low_bl, low_bl + _ONE_BITS))
+    return jnp.where(bits_blv >= threshold_bl[..., None], logits_blv, -jnp.inf)

@@ -1,0 +1,96 @@
+"""The training objective: hide a random share of the tokens, predict them (paper 2.3, 4.3; MaskGIT)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from maskgil_jax.config import choose
+from maskgil_jax.schedules import mask_ratio
+
+MASKING_LAWS = ("exact", "bernoulli")
+
+
+def image_keys(key: jax.Array, count: int) -> jax.Array:
+    """One key per image, folded from its index in the global batch, so no draw depends on how the batch is split."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
+
+
+def corrupt(
+    key: jax.Array, tokens_bl: jax.Array, schedule: str = "arccos", mask_id: int = 0, law: str = "exact"
+) -> tuple[jax.Array, jax.Array]:
+    """Masks a share gamma(r), r ~ U(0, 1) per image, of each image's tokens.
+
+    tokens_bl: int32 (b, l). Returns (inputs_bl with `mask_id` at masked positions, mask_bl bool, True = masked).
+    law "exact": ceil(gamma(r) * l) positions, at least 1, chosen uniformly (MaskGIT). "bernoulli": each position on its own
+    with probability gamma(r), possibly none (the published MaskGIL code).
+    """
+    choose("law", law, MASKING_LAWS)
+    b, l = tokens_bl.shape
+    keys_b2 = jax.vmap(jax.random.split)(image_keys(key, b))
+    ratio_b = mask_ratio(schedule, jax.vmap(jax.random.uniform)(keys_b2[:, 0]))
+    noise_bl = jax.vmap(lambda k: jax.random.uniform(k, (l,)))(keys_b2[:, 1])
+    if law == "bernoulli":
+        mask_bl = noise_bl < ratio_b[:, None]
+    else:
+        count_b = jnp.clip(jnp.ceil(ratio_b * l).astype(jnp.int32), 1, l)
+        rank_bl = jnp.argsort(jnp.argsort(noise_bl, axis=-1), axis=-1)
+        mask_bl = rank_bl < count_b[:, None]
+    return jnp.where(mask_bl, mask_id, tokens_bl), mask_bl
+
+
+def drop_labels(key: jax.Array, label_b: jax.Array, rate: float, null_label: int) -> jax.Array:
+    """Replaces each label by the null class with probability `rate`, to train classifier-free guidance."""
+    draw_b = jax.vmap(jax.random.uniform)(image_keys(key, label_b.shape[0]))
+    return jnp.where(draw_b < rate, null_label, label_b)
+
+
+def token_losses(logits_blv: jax.Array, targets_bl: jax.Array, label_smoothing: float) -> jax.Array:
+    """Cross-entropy per token in float32, the target distribution mixed with `label_smoothing` of the uniform one."""
+    logits = logits_blv.astype(jnp.float32)
+    norm_bl = jax.nn.logsumexp(logits, axis=-1)
+    hit_bl = jnp.take_along_axis(logits, targets_bl[..., None], axis=-1)[..., 0]
+    loss_bl = norm_bl - (1.0 - label_smoothing) * hit_bl
+    return loss_bl - label_smoothing * jnp.mean(logits, axis=-1) if label_smoothing else loss_bl
+
+
+def masked_cross_entropy(
+    logits_blv: jax.Array,
+    targets_bl: jax.Array,
+    mask_bl: jax.Array,
+    label_smoothing: float = 0.1,
+    unmasked_weight: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean cross-entropy over masked tokens, the others counted with `unmasked_weight` (0: paper 2.3; 1: published code).
+
+    Returns (loss, metrics): sums and counts from which `mean_metrics` makes masked and unmasked loss and accuracy, and
+    which add up over parts of a batch; the loss is `loss_sum / weight_sum`.
+    """
+    loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
+    hit_bl = (jnp.argmax(logits_blv, axis=-1) == targets_bl).astype(jnp.float32)
+    masked_bl = mask_bl.astype(jnp.float32)
+    seen_bl = 1.0 - masked_bl
+    weight_bl = masked_bl + unmasked_weight * seen_bl
+    metrics = {
+        "loss_sum": jnp.sum(loss_bl * weight_bl),
+        "weight_sum": jnp.sum(weight_bl),
+        "masked_loss": jnp.sum(loss_bl * masked_bl),
+        "masked_hits": jnp.sum(hit_bl * masked_bl),
+        "masked": jnp.sum(masked_bl),
+        "unmasked_loss": jnp.sum(loss_bl * seen_bl),
+        "unmasked_hits": jnp.sum(hit_bl * seen_bl),
+        "unmasked": jnp.sum(seen_bl),
+    }
+    return metrics["loss_sum"] / jnp.maximum(metrics["weight_sum"], 1e-8), metrics
+
+
+def mean_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Readable means of the (summed) metrics of `masked_cross_entropy`."""
+    masked, unmasked = jnp.maximum(sums["masked"], 1.0), jnp.maximum(sums["unmasked"], 1.0)
+    return {
+        "loss": sums["loss_sum"] / jnp.maximum(sums["weight_sum"], 1e-8),
+        "masked_loss": sums["masked_loss"] / masked,
+        "masked_accuracy": sums["masked_hits"] / masked,
+        "unmasked_loss": sums["unmasked_loss"] / unmasked,
+        "unmasked_accuracy": sums["unmasked_hits"] / unmasked,
+    }

@@ -1,0 +1,123 @@
+"""The bidirectional Transformer baseline (paper 3.1.2): learned positions, LayerNorm, GELU, head tied to the token table.
+
+It is MaskGIT-pytorch's network: a small MLP before and after the blocks, and one bias per (position, class).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskgil_jax.config import BertConfig, ConfigError
+from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.layers import LayerNorm, dropout, embedding, fold_keys, linear, walk_layers
+from maskgil_jax.models.llama import check_inputs
+
+OUTER_EPS = 1e-12  # norms outside the blocks, as published
+BLOCK_EPS = 1e-5
+
+
+class Attention(nnx.Module):
+    """Plain multi-head self-attention with biases."""
+
+    def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
+        self.heads = cfg.heads
+        self.q, self.k, self.v, self.o = (linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True) for _ in range(4))
+
+    def __call__(self, x_bld: jax.Array) -> jax.Array:
+        b, l, _ = x_bld.shape
+        q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
+        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(b, l, -1))
+
+
+class Mlp(nnx.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, d_in: int, d_hidden: int, d_out: int, *, dtype: str, rngs: nnx.Rngs):
+        self.up = linear(d_in, d_hidden, dtype=dtype, rngs=rngs, bias=True)
+        self.down = linear(d_hidden, d_out, dtype=dtype, rngs=rngs, bias=True)
+
+    def __call__(self, x_bld: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.up(x_bld), approximate=False))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.attn_norm = LayerNorm(cfg.width, eps=BLOCK_EPS, rngs=rngs)
+        self.attn = Attention(cfg, rngs=rngs)
+        self.mlp_norm = LayerNorm(cfg.width, eps=BLOCK_EPS, rngs=rngs)
+        self.mlp = Mlp(cfg.width, cfg.mlp_width, cfg.width, dtype=cfg.dtype, rngs=rngs)
+
+    def __call__(self, x_bld: jax.Array, key_b: jax.Array | None) -> jax.Array:
+        x_bld = x_bld + dropout(self.attn(self.attn_norm(x_bld)), self.cfg.dropout, fold_keys(key_b, 0))
+        return x_bld + dropout(self.mlp(self.mlp_norm(x_bld)), self.cfg.dropout, fold_keys(key_b, 1))
+
+
+class Bert(nnx.Module):
+    """Tokens and a class -> logits over the codebook; the same interface as `Llama`, for the training grid only."""
+
+    def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        count, rows = cfg.grid[0] * cfg.grid[1] + 1, cfg.codebook_size + 1
+        self.tokens = embedding(rows, cfg.width, rngs=rngs)  # the last row is [MASK]
+        self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
+        self.positions = embedding(count, cfg.width, rngs=rngs)
+        self.first_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
+        self.first_up = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
+        self.first_mid_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
+        self.first_down = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
+        self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
+        self.last_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
+        self.last_linear = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
+        self.head_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
+        # One bias per position and token, classes included: the published network scores its whole joint table.
+        self.head_bias = nnx.Param(jnp.zeros((count, rows + cfg.num_classes + 1), jnp.float32))
+
+    def null_condition(self, condition: ClassCondition) -> ClassCondition:
+        """The same batch with the learned null class, for classifier-free guidance."""
+        return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
+
+    def hidden(
+        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
+    ) -> jax.Array:
+        """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        cfg = self.cfg
+        if grid is not None and tuple(grid) != tuple(cfg.grid):
+            raise ConfigError(
+                f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
+            )
+        check_inputs(cfg, tokens_bl, condition, cfg.grid)
+        parts = [self.classes(condition.label_b)[:, None], self.tokens(tokens_bl)]
+        x = jnp.concatenate(parts if cfg.class_position == "first" else parts[::-1], axis=1)
+        x = self.first_norm(x + self.positions.embedding[...][None]).astype(cfg.dtype)
+        x = self.first_down(self.first_mid_norm(jax.nn.gelu(self.first_up(x), approximate=False)))
+        x = walk_layers(
+            self.layers,
+            x,
+            key_b,
+            depth=cfg.depth,
+            layers_mode=cfg.layers,
+            remat=cfg.remat,
+            call=lambda layer, x, key: layer(x, key),
+        )
+        x = self.head_norm(jax.nn.gelu(self.last_linear(self.last_norm(x)), approximate=False))
+        return x[:, 1:] if cfg.class_position == "first" else x[:, :-1]
+
+    def logits(self, hidden_bld: jax.Array) -> jax.Array:
+        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`."""
+        cfg = self.cfg
+        classes, count = cfg.codebook_size + cfg.mask_logit, hidden_bld.shape[1]
+        table = self.tokens.embedding[:classes].astype(cfg.dtype)
+        start = 1 if cfg.class_position == "first" else 0
+        bias_lv = self.head_bias[start : start + count, :classes]
+        return jnp.einsum("bld,vd->blv", hidden_bld, table).astype(jnp.float32) + bias_lv[None]
+
+    def __call__(
+        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits (b, l, codebook_size) in float32 for int32 tokens (b, rows * columns) in raster order, [MASK] = codebook_size."""
+        return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]

@@ -1,0 +1,100 @@
+"""Parts shared by the transformers: linear maps, norms, stateless dropout, and the walk over stacked layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
+
+
+def linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:
+    """A linear map with float32 parameters computed in `dtype`; `zero=True` starts it at zero."""
+    init = nnx.initializers.zeros if zero else normal_init
+    return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
+
+
+def embedding(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A float32 table of `rows` vectors."""
+    return nnx.Embed(rows, width, embedding_init=normal_init, rngs=rngs)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale; the mean square is taken in float32, then cast back, then scaled (as in LLaMA)."""
+
+    def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with scale and bias, computed in float32."""
+
+    def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        scale, bias = (jnp.broadcast_to(p[...], x.shape) for p in (self.scale, self.bias))
+        return (normed * scale + bias).astype(x.dtype)
+
+
+def dropout(x_bld: jax.Array, rate: float, key_b: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate` and rescales the rest; `key_b=None` (sampling) returns the input.
+
+    One key per image, so the draw does not depend on how a batch is split over devices or accumulation steps.
+    The draw uses 16 random bits an entry: half the threefry work of a float, at a resolution of 1/65536.
+    """
+    if key_b is None or rate == 0.0:
+        return x_bld
+    words = x_bld[0].size // 2
+    bits = jax.vmap(lambda key: jax.random.bits(key, (words,), jnp.uint32))(key_b)
+    draw = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(x_bld.shape)
+    threshold = round(rate * 65536)
+    return jnp.where(draw >= threshold, x_bld / (1.0 - threshold / 65536), jnp.zeros_like(x_bld))
+
+
+def fold_keys(key_b: jax.Array | None, data) -> jax.Array | None:
+    """`jax.random.fold_in` for a batch of keys; None stays None."""
+    return None if key_b is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_b, data)
+
+
+# Which intermediate values the backward pass keeps; the rest is computed again. "none" keeps all.
+REMAT_POLICIES: dict[str, Callable[[], Any]] = {
+    "dots": lambda: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": lambda: jax.checkpoint_policies.nothing_saveable,
+    "offload": lambda: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
+
+
+def walk_layers(
+    layers: nnx.Module, x_bld: jax.Array, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable
+):
+    """Runs stacked `layers` (a leading axis of `depth` on every parameter) over `x_bld` with `call(layer, x, key_b)`.
+
+    `layers_mode` "scan" compiles one layer and loops (fast to compile, the choice on TPU and GPU), "unroll" writes all out
+    (faster to run on CPU), "auto" chooses by platform. Both give the same numbers.
+    """
+
+    def step(x, inputs):
+        layer, index = inputs
+        return call(layer, x, fold_keys(key_b, index)), None
+
+    if remat != "none":
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=layers_mode != "scan")
+    unroll = layers_mode == "unroll" or (layers_mode == "auto" and jax.default_backend() == "cpu")
+    x_bld, _ = jax.lax.scan(step, x_bld, (layers, jnp.arange(depth)), unroll=depth if unroll else 1)
+    return x_bld

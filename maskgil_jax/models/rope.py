@@ -1,0 +1,57 @@
+"""Rotary position tables. Pairs are interleaved, (x0, x1), (x2, x3), ..., as in LLaMA's original code and LlamaGen.
+
+Tables are NumPy constants made at trace time in float64, so any grid costs nothing at run time.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def angles_1d(count: int, head_dim: int, base: float) -> np.ndarray:
+    """Angles (count, head_dim / 2): position p times base^(-2k / head_dim)."""
+    frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    return np.arange(count, dtype=np.float64)[:, None] * frequencies[None]
+
+
+def angles_2d(grid: tuple[int, int], head_dim: int, base: float) -> np.ndarray:
+    """Angles (rows * columns, head_dim / 2) in raster order: the first half of the pairs turns by the row, the second by the column."""
+    rows, columns = grid
+    row = np.repeat(angles_1d(rows, head_dim // 2, base), columns, axis=0)
+    column = np.tile(angles_1d(columns, head_dim // 2, base), (rows, 1))
+    return np.concatenate([row, column], axis=1)
+
+
+def rotation_table(
+    grid: tuple[int, int], head_dim: int, base: float, *, positions: str, prefix: int, prefix_rotation: str, class_position: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(cos, sin), each float32 (tokens + prefix, head_dim / 2), in the order of the sequence.
+
+    Prefix rows are either the identity or, as in LlamaGen, cos = sin = 0: queries and keys vanish there, so the
+    prefix is attended with logit 0 whatever it holds. `positions="1d_shifted"` is the published MaskGIL code: its zero row
+    stands first although its class token stands last, so token 0 vanishes, token i turns by i - 1 and the class by the last angle.
+    """
+    tokens = grid[0] * grid[1]
+    if positions == "1d_shifted":
+        angles = angles_1d(tokens + prefix - 1, head_dim, base)
+        prefix, class_position = 1, "first"
+    else:
+        angles = angles_2d(grid, head_dim, base)
+    cos, sin = np.cos(angles), np.sin(angles)
+    cos_prefix = np.full((prefix, head_dim // 2), 0.0 if prefix_rotation == "zero" else 1.0)
+    parts = [(cos_prefix, cos), (np.zeros_like(cos_prefix), sin)]
+    if class_position == "last":
+        parts = [part[::-1] for part in parts]
+    cos, sin = (np.concatenate(part).astype(np.float32) for part in parts)
+    return cos, sin
+
+
+def rotate(x_blhk: jax.Array, cos_lk: np.ndarray, sin_lk: np.ndarray) -> jax.Array:
+    """Turns each interleaved pair of `x_blhk` by its position's angle, in float32; the dtype of the input is kept."""
+    pairs = x_blhk.astype(jnp.float32).reshape(*x_blhk.shape[:-1], -1, 2)
+    cos, sin = (jnp.asarray(t)[None, :, None, :] for t in (cos_lk, sin_lk))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x_blhk.shape).astype(x_blhk.dtype)

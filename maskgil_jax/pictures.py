@@ -1,0 +1,54 @@
+"""Pictures for people: contact sheets and captions, as uint8 (h, w, 3) arrays."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def grid_of(images_bhwc: np.ndarray, *, columns: int | None = None, gap: int = 2, background: int = 255) -> np.ndarray:
+    """A contact sheet of equally large uint8 images, row by row; about square unless `columns` is given."""
+    b, h, w, _ = images_bhwc.shape
+    columns = min(columns or math.ceil(math.sqrt(b)), b)
+    rows = math.ceil(b / columns)
+    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), background, np.uint8)
+    for i, image in enumerate(images_bhwc):
+        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        sheet[top : top + h, left : left + w] = image
+    return sheet
+
+
+def save_png(path, image_hwc: np.ndarray) -> None:
+    """Writes a PNG, whole or not at all."""
+    import os
+
+    from PIL import Image
+
+    part = f"{path}.part"
+    Image.fromarray(image_hwc).save(part, format="PNG")
+    os.replace(part, path)
+
+
+def curves(runs: dict) -> np.ndarray:
+    """The logged losses of some runs, side by side: {name: folder with metrics.jsonl} -> picture."""
+    import json
+    import pathlib
+
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(runs), figsize=(6 * len(runs), 4), squeeze=False, layout="constrained")
+    for axis, (name, folder) in zip(axes[0], runs.items(), strict=True):
+        lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        for metric in (m for m in lines[0] if m.endswith("loss")) if lines else ():
+            axis.plot([line["step"] for line in lines], [line[metric] for line in lines], label=metric)
+        axis.set(title=name, xlabel="step", ylabel="loss")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.canvas.draw()
+    picture = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    pyplot.close(figure)
+    return picture

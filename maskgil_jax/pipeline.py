@@ -1,0 +1,134 @@
+"""Pipeline: labels in, images out. The object that users hold; `load` makes one from a weights folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskgil_jax.checkpoints.weights import load_weights
+from maskgil_jax.config import ConfigError, DecodeConfig, from_dict, require
+from maskgil_jax.data.images import to_uint8
+from maskgil_jax.decoding.masked import decode
+from maskgil_jax.models.condition import ClassCondition
+
+
+@functools.partial(jax.jit, static_argnames="grid")
+def _to_pixels(tokenizer, tokens_bl, grid):
+    return to_uint8(tokenizer.decode(tokens_bl.reshape(-1, *grid)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A generator with its tokenizer.
+
+    `pipeline(labels=["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its place in
+    the request, its label and the decoding options; not on batch size or device count.
+    """
+
+    tokenizer: object
+    generator: object
+    class_names: tuple[str, ...]
+    cfg: DecodeConfig = DecodeConfig()
+    name: str = ""
+
+    def label_ids(self, labels: int | str | Sequence[int | str]) -> np.ndarray:
+        """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
+        if isinstance(labels, (int, np.integer, str)):
+            labels = [labels]
+        ids = []
+        for label in labels:
+            text = str(label).strip()
+            if text in self.class_names:
+                ids.append(self.class_names.index(text))
+            elif text.lstrip("-").isdigit():
+                require(
+                    0 <= int(text) < len(self.class_names),
+                    f"labels: {text} is out of range; classes are 0..{len(self.class_names) - 1}",
+                )
+                ids.append(int(text))
+            else:
+                near = difflib.get_close_matches(text, self.class_names, n=3, cutoff=0.4)
+                near += [n for n in self.class_names if text and text.lower() in n.lower() and n not in near][:3]
+                raise ConfigError(
+                    f"labels: no class is called {text!r}; "
+                    + (
+                        f"did you mean {', '.join(map(repr, near))}?"
+                        if near
+                        else f"there are {len(self.class_names)}: --labels list shows them"
+                    )
+                )
+        require(bool(ids), "labels: none given")
+        return np.asarray(ids, np.int32)
+
+    def __call__(
+        self,
+        labels: int | str | Sequence[int | str],
+        *,
+        seed: int = 0,
+        key: jax.Array | None = None,
+        cfg: DecodeConfig | None = None,
+        grid: tuple[int, int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Generates one image per label: uint8 (b, height, width, 3).
+
+        key: used instead of `seed`. cfg: default `self.cfg`, the options stored with the weights. grid: (rows, columns) of
+        codes; default the training canvas. batch_size: images per network call; default all at once.
+        """
+        return np.concatenate(list(self.batches(labels, seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size)))
+
+    def batches(
+        self,
+        labels,
+        *,
+        seed: int = 0,
+        key=None,
+        cfg=None,
+        grid=None,
+        batch_size: int | None = None,
+        on_batch: Callable | None = None,
+    ) -> Iterator[np.ndarray]:
+        """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation."""
+        ids_b = self.label_ids(labels)
+        require(batch_size is None or batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
+        require(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed!r}")
+        key = jax.random.key(seed) if key is None else key
+        size = min(batch_size or len(ids_b), len(ids_b))
+        for start in range(0, len(ids_b), size):
+            # The last batch is filled up; the images made for the padding are thrown away.
+            rows = np.minimum(np.arange(start, start + size), len(ids_b) - 1)
+            tokens_bl = self.tokens(ids_b[rows], jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows), cfg=cfg, grid=grid)
+            images = _to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
+            yield jax.device_get(images)[: len(ids_b) - start]
+
+    def tokens(self, label_b, key, *, cfg: DecodeConfig | None = None, grid=None, tokens_bl=None) -> jax.Array:
+        """The codes behind the images: int32 (b, rows * columns). `tokens_bl`: given ones, [MASK] where they are to be made."""
+        condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
+        return decode(self.generator, condition, key, cfg or self.cfg, tokens_bl, grid)
+
+
+def load(path) -> Pipeline:
+    """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
+
+    Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not belong together.
+    """
+    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
+    for weights, part, attribute in ((tokenizer, "tokenizer", "downsample"), (generator, "generator", "num_classes")):
+        if not hasattr(weights.cfg, attribute):
+            raise ConfigError(f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
+    if generator.cfg.codebook_size != tokenizer.cfg.codebook_size:
+        raise ConfigError(
+            f"{path}: the generator has {generator.cfg.codebook_size} codes, the tokenizer {tokenizer.cfg.codebook_size}"
+        )
+    trained_with = generator.about.get("tokenizer_hash")
+    if trained_with and trained_with != tokenizer.hash:
+        raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, this folder has {tokenizer.hash}")
+    names = tuple(generator.about.get("class_names") or map(str, range(generator.cfg.num_classes)))
+    cfg = from_dict(DecodeConfig, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")
+    return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path))

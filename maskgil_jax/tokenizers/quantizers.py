@@ -1,0 +1,125 @@
+"""Vector quantisation: nearest-code search, straight-through estimator, codebook losses."""
+
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+_SEARCH_ELEMENTS = 2**24  # distances held at once (64 MiB), whatever the codebook size
+_LENGTH_EPS = 1e-12  # shortest vector that is still scaled to length 1
+
+
+@flax.struct.dataclass
+class Quantized:
+    """What quantising latents gives.
+
+    z_bhwd: the chosen codes' vectors, with the gradient of the latents passed straight through.
+    codes_bhw: int32, 0..codebook_size-1.
+    losses: float32 scalars without weights: `codebook` (moves codes to latents), `commitment` (moves latents to codes)
+        and, if asked for, `entropy`.
+    """
+
+    z_bhwd: jax.Array
+    codes_bhw: jax.Array
+    losses: dict[str, jax.Array]
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """Scales vectors along the last axis to length 1; shorter than 1e-12 are divided by 1e-12, so zero stays zero."""
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    # The root's gradient at 0 is infinite, so the guard must act before it.
+    return x / jnp.sqrt(jnp.maximum(squared, _LENGTH_EPS**2))
+
+
+def squared_distances(z_nd: jax.Array, codebook_kd: jax.Array) -> jax.Array:
+    """Squared Euclidean distances (n, k) in float32 at the highest precision: lower precision flips codes."""
+    products_nk = jnp.matmul(z_nd, codebook_kd.T, precision=jax.lax.Precision.HIGHEST)
+    z_n1 = jnp.sum(jnp.square(z_nd), axis=-1, keepdims=True)
+    codes_1k = jnp.sum(jnp.square(codebook_kd), axis=-1)[None]
+    return z_n1 + codes_1k - 2.0 * products_nk
+
+
+def nearest_codes(z_nd: jax.Array, codebook_kd: jax.Array, max_elements: int = _SEARCH_ELEMENTS) -> jax.Array:
+    """Index (n,) int32 of the codebook row nearest to each vector; the lowest index wins ties. Carries no gradient.
+
+    Works in float32 over blocks of vectors, so that no more than about `max_elements` distances exist at a time.
+    """
+    z_nd, codebook_kd = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (z_nd, codebook_kd))
+    n, d = z_nd.shape
+    block = max(1, min(n, max_elements // codebook_kd.shape[0]))
+
+    def search(block_nd):
+        return jnp.argmin(squared_distances(block_nd, codebook_kd), axis=-1).astype(jnp.int32)
+
+    if block == n:
+        return search(z_nd)
+    blocks = math.ceil(n / block)
+    padded = jnp.pad(z_nd, ((0, blocks * block - n), (0, 0))).reshape(blocks, block, d)
+    return jax.lax.map(search, padded).reshape(-1)[:n]
+
+
+def entropy_loss(z_nd: jax.Array, codebook_kd: jax.Array, temperature: float = 0.01) -> jax.Array:
+    """Mean entropy of each latent's soft assignment minus the entropy of their average: sure choices, all codes used.
+
+    The assignment is softmax(-squared distance / temperature). Holds an (n, k) table: meant for training at moderate k.
+    Source: MaskGIT and LlamaGen VQ training, whose 1e-5 inside both logarithms is kept.
+    """
+    logits_nk = -squared_distances(z_nd, codebook_kd) / temperature
+    probabilities_nk = jax.nn.softmax(logits_nk, axis=-1)
+    per_latent = -jnp.mean(jnp.sum(probabilities_nk * jax.nn.log_softmax(logits_nk + 1e-5, axis=-1), axis=-1))
+    average_k = jnp.mean(probabilities_nk, axis=0)
+    return per_latent + jnp.sum(average_k * jnp.log(average_k + 1e-5))
+
+
+class VectorQuantizer(nnx.Module):
+    """A learned codebook. With `l2_normalize`, latents and codes are put on the unit sphere at every use (the stored table
+    is free), as in LlamaGen and ViT-VQGAN; without, plain Euclidean distance, as in taming and Chameleon."""
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        l2_normalize: bool,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.l2_normalize = l2_normalize
+        bound = 1.0 / codebook_size
+        table_kd = jax.random.uniform(rngs.params(), (codebook_size, codebook_dim), jnp.float32, -bound, bound)
+        self.embedding = nnx.Param(unit_length(table_kd) if l2_normalize else table_kd)
+
+    def normalized(self, x: jax.Array) -> jax.Array:
+        """Vectors (..., d) as they are compared: float32, of length 1 if this codebook is normalised."""
+        x = x.astype(jnp.float32)
+        return unit_length(x) if self.l2_normalize else x
+
+    def vectors(self) -> jax.Array:
+        """The code vectors (k, d) as they are compared and decoded."""
+        return self.normalized(self.embedding[...])
+
+    def lookup(self, codes: jax.Array) -> jax.Array:
+        """Vectors (..., d) of integer codes (...). A code outside the codebook is taken as the nearest valid one."""
+        return self.vectors()[jnp.clip(codes, 0, self.embedding.shape[0] - 1)]
+
+    def search(self, z_bhwd: jax.Array) -> jax.Array:
+        """Nearest codes (b, h, w), int32, of latents (b, h, w, d)."""
+        z_bhwd = self.normalized(z_bhwd)
+        return nearest_codes(z_bhwd.reshape(-1, z_bhwd.shape[-1]), self.vectors()).reshape(z_bhwd.shape[:-1])
+
+    def __call__(self, z_bhwd: jax.Array, *, entropy: bool = False) -> Quantized:
+        """Replaces latents by their nearest codes; see `Quantized`. `entropy` adds that loss (an n x k table)."""
+        codes_bhw = self.search(z_bhwd)
+        z_bhwd, codebook_kd = self.normalized(z_bhwd), self.vectors()
+        chosen_bhwd = codebook_kd[codes_bhw]
+        fixed = jax.lax.stop_gradient
+        losses = {
+            "codebook": jnp.mean(jnp.square(chosen_bhwd - fixed(z_bhwd))),
+            "commitment": jnp.mean(jnp.square(fixed(chosen_bhwd) - z_bhwd)),
+        }
+        if entropy:
+            losses["entropy"] = entropy_loss(z_bhwd.reshape(-1, z_bhwd.shape[-1]), codebook_kd)
+        return Quantized(z_bhwd + fixed(chosen_bhwd - z_bhwd), codes_bhw, losses)

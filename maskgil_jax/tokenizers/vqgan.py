@@ -1,0 +1,275 @@
+"""Convolutional VQ tokenizer of the LlamaGen / taming family: images <-> grids of codes.
+
+Sources: Esser et al. 2021 (VQGAN), Sun et al. 2024 (LlamaGen, whose VQ-16 the paper uses). Layout is NHWC throughout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maskgil_jax.config import VQConfig, require
+from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
+
+_LATER = nnx.initializers.zeros  # kernels are drawn together, by `draw_kernels`
+
+
+def draw_kernels(module: nnx.Module, key: jax.Array) -> None:
+    """Fills every convolution kernel below `module`: uniform, mean 0, variance 1 / fan-in.
+
+    One draw, cut up: XLA compiles random draws slowly, and one per kernel would take longer than the first training steps.
+    """
+    convs = [m for _, m in nnx.iter_modules(module) if isinstance(m, nnx.Conv)]
+    sizes = [math.prod(conv.kernel.shape) for conv in convs]
+    draws = jax.random.uniform(key, (sum(sizes),), jnp.float32, -1.0, 1.0)
+    start = 0
+    for conv, size in zip(convs, sizes, strict=True):
+        shape = conv.kernel.shape
+        conv.kernel[...] = draws[start : start + size].reshape(shape) * math.sqrt(3.0 / math.prod(shape[:-1]))
+        start += size
+
+
+def _numbered(modules) -> nnx.Dict:
+    """Modules under the names "0", "1", ...: parameter paths stay strings, in memory and in files."""
+    return nnx.Dict({str(i): module for i, module in enumerate(modules)})
+
+
+def _conv(cfg: VQConfig, inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(inputs, outputs, (size, size), padding="SAME", dtype=cfg.dtype, rngs=rngs)
+
+
+def _norm(cfg: VQConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """GroupNorm with `cfg.norm_groups` groups, or the most that divide both; statistics in float32."""
+    groups = math.gcd(cfg.norm_groups, channels)
+    return nnx.GroupNorm(
+        channels,
+        num_groups=groups,
+        epsilon=1e-6,
+        use_fast_variance=False,
+        dtype=cfg.dtype,
+        rngs=rngs,
+    )
+
+
+class ResBlock(nnx.Module):
+    """Two normalised 3x3 convolutions beside the identity (a 1x1 convolution where the width changes)."""
+
+    def __init__(self, cfg: VQConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.norm1 = _norm(cfg, inputs, rngs=rngs)
+        self.conv1 = _conv(cfg, inputs, outputs, 3, rngs=rngs)
+        self.norm2 = _norm(cfg, outputs, rngs=rngs)
+        self.conv2 = _conv(cfg, outputs, outputs, 3, rngs=rngs)
+        self.shortcut = _conv(cfg, inputs, outputs, 1, rngs=rngs) if inputs != outputs else None
+
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        y_bhwc = self.conv1(nnx.silu(self.norm1(x_bhwc)))
+        y_bhwc = self.conv2(nnx.silu(self.norm2(y_bhwc)))
+        return y_bhwc + (self.shortcut(x_bhwc) if self.shortcut is not None else x_bhwc)
+
+
+class AttentionBlock(nnx.Module):
+    """Single-head self-attention over all positions, added to its input; softmax in float32."""
+
+    def __init__(self, cfg: VQConfig, channels: int, *, rngs: nnx.Rngs):
+        self.norm = _norm(cfg, channels, rngs=rngs)
+        self.q = _conv(cfg, channels, channels, 1, rngs=rngs)
+        self.k = _conv(cfg, channels, channels, 1, rngs=rngs)
+        self.v = _conv(cfg, channels, channels, 1, rngs=rngs)
+        self.out = _conv(cfg, channels, channels, 1, rngs=rngs)
+
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        b, h, w, c = x_bhwc.shape
+        y_bhwc = self.norm(x_bhwc)
+        q_bld, k_bld, v_bld = (conv(y_bhwc).reshape(b, h * w, c) for conv in (self.q, self.k, self.v))
+        scores_blm = jnp.einsum("bld,bmd->blm", q_bld, k_bld, preferred_element_type=jnp.float32) / math.sqrt(c)
+        weights_blm = jax.nn.softmax(scores_blm, axis=-1).astype(v_bld.dtype)
+        return x_bhwc + self.out(jnp.einsum("blm,bmd->bld", weights_blm, v_bld).reshape(b, h, w, c))
+
+
+class Level(nnx.Module):
+    """Residual blocks of one resolution, each followed by attention if `attention`."""
+
+    def __init__(
+        self,
+        cfg: VQConfig,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        attention: bool,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.res = _numbered(ResBlock(cfg, inputs if j == 0 else outputs, outputs, rngs=rngs) for j in range(blocks))
+        self.attn = _numbered(AttentionBlock(cfg, outputs, rngs=rngs) for _ in range(blocks if attention else 0))
+
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        for j in map(str, range(len(self.res))):
+            x_bhwc = self.res[j](x_bhwc)
+            if j in self.attn:
+                x_bhwc = self.attn[j](x_bhwc)
+        return x_bhwc
+
+
+class Middle(nnx.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, cfg: VQConfig, channels: int, *, rngs: nnx.Rngs):
+        self.res1 = ResBlock(cfg, channels, channels, rngs=rngs)
+        self.attn = AttentionBlock(cfg, channels, rngs=rngs)
+        self.res2 = ResBlock(cfg, channels, channels, rngs=rngs)
+
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        return self.res2(self.attn(self.res1(x_bhwc)))
+
+
+def _attention_levels(cfg: VQConfig) -> set[int]:
+    depth = len(cfg.multipliers)
+    for level in cfg.attention_levels:
+        require(
+            -depth <= level < depth,
+            f"attention_levels: {level} is not one of the {depth} levels (0 to {depth - 1}, or -1 up)",
+        )
+    return {level % depth for level in cfg.attention_levels}
+
+
+class Encoder(nnx.Module):
+    """Images (b, H, W, 3) -> features (b, h, w, latent_dim). `levels/0` is full resolution; all but the last end by halving."""
+
+    def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
+        widths = [cfg.channels * m for m in cfg.multipliers]
+        inputs, attention = [cfg.channels, *widths[:-1]], _attention_levels(cfg)
+        self.conv_in = _conv(cfg, 3, cfg.channels, 3, rngs=rngs)
+        self.levels = _numbered(
+            Level(cfg, inputs[i], widths[i], cfg.res_blocks, i in attention, rngs=rngs) for i in range(len(widths))
+        )
+        # One pixel of padding on the right and at the bottom only, as every published checkpoint of this family expects.
+        self.downsample = _numbered(
+            nnx.Conv(
+                c,
+                c,
+                (3, 3),
+                strides=2,
+                padding=((0, 1), (0, 1)),
+                dtype=cfg.dtype,
+                rngs=rngs,
+            )
+            for c in widths[:-1]
+        )
+        self.mid = Middle(cfg, widths[-1], rngs=rngs)
+        self.norm_out = _norm(cfg, widths[-1], rngs=rngs)
+        self.conv_out = _conv(cfg, widths[-1], cfg.latent_dim, 3, rngs=rngs)
+
+    def __call__(self, images_bhwc: jax.Array) -> jax.Array:
+        x_bhwc = self.conv_in(images_bhwc)
+        for i in map(str, range(len(self.levels))):
+            x_bhwc = self.levels[i](x_bhwc)
+            if i in self.downsample:
+                x_bhwc = self.downsample[i](x_bhwc)
+        return self.conv_out(nnx.silu(self.norm_out(self.mid(x_bhwc))))
+
+
+class Decoder(nnx.Module):
+    """Features (b, h, w, latent_dim) -> images. `levels/0` is the *lowest* resolution; all but the last end by doubling."""
+
+    def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
+        widths = [cfg.channels * m for m in reversed(cfg.multipliers)]
+        inputs, attention = (
+            [widths[0], *widths[:-1]],
+            {len(widths) - 1 - i for i in _attention_levels(cfg)},
+        )
+        self.conv_in = _conv(cfg, cfg.latent_dim, widths[0], 3, rngs=rngs)
+        self.mid = Middle(cfg, widths[0], rngs=rngs)
+        self.levels = _numbered(
+            Level(cfg, inputs[i], widths[i], cfg.res_blocks + 1, i in attention, rngs=rngs) for i in range(len(widths))
+        )
+        self.upsample = _numbered(_conv(cfg, c, c, 3, rngs=rngs) for c in widths[:-1])
+        self.norm_out = _norm(cfg, widths[-1], rngs=rngs)
+        self.conv_out = _conv(cfg, widths[-1], 3, 3, rngs=rngs)
+
+    def features(self, z_bhwd: jax.Array) -> jax.Array:
+        """Everything but `conv_out`, whose kernel the adaptive adversarial weight is measured on."""
+        x_bhwc = self.mid(self.conv_in(z_bhwd))
+        for i in map(str, range(len(self.levels))):
+            x_bhwc = self.levels[i](x_bhwc)
+            if i in self.upsample:
+                x_bhwc = self.upsample[i](_double(x_bhwc))
+        return nnx.silu(self.norm_out(x_bhwc))
+
+    def __call__(self, z_bhwd: jax.Array) -> jax.Array:
+        return self.conv_out(self.features(z_bhwd))
+
+
+def _double(x_bhwc: jax.Array) -> jax.Array:
+    """Nearest-neighbour enlargement by two."""
+    b, h, w, c = x_bhwc.shape
+    return jnp.broadcast_to(x_bhwc[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+class VQGAN(nnx.Module):
+    """The tokenizer. Images are float in [-1, 1], (b, H, W, 3), with H and W multiples of `cfg.downsample`.
+
+    Weights of the same family are expressed by `VQConfig`: LlamaGen (the default), taming (`l2_normalize=False`),
+    Chameleon (also `attention_levels=()`: only the middle attends).
+    """
+
+    def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.encoder = Encoder(cfg, rngs=rngs)
+        self.quant_conv = _conv(cfg, cfg.latent_dim, cfg.codebook_dim, 1, rngs=rngs)
+        self.codebook = VectorQuantizer(cfg.codebook_size, cfg.codebook_dim, cfg.l2_normalize, rngs=rngs)
+        self.post_quant_conv = _conv(cfg, cfg.codebook_dim, cfg.latent_dim, 1, rngs=rngs)
+        self.decoder = Decoder(cfg, rngs=rngs)
+        draw_kernels(self, rngs.params())
+
+    def latents(self, images_bhwc: jax.Array) -> jax.Array:
+        """Latents (b, h, w, codebook_dim) before quantisation (and before any scaling to unit length).
+
+        Raises ValueError unless the images are (b, H, W, 3) with both sides multiples of `cfg.downsample`.
+        """
+        if images_bhwc.ndim != 4 or images_bhwc.shape[-1] != 3:
+            raise ValueError(f"images: expected (batch, height, width, 3), got shape {images_bhwc.shape}")
+        (h, w), factor = images_bhwc.shape[1:3], self.cfg.downsample
+        if h % factor or w % factor or 0 in (h, w):
+            raise ValueError(
+                f"images: size {h}x{w} is not a multiple of the tokenizer's downsampling factor {factor}; resize or crop to "
+                f"{max(factor, h // factor * factor)}x{max(factor, w // factor * factor)}"
+            )
+        return self.quant_conv(self.encoder(images_bhwc)).astype(jnp.float32)
+
+    def quantize(self, z_bhwd: jax.Array, *, entropy: bool = False) -> Quantized:
+        """Latents -> nearest codes, their vectors with straight-through gradient, and the codebook losses."""
+        return self.codebook(z_bhwd, entropy=entropy)
+
+    def decode_features(self, z_bhwd: jax.Array) -> jax.Array:
+        """Code vectors -> the input of the decoder's last convolution (b, H, W, channels)."""
+        return self.decoder.features(self.post_quant_conv(z_bhwd))
+
+    def decode_latents(self, z_bhwd: jax.Array) -> jax.Array:
+        """Code vectors (b, h, w, codebook_dim) -> images float32, not clamped."""
+        return self.decoder.conv_out(self.decode_features(z_bhwd)).astype(jnp.float32)
+
+    def render(self, features_bhwc: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Images from `decode_features`, with `kernel` in place of the last convolution's: for losses measured against it."""
+        dtype, conv = jnp.dtype(self.cfg.dtype), self.decoder.conv_out
+        layout = ("NHWC", "HWIO", "NHWC")
+        images = jax.lax.conv_general_dilated(
+            features_bhwc.astype(dtype), kernel.astype(dtype), (1, 1), "SAME", dimension_numbers=layout
+        )
+        return (images + conv.bias[...].astype(dtype)[None, None, None]).astype(jnp.float32)
+
+    def encode(self, images_bhwc: jax.Array) -> jax.Array:
+        """Images -> codes (b, h, w), int32 in 0..codebook_size-1. Raises ValueError as `latents` does."""
+        return self.codebook.search(self.latents(images_bhwc))
+
+    def decode(self, codes_bhw: jax.Array) -> jax.Array:
+        """Codes (b, h, w) -> images (b, H, W, 3) float32, about [-1, 1] but not clamped.
+
+        Codes outside the codebook (a [MASK] left over) are taken as the nearest valid one.
+        Raises ValueError unless the codes are whole numbers on a (batch, rows, columns) grid.
+        """
+        if codes_bhw.ndim != 3 or not jnp.issubdtype(codes_bhw.dtype, jnp.integer):
+            raise ValueError(f"codes: expected integers (batch, rows, columns), got {codes_bhw.dtype} {codes_bhw.shape}")
+        return self.decode_latents(self.codebook.lookup(codes_bhw))

@@ -1,0 +1,234 @@
+"""Training of a generator, masked (paper 4.3) or causal: one loop, read top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu.metrics import Average
+
+from maskgil_jax import params as network
+from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
+from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, ConfigError, DecodeConfig, choose, from_dict, require, to_dict
+from maskgil_jax.data.codes import CodeStore, code_batches
+from maskgil_jax.data.images import image_batches, open_images, to_uint8, to_unit
+from maskgil_jax.decoding.masked import decode
+from maskgil_jax.masking import MASKING_LAWS, corrupt, drop_labels, image_keys, masked_cross_entropy
+from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.pictures import grid_of
+from maskgil_jax.sharding import batch_sharding, replicated
+from maskgil_jax.training.loop import fit, open_mesh, process_rows
+from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.state import TrainState, apply_gradients, init_state
+
+PRESETS = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How examples are made and scored; the defaults are the paper's (2.3, 4.3)."""
+
+    schedule: str = "arccos"
+    law: str = "exact"
+    label_smoothing: float = 0.1
+    unmasked_weight: float = 0.0
+    class_dropout: float = 0.1
+    accumulate: int = 1  # parts a batch is computed in, one after another
+
+    def __post_init__(self):
+        choose("objective.law", self.law, MASKING_LAWS)
+        require(self.accumulate >= 1, f"objective.accumulate: must be at least 1, got {self.accumulate}")
+
+
+def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[int, int]):
+    """The `model` part of a run file -> network options. Sizes that the data and tokenizer fix are filled in."""
+    options = dict(model)
+    family, preset = options.pop("family"), options.pop("preset")
+    choose("config.model.family", family, PRESETS)
+    choose("config.model.preset", preset, PRESETS[family])
+    fixed = dict(codebook_size=codebook_size, num_classes=num_classes, grid=tuple(grid))
+    return from_dict(type(PRESETS[family][preset]), {**to_dict(PRESETS[family][preset]), **options, **fixed}, "config.model")
+
+
+def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) -> dict:
+    """Codes and labels -> what one example needs: inputs, targets, mask, labels (some dropped), a dropout key per image."""
+    mask_key, label_key, dropout_key = jax.random.split(key, 3)
+    if getattr(cfg, "causal", False):  # next-token training: everything is a target, the network shifts by itself
+        inputs_bl, mask_bl = codes_bl, jnp.ones(codes_bl.shape, bool)
+    else:
+        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, objective.schedule, cfg.mask_id, objective.law)
+    return {
+        "inputs": inputs_bl,
+        "targets": codes_bl,
+        "mask": mask_bl,
+        "label": drop_labels(label_key, label_b, objective.class_dropout, cfg.num_classes),
+        "key": image_keys(dropout_key, codes_bl.shape[0]),
+    }
+
+
+def loss_sum(params: dict, part: dict, cfg, objective: Objective):
+    """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
+    model = network.build(cfg, params)
+    hidden_bld = model.hidden(part["inputs"], ClassCondition(part["label"]), key_b=part["key"])
+    _, sums = masked_cross_entropy(
+        model.logits(hidden_bld), part["targets"], part["mask"], objective.label_smoothing, objective.unmasked_weight
+    )
+    return sums["loss_sum"], sums
+
+
+def gradients(params: dict, batch: dict, cfg, objective: Objective):
+    """Gradient of the batch's mean loss, and the metric sums, in `objective.accumulate` parts: the big batch's, exactly."""
+    grad = jax.grad(functools.partial(loss_sum, cfg=cfg, objective=objective), has_aux=True)
+    count = objective.accumulate
+    if count == 1:
+        total, sums = grad(params, batch)
+    else:
+        # Every device keeps rows of every part: rows are dealt out, not cut off.
+        parts = jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, count, *rows.shape[1:]), 1, 0), batch)
+        shape = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), parts)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(grad, params, shape))
+        (total, sums), _ = jax.lax.scan(
+            lambda carry, part: (jax.tree.map(jnp.add, carry, grad(params, part)), None), zeros, parts
+        )
+    return jax.tree.map(lambda g: g / jnp.maximum(sums["weight_sum"], 1e-8), total), sums
+
+
+def make_train_step(
+    cfg, objective: Objective, tx: optax.GradientTransformation, schedule, ema_decay: float, key, tokenizer, layout
+):
+    """The jitted step (state, batch) -> (state, metrics); the state is donated. `tokenizer`: None if batches hold codes."""
+
+    @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
+    def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer):
+        codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
+        codes_bl = codes.reshape(codes.shape[0], -1).astype(jnp.int32)
+        examples = corrupt_batch(jax.random.fold_in(key, state.step), codes_bl, batch["label"], cfg, objective)
+        grads, sums = gradients(state.params, examples, cfg, objective)
+        one = jnp.ones(())
+        metrics = {  # averages over tokens, or over steps
+            "loss": Average(sums["loss_sum"], sums["weight_sum"]),
+            "masked_loss": Average(sums["masked_loss"], sums["masked"]),
+            "masked_accuracy": Average(sums["masked_hits"], sums["masked"]),
+            "unmasked_loss": Average(sums["unmasked_loss"], sums["unmasked"]),
+            "unmasked_accuracy": Average(sums["unmasked_hits"], sums["unmasked"]),
+            "grad_norm": Average(optax.tree.norm(grads), one),
+            "learning_rate": Average(jnp.asarray(schedule(state.step), jnp.float32), one),
+        }
+        return apply_gradients(state, grads, tx, ema_decay), metrics
+
+    # Key and tokenizer are arguments of the program, not constants in it.
+    return lambda state, batch: train_step(state, batch, key, tokenizer)
+
+
+def open_data(config, tokenizer: Weights):
+    """The training stream: (function start_step -> batches, fields of a batch, class names, grid of codes)."""
+    data, factor = config.data, tokenizer.cfg.downsample
+    require(
+        data.image_size % factor == 0,
+        f"config.data.image_size: {data.image_size} is not a multiple of the tokenizer's downsampling factor {factor}",
+    )
+    grid = (data.image_size // factor,) * 2
+    if data.codes:
+        store = CodeStore(data.codes)
+        store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
+        return functools.partial(code_batches, store, **process_rows(config)), ("codes", "label"), store.class_names, grid
+    source = open_images(data.path, split=data.split, label=data.label, size=data.image_size, data_dir=data.data_dir or None)
+    options = dict(image_size=data.image_size, crop=data.crop, flip=data.flip, **process_rows(config))
+    return functools.partial(image_batches, source, **options), ("image", "label"), source.class_names, grid
+
+
+def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig) -> np.ndarray:
+    """A contact sheet of generated images, uint8 (h, w, 3)."""
+    tokens_bl = decode(network.build(cfg, params), ClassCondition(label_b), jax.random.clone(key), decode_cfg)
+    images = jax.jit(lambda t, codes: to_uint8(t.decode(codes)))(tokenizer, tokens_bl.reshape(-1, *cfg.grid))
+    return grid_of(jax.device_get(images))
+
+
+def train(config, workdir) -> pathlib.Path:
+    """Trains the generator that `config` (a run file) describes and returns its pipeline folder, `workdir`/weights.
+
+    A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
+    """
+    objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
+    decode_cfg = from_dict(DecodeConfig, config.decode.to_dict(), "config.decode")
+    mesh = open_mesh(config, objective.accumulate)
+    init_key, step_key, sample_key = (
+        jax.device_put(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed), 3)
+    )
+
+    # data
+    require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
+    tokenizer = load_weights(config.tokenizer, "tokenizer")
+    stream, fields, class_names, grid = open_data(config, tokenizer)
+    tokenizer_network = jax.device_put(tokenizer.build(), replicated(mesh))
+
+    # model and optimizer
+    cfg = model_options(
+        config.model.to_dict(), codebook_size=tokenizer.cfg.codebook_size, num_classes=len(class_names), grid=grid
+    )
+    require(
+        not (getattr(cfg, "causal", False) and config.sample_every),
+        "config.sample_every: masked decoding cannot sample a causal model; set it to 0",
+    )
+    tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
+
+    # pictures: some classes, the same at every step, as many as fill the devices
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shown = np.linspace(0, len(class_names) - 1, -(-config.sample_count // shards) * shards).astype(np.int32)
+    shown = jax.device_put(shown, batch_sharding(mesh))
+
+    state = fit(
+        config,
+        workdir,
+        mesh,
+        name="generator",
+        headline="masked_loss",
+        init=init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
+        init_key=init_key,
+        make_step=functools.partial(
+            make_train_step,
+            cfg,
+            objective,
+            tx,
+            schedule,
+            config.optimizer.ema_decay,
+            step_key,
+            tokenizer_network if "image" in fields else None,
+        ),
+        stream=stream,
+        fields=fields,
+        about={
+            "model": to_dict(cfg),
+            "tokenizer": tokenizer.hash,
+            "data": config.data.to_dict(),
+            "objective": config.objective.to_dict(),
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+        },
+        picture=lambda state: {
+            "samples": sample_picture(state.averaged, tokenizer_network, shown, sample_key, cfg=cfg, decode_cfg=decode_cfg)
+        },
+    )
+
+    # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
+    weights = pathlib.Path(workdir) / "weights"
+    if jax.process_index() == 0:
+        save_weights(weights / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
+        save_weights(
+            weights / "generator",
+            cfg,
+            jax.device_get(state.averaged),
+            about={
+                "class_names": list(class_names),
+                "tokenizer_hash": tokenizer.hash,
+                "image_size": config.data.image_size,
+                "decode": to_dict(decode_cfg),
+                "trained": {"steps": config.total_steps, "batch_size": config.batch_size, "data": config.data.path},
+            },
+        )
+    return weights

@@ -1,0 +1,117 @@
+"""The loop that every trainable thing here shares: sharded state, restore, steps, log, pictures, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from maskgil_jax.checkpoints.training import Checkpoints, abstract_like
+from maskgil_jax.config import require
+from maskgil_jax.sharding import global_batch, make_mesh
+from maskgil_jax.training.log import StepLog
+from maskgil_jax.training.state import sharded_init
+from maskgil_jax.training.writers import MetricWriter
+
+_log = logging.getLogger(__name__)
+
+
+def open_mesh(config, parts: int = 1) -> Mesh:
+    """The mesh of a run file. Raises unless the batch divides over its data axes (and `parts` of accumulation)."""
+    mesh = make_mesh(**config.mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    require(
+        config.batch_size % (shards * parts) == 0,
+        f"config.batch_size: {config.batch_size} is not a multiple of {shards} data x fsdp devices times {parts} parts",
+    )
+    return mesh
+
+
+def process_rows(config) -> dict:
+    """The data-loader options that every stream of batches takes: size, seed, workers and this process's share."""
+    return dict(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def fit(
+    config,
+    workdir,
+    mesh: Mesh,
+    *,
+    name: str,
+    headline: str,
+    init: Callable,
+    init_key: jax.Array,
+    make_step: Callable,
+    stream: Callable[..., Iterator[dict]],
+    fields: tuple[str, ...],
+    about: dict,
+    picture: Callable | None = None,
+):
+    """Trains to `config.total_steps` and returns the final state; a `workdir` with checkpoints is continued.
+
+    init: key -> state. make_step: shardings of the state -> jitted (state, batch) -> (state, {name: clu Average}), which
+      donates the state. stream: start_step -> batches of this process's NumPy rows; `fields` of them are used.
+    about: what the state depends on; a checkpoint made with anything else is refused. headline: the metric on the progress
+      bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps.
+    """
+    workdir, lead = pathlib.Path(workdir), jax.process_index() == 0
+    state, layout = sharded_init(init, init_key, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if lead:
+        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        (workdir / "parameters.txt").write_text(overview + "\n")
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    _log.info("%s: %.2fM parameters on %d %s device(s)", name, count / 1e6, mesh.size, jax.default_backend())
+
+    checkpoints, start = Checkpoints(workdir, keep=config.checkpoint.keep), 0
+    with contextlib.closing(checkpoints):
+        found = checkpoints.restore(abstract_like(init, init_key, layout), about)
+        if found:
+            start, state = found
+            _log.info("%s: continuing from step %d of %s", name, start, checkpoints.folder)
+        if start >= config.total_steps:
+            return state
+
+        writer = MetricWriter(workdir, resume_step=start, enabled=lead)
+        log = StepLog(
+            writer,
+            name=name,
+            start=start,
+            total=config.total_steps,
+            batch_size=config.batch_size,
+            every=config.log_every,
+            headline=headline,
+        )
+        train_step = make_step(layout)
+        rows = stream(start_step=start)
+        with contextlib.closing(writer), jax.transfer_guard("disallow"):
+            batch = next_batch(rows, fields, mesh)
+            for step in range(start + 1, config.total_steps + 1):
+                state, metrics = train_step(state, batch)
+                last = step == config.total_steps
+                if not last:
+                    batch = next_batch(rows, fields, mesh)  # moves to the device while the step runs
+                log.step(step, metrics)
+                if picture and config.sample_every and (last or step % config.sample_every == 0):
+                    with jax.transfer_guard("allow"):
+                        writer.write_images(step, picture(state))
+                if last or step % config.checkpoint.every == 0:
+                    checkpoints.save(step, state, about)
+    return state
+
+
+def next_batch(rows: Iterator[dict], fields: tuple[str, ...], mesh: Mesh) -> dict:
+    """The next rows of this process as part of a global, sharded batch."""
+    batch = next(rows)
+    return global_batch({field: batch[field] for field in fields}, mesh)

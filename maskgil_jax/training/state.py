@@ -1,0 +1,52 @@
+"""The train state: a plain pytree of nested dicts, born sharded, donated to every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from maskgil_jax.sharding import shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """`step`: updates done. `ema`: averaged parameters, or an empty dict when averaging is off."""
+
+    step: jax.Array
+    params: dict
+    ema: dict
+    opt_state: optax.OptState
+
+    @property
+    def averaged(self) -> dict:
+        """The parameters to evaluate and ship: the EMA where there is one."""
+        return self.ema or self.params
+
+
+def init_state(init_params: Callable[[jax.Array], dict], tx: optax.GradientTransformation, *, ema: bool):
+    """A function key -> TrainState, to be jitted with `out_shardings` so that no device ever holds the whole state."""
+
+    def init(key: jax.Array) -> TrainState:
+        params = init_params(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params) if ema else {}, tx.init(params))
+
+    return init
+
+
+def sharded_init(init: Callable, key: jax.Array, mesh: Mesh):
+    """Runs `init(key)` under jit with every array born on its place of the mesh. Returns (state, shardings of the state)."""
+    layout = shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=layout)(key), layout
+
+
+def apply_gradients(state: TrainState, grads: dict, tx: optax.GradientTransformation, ema_decay: float) -> TrainState:
+    """One optimizer update, and one of the EMA."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if state.ema else {}
+    return TrainState(state.step + 1, params, ema, opt_state)

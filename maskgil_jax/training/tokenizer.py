@@ -1,0 +1,216 @@
+"""Training of a VQ tokenizer (VQGAN): autoencoder and patch discriminator updated side by side in one jitted step."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pathlib
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from clu.metrics import Average
+from flax import nnx
+
+from maskgil_jax import params as network
+from maskgil_jax.checkpoints.weights import save_weights
+from maskgil_jax.config import VQ_PRESETS, VQConfig, choose, from_dict, require, to_dict
+from maskgil_jax.data.images import image_batches, open_images, to_uint8, to_unit
+from maskgil_jax.pictures import grid_of
+from maskgil_jax.sharding import replicated
+from maskgil_jax.training.discriminator import PatchGAN
+from maskgil_jax.training.loop import fit, open_mesh, process_rows
+from maskgil_jax.training.lpips import load_lpips
+from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
+
+_log = logging.getLogger(__name__)
+
+
+@flax.struct.dataclass
+class TokenizerState:
+    """`last_used`: the step at which each code was last chosen. `disc`: the discriminator's parameters, running statistics
+    and optimizer state, or an empty dict without an adversarial term."""
+
+    step: jax.Array
+    params: dict
+    ema: dict
+    opt_state: optax.OptState
+    last_used: jax.Array
+    disc: dict
+
+    @property
+    def averaged(self) -> dict:
+        """The parameters to evaluate and ship."""
+        return self.ema or self.params
+
+
+def init_state(cfg: VQConfig, make_discriminator, tx, disc_tx, *, ema: bool):
+    """A function key -> TokenizerState."""
+
+    def init(key: jax.Array) -> TokenizerState:
+        net_key, disc_key = jax.random.split(key)
+        params, disc = network.params_of(network.create(cfg, net_key)), {}
+        if make_discriminator:
+            model = make_discriminator(disc_key)
+            disc_params = network.params_of(model)
+            disc = {"params": disc_params, "stats": model.initial_stats(), "opt_state": disc_tx.init(disc_params)}
+        copy = jax.tree.map(jnp.copy, params) if ema else {}
+        return TokenizerState(
+            jnp.zeros((), jnp.int32), params, copy, tx.init(params), jnp.zeros(cfg.codebook_size, jnp.int32), disc
+        )
+
+    return init
+
+
+def restart_codes(key: jax.Array, embedding_kd, latents_nd, idle_k, after: int):
+    """Moves codes that were not chosen for `after` steps onto random latents of the batch, so that none stays dead."""
+    picks_k = jax.random.randint(key, idle_k.shape, 0, latents_nd.shape[0])
+    return jnp.where((idle_k > after)[:, None], latents_nd[picks_k], embedding_kd)
+
+
+def make_train_step(
+    cfg: VQConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, key, lpips, layout
+):
+    """The jitted step (state, batch) -> (state, metrics); the state is donated."""
+    blueprint = nnx.graphdef(nnx.eval_shape(lambda: make_discriminator(jax.random.key(0)))) if make_discriminator else None
+
+    @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
+    def train_step(state: TokenizerState, batch: dict, key: jax.Array, lpips):
+        images = to_unit(batch["image"])
+        discriminator = nnx.merge(blueprint, jax.lax.stop_gradient(state.disc["params"])) if blueprint else None
+
+        def loss_fn(params):
+            model = network.build(cfg, params)
+            latents = model.latents(images)
+            quantized = model.quantize(latents, entropy=loss_cfg.entropy > 0)
+            features = model.decode_features(quantized.z_bhwd)
+            loss, metrics = tokenizer_loss(
+                functools.partial(model.render, features),
+                params["decoder"]["conv_out"]["kernel"],
+                images,
+                quantized.losses,
+                loss_cfg,
+                perceptual=lpips,
+                discriminate=None if discriminator is None else lambda x: discriminator(x, state.disc["stats"], train=True)[0],
+                step=state.step,
+            )
+            made = model.render(features, params["decoder"]["conv_out"]["kernel"])
+            return loss, (metrics, made, latents, quantized.codes_bhw)
+
+        grads, (metrics, made, latents, codes) = jax.grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        disc = state.disc
+        if discriminator is not None:
+            disc, metrics["discriminator"] = update_discriminator(
+                blueprint, state, images, jax.lax.stop_gradient(made), loss_cfg, disc_tx
+            )
+
+        last_used = state.last_used.at[codes.reshape(-1)].set(state.step + 1)
+        idle_k = state.step + 1 - last_used
+        if config.restart_after:
+            table, z_nd = params["codebook"]["embedding"], latents.reshape(-1, cfg.codebook_dim)
+            restart_key = jax.random.fold_in(key, state.step)
+            params["codebook"]["embedding"] = restart_codes(restart_key, table, z_nd, idle_k, config.restart_after)
+            last_used = jnp.where(idle_k > config.restart_after, state.step + 1, last_used)
+        ema = optax.incremental_update(params, state.ema, 1.0 - config.optimizer.ema_decay) if state.ema else {}
+        metrics |= {
+            "psnr": -10.0 * jnp.log10(jnp.mean(jnp.square((images - jnp.clip(made, -1, 1)) / 2)) + 1e-10),
+            "codebook_usage": jnp.mean(idle_k < config.usage_window),
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        state = TokenizerState(state.step + 1, params, ema, opt_state, last_used, disc)
+        return state, {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
+
+    return lambda state, batch: train_step(state, batch, key, lpips)
+
+
+def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cfg: VQLossConfig, disc_tx):
+    """One discriminator update on real images and the reconstructions of the same step; none before `disc_start`."""
+
+    def loss_fn(disc_params):
+        model = nnx.merge(blueprint, disc_params)
+        real, stats = model(images, state.disc["stats"], train=True)
+        fake, stats = model(made, stats, train=True)
+        return discriminator_loss(loss_cfg.adversarial_kind, real, fake), stats
+
+    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.disc["params"])
+    on = started(state.step, loss_cfg)
+    updates, opt_state = disc_tx.update(grads, state.disc["opt_state"], state.disc["params"])
+    new = {"params": optax.apply_updates(state.disc["params"], updates), "stats": stats, "opt_state": opt_state}
+    return jax.tree.map(lambda a, b: jnp.where(on > 0, a, b), new, state.disc), loss * on
+
+
+def sheet(params, images, cfg: VQConfig) -> np.ndarray:
+    """Originals above their reconstructions, uint8 (h, w, 3)."""
+    there_and_back = jax.jit(lambda p, x: to_uint8((m := network.build(cfg, p)).decode(m.encode(to_unit(x)))))
+    return grid_of(np.concatenate([images, jax.device_get(there_and_back(params, images))]), columns=len(images))
+
+
+def train(config, workdir) -> pathlib.Path:
+    """Trains the tokenizer that `config` (a run file) describes and returns its weights folder, `workdir`/weights.
+
+    A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
+    """
+    mesh = open_mesh(config)
+    init_key, step_key = (jax.device_put(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed)))
+
+    # data
+    data = config.data
+    options = dict(label=data.label, size=data.image_size, data_dir=data.data_dir or None)
+    source = open_images(data.path, split=data.split, **options)
+    stream = functools.partial(
+        image_batches, source, image_size=data.image_size, crop=data.crop, flip=data.flip, **process_rows(config)
+    )
+    held_out = open_images(data.path, split=data.held_out, **options)
+    crop = "center" if data.crop != "none" else "none"
+    shown = next(image_batches(held_out, batch_size=min(16, len(held_out)), image_size=data.image_size, crop=crop))["image"]
+
+    # model, losses, optimizers
+    choose("config.model.preset", config.model.preset, VQ_PRESETS)
+    changes = {name: value for name, value in config.model.items() if name != "preset"}
+    cfg = from_dict(
+        VQConfig, {**to_dict(VQ_PRESETS[config.model.preset]), **changes, "image_size": data.image_size}, "config.model"
+    )
+    loss_cfg = from_dict(VQLossConfig, config.loss.to_dict(), "config.loss")
+    lpips = load_lpips(config.lpips or None) if loss_cfg.perceptual else None
+    lpips = jax.device_put(lpips, replicated(mesh)) if lpips is not None else None
+    require(config.usage_window >= 1, f"config.usage_window: must be at least 1 step, got {config.usage_window}")
+    make_discriminator = None
+    if loss_cfg.adversarial:
+        make_discriminator = lambda key: PatchGAN(**config.discriminator.net, rngs=nnx.Rngs(key))  # noqa: E731
+    tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
+    disc_tx = make_optimizer(config.discriminator.optimizer, config.total_steps)
+
+    state = fit(
+        config,
+        workdir,
+        mesh,
+        name="tokenizer",
+        headline="reconstruction",
+        init=init_state(cfg, make_discriminator, tx, disc_tx, ema=config.optimizer.ema_decay > 0),
+        init_key=init_key,
+        make_step=functools.partial(
+            make_train_step, cfg, loss_cfg, config, make_discriminator, tx, disc_tx, schedule, step_key, lpips
+        ),
+        stream=stream,
+        fields=("image",),
+        about={
+            "model": to_dict(cfg),
+            "data": data.to_dict(),
+            "loss": config.loss.to_dict(),
+            "seed": config.seed,
+            "batch_size": config.batch_size,
+        },
+        picture=lambda state: {"reconstructions": sheet(state.averaged, shown, cfg)},
+    )
+
+    weights = pathlib.Path(workdir) / "weights"
+    if jax.process_index() == 0:
+        trained = {"steps": config.total_steps, "batch_size": config.batch_size, "data": data.path}
+        save_weights(weights, cfg, jax.device_get(state.averaged), about={"trained": trained})
+    return weights

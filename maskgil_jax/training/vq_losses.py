@@ -1,0 +1,141 @@
+"""Losses of tokenizer training: reconstruction, codebook, perceptual and adversarial terms (VQGAN; values as in LlamaGen)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from maskgil_jax.config import choose, require
+
+ADVERSARIAL = ("hinge", "vanilla", "non_saturating", "non_saturating_swapped")
+
+
+@dataclasses.dataclass(frozen=True)
+class VQLossConfig:
+    """Terms of the tokenizer's loss; a weight of 0 leaves its term out.
+
+    disc_start: first step of the adversarial term, for tokenizer and discriminator alike.
+    adaptive: scale the adversarial term by the ratio of gradient norms on the decoder's last layer.
+    codebook and commitment: taming's published code has them the other way round (1.0 on commitment, beta on the codebook).
+    """
+
+    l1: float = 0.0
+    l2: float = 1.0
+    perceptual: float = 1.0
+    codebook: float = 1.0
+    commitment: float = 0.25
+    entropy: float = 0.0
+    adversarial: float = 0.5
+    adversarial_kind: str = "hinge"
+    disc_start: int = 20_000
+    adaptive: bool = True
+
+    def __post_init__(self):
+        choose("adversarial_kind", self.adversarial_kind, ADVERSARIAL)
+        for name in ("l1", "l2", "perceptual", "codebook", "commitment", "entropy", "adversarial"):
+            value = getattr(self, name)
+            require(0.0 <= value < float("inf"), f"{name}: a loss weight must be a finite number >= 0, got {value}")
+        require(self.disc_start >= 0, f"disc_start: must be a step >= 0, got {self.disc_start}")
+
+
+def reconstruction_loss(images: jax.Array, reconstructed: jax.Array, cfg: VQLossConfig) -> jax.Array:
+    """Weighted mean absolute and mean squared error over all pixels and channels."""
+    error = images - reconstructed
+    return cfg.l1 * jnp.mean(jnp.abs(error)) + cfg.l2 * jnp.mean(jnp.square(error))
+
+
+def codebook_loss(losses: dict[str, jax.Array], cfg: VQLossConfig) -> jax.Array:
+    """Weighted sum of the quantiser's losses (`Quantized.losses`)."""
+    total = cfg.codebook * losses["codebook"] + cfg.commitment * losses["commitment"]
+    return total + cfg.entropy * losses["entropy"] if cfg.entropy else total
+
+
+def discriminator_loss(kind: str, real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+    """Mean loss of a discriminator whose logits should be high for real images and low for made ones."""
+    choose("adversarial_kind", kind, ADVERSARIAL)
+    if kind == "hinge":
+        return 0.5 * (jnp.mean(jax.nn.relu(1.0 - real_logits)) + jnp.mean(jax.nn.relu(1.0 + fake_logits)))
+    if kind == "non_saturating_swapped":
+        real, fake = _swapped_cross_entropy(1.0, real_logits), _swapped_cross_entropy(0.0, fake_logits)
+        return 0.5 * (jnp.mean(real) + jnp.mean(fake))
+    return 0.5 * (jnp.mean(jax.nn.softplus(-real_logits)) + jnp.mean(jax.nn.softplus(fake_logits)))
+
+
+def adversarial_loss(kind: str, fake_logits: jax.Array) -> jax.Array:
+    """Mean loss of the tokenizer against a discriminator of the same kind."""
+    choose("adversarial_kind", kind, ADVERSARIAL)
+    if kind == "non_saturating":
+        return jnp.mean(jax.nn.softplus(-fake_logits))
+    if kind == "non_saturating_swapped":
+        return jnp.mean(_swapped_cross_entropy(1.0, fake_logits))
+    return -jnp.mean(fake_logits)
+
+
+def _swapped_cross_entropy(label: float, logits: jax.Array) -> jax.Array:
+    """What LlamaGen's non-saturating losses compute: sigmoid cross-entropy with label and logit in each other's place.
+
+    It is linear in the logits, and for label 0 constant: that discriminator learns nothing from made images.
+    """
+    return jax.nn.softplus(jnp.asarray(label)) - label * logits
+
+
+def adaptive_weight(
+    reconstruction_of: Callable[[jax.Array], jax.Array],
+    adversarial_of: Callable[[jax.Array], jax.Array],
+    last_kernel: jax.Array,
+) -> jax.Array:
+    """|gradient of the reconstruction terms| / (|gradient of the adversarial term| + 1e-4), at most 1e4; itself a constant.
+
+    Both losses are given as functions of the kernel of the decoder's last convolution, with everything before it fixed.
+    """
+    last_kernel = jax.lax.stop_gradient(last_kernel)
+    reconstruction, adversarial = (jnp.linalg.norm(jax.grad(f)(last_kernel)) for f in (reconstruction_of, adversarial_of))
+    return jax.lax.stop_gradient(jnp.clip(reconstruction / (adversarial + 1e-4), 0.0, 1e4))
+
+
+def started(step: jax.Array | int, cfg: VQLossConfig) -> jax.Array:
+    """1.0 from step `disc_start` on, 0.0 before."""
+    return jnp.where(jnp.asarray(step) >= cfg.disc_start, 1.0, 0.0)
+
+
+def tokenizer_loss(
+    render: Callable[[jax.Array], jax.Array],
+    last_kernel: jax.Array,
+    images: jax.Array,
+    losses: dict[str, jax.Array],
+    cfg: VQLossConfig,
+    *,
+    perceptual: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    discriminate: Callable[[jax.Array], jax.Array] | None = None,
+    step: jax.Array | int = 0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, metrics) of the tokenizer for images (b, H, W, 3) in [-1, 1].
+
+    render: kernel of the decoder's last convolution -> reconstructed images. losses: `Quantized.losses`.
+    perceptual: (images, reconstructed) -> distance per image (LPIPS), or None: term off.
+    discriminate: images -> logits, or None: adversarial term off. step: see `VQLossConfig.disc_start`.
+    """
+
+    def reconstruction_terms(reconstructed):
+        total = reconstruction_loss(images, reconstructed, cfg)
+        if perceptual is not None and cfg.perceptual:
+            total += cfg.perceptual * jnp.mean(perceptual(images, reconstructed))
+        return total
+
+    def adversarial_term(reconstructed):
+        return adversarial_loss(cfg.adversarial_kind, discriminate(reconstructed))
+
+    reconstructed = render(last_kernel)
+    nll, codes = reconstruction_terms(reconstructed), codebook_loss(losses, cfg)
+    metrics = {"reconstruction": nll, **losses}
+    if discriminate is None or not cfg.adversarial:
+        return nll + codes, metrics | {"loss": nll + codes}
+    adversarial = adversarial_term(reconstructed)
+    weight = cfg.adversarial * started(step, cfg)
+    if cfg.adaptive:
+        weight *= adaptive_weight(lambda k: reconstruction_terms(render(k)), lambda k: adversarial_term(render(k)), last_kernel)
+    loss = nll + codes + weight * adversarial
+    return loss, metrics | {"adversarial": adversarial, "adversarial_weight": weight, "loss": loss}

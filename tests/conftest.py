@@ -1,0 +1,12 @@
+"""Strict settings for every test: 8 virtual CPU devices, full matmul precision, no silent rank promotion or key reuse."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,0 +1,306 @@
+"""Masked decoding: a plain-Python twin, promises that hold for any configuration, and what may not be recompiled."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from maskgil_jax.config import PLANS, SCHEDULES, ConfigError, DecodeConfig
+from maskgil_jax.decoding import masked
+from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
+from maskgil_jax.decoding.masked import decode, decode_steps, fill, reveal
+from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.schedules import reveal_counts
+
+CODES, CLASSES, GRID = 11, 3, (3, 4)
+LENGTH = GRID[0] * GRID[1]
+
+# These programs run once on a few numbers: optimising them takes most of the time and changes nothing.
+HASTY = {"xla_backend_optimization_level": 0}
+HASTY_DECODE = jax.jit(masked._decode.__wrapped__, static_argnames=("cfg", "grid", "trajectory"), compiler_options=HASTY)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Compiles without optimising; a test that wants the program as shipped asks for this and calls `undo()`."""
+    monkeypatch.setattr(masked, "_decode", HASTY_DECODE)
+    return monkeypatch
+
+
+@dataclasses.dataclass(frozen=True)
+class StubConfig:
+    codebook_size: int = CODES
+    grid: tuple[int, int] = GRID
+
+    @property
+    def mask_id(self) -> int:
+        return self.codebook_size
+
+
+class Stub(nnx.Module):
+    """Random tables: logits depend on the token, its left neighbour, its position and the label. Counts its traces."""
+
+    traces = 0  # of the class: an instance is rebuilt from its arrays at every call
+    rows = 0  # of the last trace
+
+    def __init__(self, seed: int = 0):
+        self.cfg = StubConfig()
+        table = np.random.default_rng(seed).normal(scale=1.5, size=(4, 64, CODES)).astype(np.float32)
+        self.tables = nnx.Param(jnp.asarray(table))
+
+    def __call__(self, tokens_bl, condition, *, grid):
+        Stub.traces += 1
+        Stub.rows = tokens_bl.shape[0]
+        return stub_logits(self.tables[...], tokens_bl, condition.label_b, jnp)
+
+    def null_condition(self, condition):
+        return ClassCondition(jnp.full_like(condition.label_b, CLASSES))
+
+
+def stub_logits(tables, tokens_bl, label_b, xp):
+    token, left, place, label = tables
+    near_blv = token[tokens_bl] + left[xp.roll(tokens_bl, 1, axis=1)]
+    return (near_blv + place[None, : tokens_bl.shape[1]]) + label[label_b][:, None]
+
+
+def batch(b=4, length=LENGTH):
+    """Labels, one key per image, and canvases with none to all tokens given."""
+    rng = np.random.default_rng(0)
+    tokens = np.full((b, length), CODES, np.int32)
+    for row, n in zip(tokens, np.linspace(0, length, b).astype(int)):
+        row[rng.permutation(length)[:n]] = rng.integers(0, CODES, n)
+    return jnp.arange(b, dtype=jnp.int32) % CLASSES, jax.random.split(jax.random.key(1), b), jnp.asarray(tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "length"), compiler_options=HASTY)
+def draws(keys, steps, length):
+    """What the loop draws from each image's key: noise for codes, and noise and uniform numbers for scores."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    even, odd = (jax.vmap(fold, (0, None))(keys, 2 * jnp.arange(steps) + which) for which in (0, 1))
+    every = lambda law, keys, shape: jax.vmap(jax.vmap(lambda key: law(key, shape)))(keys)  # noqa: E731
+    return (
+        every(jax.random.gumbel, even, (length, CODES)),
+        every(jax.random.gumbel, odd, (length,)),
+        every(jax.random.uniform, jax.random.clone(odd), (length,)),
+    )
+
+
+def twin(stub, labels, noise, cfg, tokens_bl):
+    """One image after the other, one token after the other."""
+    tables, finished = np.asarray(stub.tables[...]), []
+    for b, (label, given) in enumerate(zip(labels, np.array(tokens_bl))):
+        tokens = given.copy()
+        counts = reveal_counts(cfg.plan, cfg.schedule, cfg.steps, int((tokens == CODES).sum()))
+        for i in range(cfg.steps):
+            done = i / (cfg.steps - 1) if cfg.steps > 1 else 1.0
+            scale = np.float32(cfg.guidance if cfg.guidance_ramp == "constant" else 1 + cfg.guidance * done)
+            cond, uncond = (stub_logits(tables, tokens[None], np.array([c]), np)[0] for c in (label, CLASSES))
+            logits = cond if scale == 1 else uncond + scale * (cond - uncond)
+            pick_gumbel, score_gumbel, score_uniform = (np.asarray(draw[b, i]) for draw in noise)
+            law = logits / np.float32(cfg.temperature or 1)
+            drawn = law + pick_gumbel if cfg.temperature else law
+            if cfg.top_k:
+                drawn = np.where(law >= np.sort(law)[:, -cfg.top_k, None], drawn, -np.inf)
+            picks = drawn.argmax(axis=-1)
+            log_p = law[np.arange(len(tokens)), picks] - np.log(np.exp(law.astype(np.float64)).sum(axis=-1))
+            scores = {
+                "confidence": log_p + cfg.choice_temperature * (1 - done) * score_gumbel,
+                "random": score_uniform,
+                "raster": -np.arange(len(tokens)),
+            }[cfg.order]
+            masked = [p for p in range(len(tokens)) if tokens[p] == CODES]
+            for p in sorted(masked, key=lambda p: (-scores[p], p))[: counts[i]]:
+                tokens[p] = picks[p]
+        finished.append(tokens)
+    return np.stack(finished)
+
+
+@pytest.mark.parametrize("ramp", ["constant", "linear"])
+@pytest.mark.parametrize("order", ["confidence", "random", "raster"])
+def test_twin_agrees_token_for_token_for_every_plan_and_schedule(order, ramp):
+    labels, keys, tokens = batch()
+    stub, noise, made = Stub(), draws(jax.random.clone(keys), 3, LENGTH), set()
+    # The counts are an argument of the loop: one compilation serves all plans.
+    loop = jax.jit(fill, static_argnums=(5, 6), compiler_options=HASTY)
+    static = DecodeConfig(steps=3, order=order, guidance_ramp=ramp, draw="gumbel")
+    for plan, schedule in itertools.product(PLANS, SCHEDULES):
+        counts = reveal_counts(plan, schedule, 3, (tokens == CODES).sum(axis=-1))
+        out = loop(stub, ClassCondition(labels), jax.random.clone(keys), tokens, counts, static, GRID)
+        cfg = dataclasses.replace(static, plan=plan, schedule=schedule)
+        np.testing.assert_array_equal(out, twin(stub, labels, noise, cfg, tokens), err_msg=str(cfg))
+        made.add(np.asarray(out).tobytes())
+    assert len(made) > 5  # the plans do differ
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        DecodeConfig(steps=1, draw="gumbel"),
+        DecodeConfig(steps=1, draw="gumbel", guidance_ramp="linear"),
+        DecodeConfig(steps=5, draw="gumbel", guidance=1.0, temperature=0.7, plan="gamma"),
+        DecodeConfig(steps=5, temperature=0.0, choice_temperature=2.0),
+        DecodeConfig(steps=4, draw="gumbel", top_k=3, choice_temperature=0.0),
+    ],
+    ids=str,
+)
+def test_twin_agrees_through_the_public_function(cfg):
+    labels, keys, tokens = batch()
+    stub, noise = Stub(), draws(jax.random.clone(keys), cfg.steps, LENGTH)
+    out = decode(stub, ClassCondition(labels), jax.random.clone(keys), cfg, tokens)
+    np.testing.assert_array_equal(out, twin(stub, labels, noise, cfg, tokens))
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_counts_are_exact_and_given_tokens_never_change(steps):
+    labels, keys, tokens = batch(b=5, length=4)
+    cfg = DecodeConfig(steps=steps, plan="gamma", schedule="cosine")
+    canvases = decode_steps(Stub(), ClassCondition(labels), keys, cfg, tokens, grid=(2, 2))
+    before, counts = np.asarray(tokens), reveal_counts("gamma", "cosine", steps, (tokens == CODES).sum(axis=-1))
+    for i, canvas in enumerate(np.asarray(canvases)):
+        np.testing.assert_array_equal(canvas[before != CODES], before[before != CODES])
+        np.testing.assert_array_equal((before == CODES).sum(axis=-1) - (canvas == CODES).sum(axis=-1), counts[:, i])
+        before = canvas
+    assert before.min() >= 0 and before.max() < CODES  # no mask is left
+    np.testing.assert_array_equal(before[-1], tokens[-1])  # all given: nothing happens
+
+
+def test_trajectory_ends_where_decode_does_and_a_full_mask_is_the_default():
+    labels, keys, _ = batch()
+    cfg, key = DecodeConfig(steps=3), jax.random.clone
+    out = decode(Stub(), ClassCondition(labels), key(keys), cfg)
+    canvases = decode_steps(Stub(), ClassCondition(labels), key(keys), cfg, jnp.full((4, LENGTH), CODES, jnp.int32))
+    assert canvases.shape == (3, 4, LENGTH) and out.dtype == jnp.int32
+    np.testing.assert_array_equal(canvases[-1], out)
+
+
+@pytest.mark.parametrize("sampler", ["gumbel", "inverse"])
+def test_an_image_depends_on_its_own_key_only(sampler):
+    labels, keys, tokens = batch()
+    stub, cfg, clone = Stub(), DecodeConfig(steps=3, draw=sampler, top_p=0.9), jax.random.clone
+    together = decode(stub, ClassCondition(labels), clone(keys), cfg, tokens)
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone = decode(stub, ClassCondition(labels[one]), clone(keys[one]), cfg, tokens[one])
+        np.testing.assert_array_equal(alone, together[one])
+    key = jax.random.key(5)
+    folded = jax.vmap(jax.random.fold_in, (None, 0))(clone(key), jnp.arange(4))
+    single = decode(stub, ClassCondition(labels), clone(key), cfg, tokens)
+    np.testing.assert_array_equal(single, decode(stub, ClassCondition(labels), folded, cfg, tokens))
+    raw = decode(stub, ClassCondition(labels), jax.random.key_data(clone(key)), cfg, tokens)
+    np.testing.assert_array_equal(single, raw)
+    assert (np.asarray(single) != together).any()  # another key, another image
+
+
+def test_eight_devices_make_the_images_of_one(hasty):
+    hasty.undo()
+    labels, _, tokens = batch(b=16)
+    stub, cfg, key = Stub(), DecodeConfig(steps=3), jax.random.key(2)
+    one = decode(stub, ClassCondition(labels), jax.random.clone(key), cfg, tokens)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))  # noqa: E731
+    many = decode(stub, ClassCondition(split(labels)), key, cfg, split(tokens))
+    assert len(many.sharding.device_set) == 8
+    np.testing.assert_array_equal(many, one)
+
+
+def test_new_labels_keys_and_weights_do_not_recompile(hasty):
+    hasty.undo()
+    labels, keys, tokens = batch()
+    cfg = DecodeConfig(steps=6)
+    first = decode(Stub(0), ClassCondition(labels), keys[0], cfg, tokens)
+    traces = Stub.traces
+    again = decode(Stub(1), ClassCondition(labels[::-1]), keys[1], DecodeConfig(steps=6), tokens[::-1])
+    assert Stub.traces == traces and (np.asarray(first) != again).any()
+    decode(Stub(0), ClassCondition(labels), keys[2], DecodeConfig(steps=6, temperature=0.9), tokens)
+    assert Stub.traces > traces
+
+
+def test_a_second_branch_only_where_it_is_needed():
+    labels = batch()[0]
+    run = lambda **options: decode(Stub(), ClassCondition(labels), jax.random.key(0), DecodeConfig(steps=2, **options))  # noqa: E731
+    for options, rows in (({"guidance": 1.0}, 4), ({"guidance": 1.5}, 8)):
+        run(**options)
+        assert Stub.rows == rows
+    assert guided_runs(guidance_scales(DecodeConfig(guidance_ramp="linear"))) == [(0, 1, False), (1, 8, True)]
+    assert guided_runs(guidance_scales(DecodeConfig(guidance_ramp="linear", steps=1))) == [(0, 1, True)]
+    assert guided_runs(guidance_scales(DecodeConfig(guidance=1.0))) == [(0, 8, False)]
+    scales = guidance_scales(DecodeConfig(guidance_ramp="linear", guidance=2.0, steps=5))
+    np.testing.assert_array_equal(scales, [1, 1.5, 2, 2.5, 3])
+
+
+def primitives(cfg):
+    labels, keys, tokens = batch()
+    return str(jax.make_jaxpr(lambda *a: decode(Stub(), *a, cfg, tokens))(ClassCondition(labels), keys[0]))
+
+
+def test_one_sort_a_step_and_no_random_bits_when_nothing_is_random(hasty):
+    hasty.undo()
+    full = primitives(DecodeConfig(steps=2, top_k=4, top_p=0.8))
+    assert full.count(" sort[") == 1 and full.count("top_k[") == 0
+    assert "random_bits" in full
+    assert "random_bits" not in primitives(DecodeConfig(steps=2, temperature=0.0, choice_temperature=0.0))
+
+
+def test_reveal_breaks_ties_by_position_and_survives_nan():
+    tokens = jnp.array([[9, 1, 9, 9, 9, 9]] * 5)
+    picks = jnp.arange(6)[None] * jnp.ones((5, 1), jnp.int32)
+    scores = jnp.array([[0.0, 9.0, 2.0, 2.0, 2.0, 1.0]] * 4 + [[jnp.nan, 0.0, jnp.nan, 1.0, -jnp.inf, jnp.nan]])
+    out = reveal(tokens, picks, scores, jnp.array([0, 2, 4, 7, 2]), 9)
+    expected = [[9, 1, 9, 9, 9, 9], [9, 1, 2, 3, 9, 9], [9, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 9, 3, 9, 9]]
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"schedule": "cosin"}, "cosine"),
+        ({"plan": "dense"}, "plan"),
+        ({"order": "spiral"}, "order"),
+        ({"guidance_ramp": "up"}, "guidance_ramp"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"draw": "dice"}, "draw"),
+    ],
+)
+def test_impossible_options_are_named(options, named):
+    with pytest.raises(ConfigError, match=named):
+        DecodeConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"grid": (3, 5)}, r"3x5.*\(4, 15\).*\(4, 12\)"),
+        ({"grid": (0, 4)}, "grid"),
+        ({"tokens_bl": jnp.zeros((3, LENGTH), jnp.int32)}, r"\(4, 12\).*\(3, 12\)"),
+        ({"tokens_bl": jnp.zeros((4, LENGTH))}, "float32"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, "key"),
+        ({"condition": {"a": jnp.zeros(4), "b": jnp.zeros(5)}}, "batch size"),
+    ],
+)
+def test_sizes_that_do_not_belong_together_are_refused_before_tracing(change, named):
+    labels, keys, tokens = batch()
+    arguments = {"condition": ClassCondition(labels), "key": keys[0], "tokens_bl": tokens, "cfg": DecodeConfig()} | change
+    traces = Stub.traces
+    with pytest.raises(ValueError, match=named):
+        decode(Stub(), **arguments)
+    assert Stub.traces == traces
+
+
+def test_logits_over_more_than_the_codebook_are_refused():
+    class Wide(Stub):
+        def __call__(self, tokens_bl, condition, *, grid):
+            return jnp.zeros((*tokens_bl.shape, CODES + 1))
+
+    with pytest.raises(ConfigError, match=r"\(8, 12, 11\).*\(8, 12, 12\)"):
+        decode(Wide(), ClassCondition(batch()[0]), jax.random.key(0), DecodeConfig(steps=2))

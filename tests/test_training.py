@@ -1,0 +1,154 @@
+"""The objective and the update against the original trainer's numbers, and the promises of the generator's loop."""
+
+import functools
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from gpt_weights import llama_config, llama_tree, recipe_getter
+from recipe import GOLDEN, load_case
+
+from maskgil_jax.config import ConfigError, LlamaConfig
+from maskgil_jax.masking import corrupt, drop_labels, mean_metrics, masked_cross_entropy
+from maskgil_jax.params import create, params_of
+from maskgil_jax.training.generator import Objective, corrupt_batch, gradients
+from maskgil_jax.training.optim import decay_mask, learning_rate, make_optimizer
+from maskgil_jax.training.state import apply_gradients, init_state
+
+SMALL = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48)
+
+
+def optimizer_options(**changes):
+    options = dict(
+        learning_rate=1e-4,
+        beta1=0.9,
+        beta2=0.96,
+        weight_decay=1e-5,
+        decay_on="matrices",
+        clip_norm=1.0,
+        warmup_steps=0,
+        decay="constant",
+        ema_decay=0.0,
+    )
+    return types.SimpleNamespace(**(options | changes))
+
+
+def test_loss_equals_the_published_one():
+    golden = np.load(GOLDEN / "training/loss_fixed_logits.npz")
+    logits, targets = jnp.asarray(golden["logits"]), jnp.asarray(golden["code"].reshape(2, -1), jnp.int32)
+    mask = jnp.zeros(targets.shape, bool)
+
+    def loss(x):
+        return masked_cross_entropy(x, targets, mask, label_smoothing=0.1, unmasked_weight=1.0)[0]
+
+    value, grads = jax.value_and_grad(loss)(logits)
+    np.testing.assert_allclose(value, golden["loss"], rtol=1e-5)
+    np.testing.assert_allclose(grads, golden["dlogits"], atol=1e-7, rtol=1e-4)
+
+
+def test_three_adamw_steps_equal_the_published_trainer():
+    config, io = load_case("training/adamw_3steps")
+    cfg = llama_config(config["hparams"])
+    objective = Objective(unmasked_weight=1.0)  # its loss covers all tokens; its weight decay all parameters
+    tx = make_optimizer(optimizer_options(decay_on="all"), 3)
+    get = recipe_getter(config)
+    params = jax.tree.map(jnp.asarray, llama_tree(cfg, get))
+    state = init_state(lambda key: params, tx, ema=False)(jax.random.key(0))
+
+    @jax.jit
+    def step(state, batch):
+        grads, sums = gradients(state.params, batch, cfg, objective)
+        return apply_gradients(state, grads, tx, 0.0), grads, sums
+
+    for i in range(3):
+        masked, code = (jnp.asarray(io[f"in.{n}{i}"].reshape(2, -1), jnp.int32) for n in ("masked", "code"))
+        label = jnp.asarray(np.where(io[f"in.drop{i}"], cfg.num_classes, io[f"in.y{i}"]), jnp.int32)
+        batch = {"inputs": masked, "targets": code, "mask": masked == cfg.mask_id, "label": label, "key": None}
+        state, grads, sums = step(state, batch)
+        np.testing.assert_allclose(mean_metrics(sums)["loss"], io["out.loss"][i], rtol=1e-5)
+        np.testing.assert_allclose(optax.tree.norm(grads), io["out.grad_norm"][i], atol=3e-5)
+        if i == 0:
+            expected = llama_tree(cfg, lambda name, shape: io[f"out.grad_step1.{name}"])
+            chex.assert_trees_all_close(grads, expected, atol=2e-5, rtol=1e-4)
+    expected = llama_tree(cfg, lambda name, shape: io[f"out.step3.{name}"])
+    chex.assert_trees_all_close(state.params, expected, atol=config["tolerance"]["params"]["atol"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["root", "linear", "square", "cosine", "arccos"])
+def test_corrupt_hides_an_exact_share_at_random_places(schedule):
+    tokens = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32), (512, 64))
+    inputs, mask = jax.jit(functools.partial(corrupt, schedule=schedule, mask_id=99))(jax.random.key(0), tokens)
+    np.testing.assert_array_equal(np.asarray(inputs == 99), np.asarray(mask))
+    np.testing.assert_array_equal(np.where(mask, tokens, inputs), tokens)
+    counts = np.asarray(mask.sum(1))
+    assert counts.min() >= 1 and counts.max() <= 64
+    mean = {"root": 1 / 3, "linear": 1 / 2, "square": 2 / 3, "cosine": 2 / np.pi, "arccos": 2 / np.pi}[schedule]
+    assert abs(counts.mean() / 64 - mean) < 0.05
+    per_place = np.asarray(mask.mean(0))
+    assert abs(per_place - per_place.mean()).max() < 0.1, "every place is hidden about equally often"
+
+
+def test_bernoulli_masking_can_hide_nothing():
+    tokens = jnp.zeros((256, 4), jnp.int32)
+    mask = corrupt(jax.random.key(0), tokens, "arccos", 9, law="bernoulli")[1]
+    assert int(mask.sum(1).min()) == 0 and 0.5 < float(mask.mean()) < 0.75
+    with pytest.raises(ConfigError, match="law.*exakt.*exact, bernoulli"):
+        corrupt(jax.random.key(0), tokens, "arccos", 9, law="exakt")
+
+
+def test_labels_are_dropped_at_the_rate():
+    label = drop_labels(jax.random.key(0), jnp.ones(4000, jnp.int32), 0.1, 7)
+    assert set(np.unique(label)) == {1, 7} and abs(float((label == 7).mean()) - 0.1) < 0.02
+
+
+def test_masked_and_unmasked_are_counted_apart():
+    logits = jnp.log(jnp.asarray([[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]]]))
+    targets, mask = jnp.asarray([[0, 2]]), jnp.asarray([[True, False]])
+    loss, sums = masked_cross_entropy(logits, targets, mask, label_smoothing=0.0)
+    means = mean_metrics(sums)
+    np.testing.assert_allclose([loss, means["masked_loss"], means["unmasked_loss"]], -np.log([0.7, 0.7, 0.3]), rtol=1e-5)
+    assert (float(means["masked_accuracy"]), float(means["unmasked_accuracy"])) == (1.0, 0.0)
+    both, _ = masked_cross_entropy(logits, targets, mask, 0.0, unmasked_weight=0.5)
+    np.testing.assert_allclose(both, (-np.log(0.7) - 0.5 * np.log(0.3)) / 1.5, rtol=1e-5)
+
+
+def test_accumulated_gradients_equal_the_big_batch():
+    params = params_of(create(SMALL, jax.random.key(0)))
+    params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    codes = jax.random.randint(jax.random.key(2), (8, 16), 0, 16)
+
+    @functools.partial(jax.jit, static_argnames="parts")
+    def in_parts(parts):
+        batch = corrupt_batch(jax.random.key(3), codes, jnp.arange(8) % 3, SMALL, Objective())
+        return gradients(params, batch, SMALL, Objective(accumulate=parts))
+
+    grads, sums = in_parts(1)
+    for parts in (2, 4):
+        other, other_sums = in_parts(parts)
+        chex.assert_trees_all_close((other, other_sums), (grads, sums), rtol=2e-4, atol=1e-7)
+
+
+def test_weight_decay_spares_norms_only():
+    mask = decay_mask(params_of(create(SMALL, jax.random.key(0))))
+    assert mask["layers"]["attn"]["q"]["kernel"] and mask["tokens"]["embedding"] and mask["head"]["kernel"]
+    assert not mask["layers"]["attn_norm"]["scale"] and not mask["norm"]["scale"]
+
+
+def test_learning_rate_warms_up_and_decays():
+    rate = learning_rate(optimizer_options(learning_rate=1.0, warmup_steps=10, decay="cosine"), 110)
+    np.testing.assert_allclose([rate(0), rate(9), rate(60), rate(110)], [0.1, 1.0, 0.5, 0.0], atol=1e-6)
+    constant = learning_rate(optimizer_options(learning_rate=1.0), 10)
+    assert constant(0) == constant(9) == 1.0
+
+
+def test_ema_follows_the_parameters():
+    tx = optax.sgd(1.0)
+    state = init_state(lambda key: {"w": jnp.zeros(2)}, tx, ema=True)(jax.random.key(0))
+    state = apply_gradients(state, {"w": -jnp.ones(2)}, tx, 0.9)
+    np.testing.assert_allclose(state.params["w"], 1.0)
+    np.testing.assert_allclose(state.ema["w"], 0.1, rtol=1e-6)
+    assert state.averaged is state.ema

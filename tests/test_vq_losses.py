@@ -1,0 +1,301 @@
+"""Tokenizer losses, discriminator and LPIPS against reference values of the published code."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+from torch_names import draw_all, generated, golden, state_hash, to_flax
+
+from maskgil_jax.config import ConfigError
+from maskgil_jax.tokenizers.quantizers import VectorQuantizer
+from maskgil_jax.training.discriminator import PatchGAN
+from maskgil_jax.training.lpips import LPIPS, _unit_channels, load_lpips
+from maskgil_jax.training.vq_losses import (
+    VQLossConfig,
+    adaptive_weight,
+    adversarial_loss,
+    discriminator_loss,
+    reconstruction_loss,
+    started,
+    tokenizer_loss,
+)
+
+RTOL = 1e-5  # beside each value's own atol: ten times the reference's float32 error against float64
+SCALING = {
+    "scaling_layer.shift": np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 3, 1, 1),
+    "scaling_layer.scale": np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 3, 1, 1),
+}
+
+
+@functools.cache
+def losses_case():
+    return golden("vq_losses", "losses")
+
+
+def close(value, name: str):
+    meta, arrays = losses_case()
+    np.testing.assert_allclose(value, arrays[name], RTOL, meta["atol"][name], err_msg=name)
+
+
+def nhwc(x):
+    return jnp.asarray(x).transpose(0, 2, 3, 1)
+
+
+def fill(cls, flat: dict, **options):
+    """A network of weights under their paths; `build` covers only what has a config."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: cls(**options, rngs=nnx.Rngs(0))))
+    expected = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")
+    assert {n: a.shape for n, a in flat.items()} == {n: a.shape for n, a in expected.items()}
+    return nnx.merge(graphdef, traverse_util.unflatten_dict({n: jnp.asarray(a) for n, a in flat.items()}, sep="/"))
+
+
+def discriminator_of(state: dict, width: int):
+    """(network, running statistics) from a published state dict: convolutions at 0, 2, 5, 8, 11, norms at 3, 6, 9."""
+    flat, stats = {}, {}
+    for name, array in state.items():
+        index, leaf = re.fullmatch(r"main\.(\d+)\.(\w+)", name).groups()
+        number = str(-(-int(index) // 3)) if int(index) % 3 != 0 or index == "0" else str(int(index) // 3)
+        if leaf.startswith("running_"):
+            stats.setdefault(number, {})[leaf.removeprefix("running_")] = jnp.asarray(array)
+        elif int(index) % 3 == 0 and index != "0" and leaf in ("weight", "bias"):
+            flat[f"norms/{number}/" + {"weight": "scale"}.get(leaf, leaf)] = array
+        elif leaf in ("weight", "bias"):
+            path = f"convs/{number}/" + {"weight": "kernel"}.get(leaf, leaf)
+            flat[path] = to_flax(path, array)
+    return fill(PatchGAN, flat, width=width), stats
+
+
+def lpips_flat(state: dict) -> dict:
+    """Published LPIPS names -> our paths. VGG's convolutions are numbered through, five stages long."""
+    flat, seen = {}, {}
+    for name, array in state.items():
+        if match := re.fullmatch(r"net\.slice(\d)\.(\d+)\.(weight|bias)", name):
+            stage = int(match[1]) - 1
+            conv = seen.setdefault((stage, match[2]), sum(1 for s, _ in seen if s == stage))
+            path = f"vgg/{stage}/{conv}/" + {"weight": "kernel"}.get(match[3], match[3])
+            flat[path] = to_flax(path, array)
+        elif match := re.fullmatch(r"lin(\d)\.model\.1\.weight", name):
+            flat[f"heads/{match[1]}"] = array.reshape(-1)
+    return flat
+
+
+def lpips_state(recipe: dict) -> dict:
+    return draw_all(golden("vq_losses", "lpips_vgg16")[0]["shapes"], recipe, SCALING)
+
+
+# ------------------------------------------------------------------------------------------------ codebook
+@pytest.mark.parametrize("l2_normalize", [True, False])
+def test_quantizer_losses_and_gradients(l2_normalize):
+    meta, arrays = losses_case()
+    case, beta, ratio = f"vq.l2{int(l2_normalize)}", meta["vq"]["beta"], meta["vq"]["entropy_loss_ratio"]
+    z, table = nhwc(arrays["vq.z"]), jnp.asarray(arrays["vq.embedding"])
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: VectorQuantizer(*table.shape, l2_normalize, rngs=nnx.Rngs(0))))
+
+    def run(z, table):
+        out = nnx.merge(graphdef, {"embedding": table})(z, entropy=True)
+        total = out.losses["codebook"] + beta * out.losses["commitment"] + ratio * out.losses["entropy"]
+        return total + 0.3 * out.z_bhwd.sum(), out
+
+    (_, out), (dz, dtable) = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(z, table)
+    np.testing.assert_array_equal(out.codes_bhw.reshape(-1), arrays[f"{case}.indices"])
+    close(out.z_bhwd.transpose(0, 3, 1, 2), f"{case}.quant")
+    close(out.losses["codebook"], f"{case}.vq_loss")
+    close(beta * out.losses["commitment"], f"{case}.commit_loss")
+    close(ratio * out.losses["entropy"], f"{case}.entropy_loss")
+    close(dz.transpose(0, 3, 1, 2), f"{case}.dz")
+    close(dtable, f"{case}.dembedding")
+
+
+# ------------------------------------------------------------------------------------------------ adversarial
+def test_adversarial_losses():
+    _, arrays = losses_case()
+    real, fake = arrays["gan.logits_real"], arrays["gan.logits_fake"]
+    close(discriminator_loss("hinge", real, fake), "gan.hinge_d_loss")
+    close(discriminator_loss("vanilla", real, fake), "gan.vanilla_d_loss")
+    close(discriminator_loss("non_saturating_swapped", real, fake), "gan.non_saturating_d_loss")
+    close(adversarial_loss("hinge", fake), "gan.hinge_gen_loss")
+    close(adversarial_loss("non_saturating_swapped", fake), "gan.non_saturating_gen_loss")
+    sigmoid = 1 / (1 + np.exp(-fake.astype(np.float64)))
+    np.testing.assert_allclose(adversarial_loss("non_saturating", fake), -np.log(sigmoid).mean(), 1e-6)
+    for kind in ("vanilla", "non_saturating"):  # the same discriminator
+        close(discriminator_loss(kind, real, fake), "gan.vanilla_d_loss")
+    with pytest.raises(ConfigError, match="unknown value 'hinges'"):
+        discriminator_loss("hinges", real, fake)
+
+
+def conv_nchw(x, kernel, stride, padding):
+    """A convolution in the reference's layout, (out, in, kh, kw) kernels."""
+    dims = ("NCHW", "OIHW", "NCHW")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=dims)
+
+
+def test_adaptive_weight():
+    _, arrays = losses_case()
+    h, target, kernel, patches = (arrays[f"adaptive.{n}"] for n in ("h", "target", "last_layer", "disc_conv"))
+
+    def nll(kernel):
+        return jnp.mean(jnp.square(conv_nchw(h, kernel, 1, 1) - target))
+
+    def adversarial(kernel):
+        return -jnp.mean(conv_nchw(conv_nchw(h, kernel, 1, 1), patches, 2, 0))
+
+    close(nll(kernel), "adaptive.nll")
+    close(adversarial(kernel), "adaptive.g")
+    close(adaptive_weight(nll, adversarial, kernel), "adaptive.weight")
+    assert adaptive_weight(lambda k: 1e6 * k.sum(), lambda k: 0.0 * k.sum(), kernel) == 1e4
+    assert not np.any(jax.grad(lambda k: adaptive_weight(nll, adversarial, k))(jnp.asarray(kernel)))
+
+
+@pytest.mark.slow
+def test_whole_loss_below_and_above_the_start_step():
+    meta, arrays = losses_case()
+    full = meta["full"]
+    cfg = VQLossConfig(adversarial=full["disc_weight"], disc_start=full["disc_start"])
+    lpips = fill(LPIPS, lpips_flat(lpips_state(full["lpips_recipe"])))
+    shapes = golden("vq_losses", "patchgan")[0]["shapes"]
+    keep = {name: np.zeros((), np.int64) for name in shapes if name.endswith("num_batches_tracked")}
+    discriminator, stats = discriminator_of(draw_all(shapes, full["disc_recipe"], keep), full["disc_dim"])
+    images, h, kernel = nhwc(arrays["full.input"]), arrays["full.h"], jnp.asarray(arrays["full.last_layer"])
+    codebook, commit, entropy = full["codebook_loss"]
+    losses = {"codebook": jnp.array(codebook), "commitment": jnp.array(commit / cfg.commitment)}
+
+    def render(kernel):
+        return jnp.tanh(conv_nchw(h, kernel, 1, 1)).transpose(0, 2, 3, 1)
+
+    def discriminate(images):
+        return discriminator(images, stats, train=False)[0]
+
+    @jax.jit
+    def step_of(step):
+        def loss(kernel):
+            value, metrics = tokenizer_loss(
+                render, kernel, images, losses, cfg, perceptual=lpips, discriminate=discriminate, step=step
+            )
+            return value + entropy, metrics
+
+        real, fake = discriminate(images), discriminate(render(kernel))
+        disc = cfg.adversarial * started(step, cfg) * discriminator_loss("hinge", real, fake)
+        return jax.value_and_grad(loss, has_aux=True)(kernel), disc, fake
+
+    close(render(kernel).transpose(0, 3, 1, 2), "full.rec")
+    close(reconstruction_loss(images, render(kernel), cfg), "full.mse")
+    close(lpips(images, render(kernel)).reshape(2, 1, 1, 1), "full.lpips")
+    for step in (99, 101):
+        ((loss, _), grad), disc, fake = step_of(step)
+        close(loss, f"full.step{step}.gen_loss")
+        close(grad, f"full.step{step}.grad_last_layer")
+        close(disc, f"full.step{step}.disc_loss")
+        close(fake.transpose(0, 3, 1, 2), "full.logits_fake")
+
+
+def test_loss_terms_can_be_left_out():
+    """Without a perceptual network or a discriminator the rest of the loss is unchanged, and nothing else is computed."""
+    images, kernel = jnp.zeros((1, 4, 4, 3)), jnp.ones((1,))
+    losses = {"codebook": jnp.array(2.0), "commitment": jnp.array(4.0)}
+    cfg = VQLossConfig(l1=1.0, l2=2.0)
+    loss, metrics = tokenizer_loss(lambda k: images + 0.5 * k[None, None, None], kernel, images, losses, cfg)
+    assert loss == pytest.approx(0.5 + 2 * 0.25 + 2.0 + 0.25 * 4.0)
+    assert set(metrics) == {"reconstruction", "codebook", "commitment", "loss"}
+    with pytest.raises(ConfigError, match=r"perceptual: .* -1"):
+        VQLossConfig(perceptual=-1)
+
+
+# ------------------------------------------------------------------------------------------------ PatchGAN
+def test_discriminator_matches_the_published_code():
+    meta, arrays = golden("vq_losses", "patchgan")
+    keep = {name: np.zeros((), np.int64) for name in meta["shapes"] if name.endswith("num_batches_tracked")}
+    state = draw_all(meta["shapes"], meta["recipe"], keep)
+    assert state_hash(state) == meta["state_sha256"]
+    discriminator, stats = discriminator_of(state, meta["hparams"]["ndf"])
+    for n in (0, 1):
+        images = nhwc(arrays[f"in.img{n}"])
+        logits, unmoved = discriminator(images, stats, train=False)
+        np.testing.assert_allclose(logits.transpose(0, 3, 1, 2), arrays[f"out.eval_img{n}"], RTOL, meta["atol"][f"eval_img{n}"])
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), unmoved, stats))
+        logits, moved = discriminator(images, stats, train=True)
+        np.testing.assert_allclose(
+            logits.transpose(0, 3, 1, 2), arrays[f"out.train_img{n}"], RTOL, meta["atol"][f"train_img{n}"]
+        )
+        for name in ("mean", "var"):
+            if n == 0:
+                key = f"bn3_running_{name}_after"
+                np.testing.assert_allclose(moved["1"][name], arrays[f"out.{key}"], RTOL, meta["atol"][key])
+
+
+def test_discriminator_size_and_group_norm():
+    published = nnx.eval_shape(lambda: PatchGAN(rngs=nnx.Rngs(0)))
+    assert sum(int(np.prod(p.shape)) for p in jax.tree.leaves(nnx.state(published, nnx.Param))) == 2_765_633
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: PatchGAN(width=8, norm="group", rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), nnx.to_pure_dict(state))
+    grouped = nnx.merge(graphdef, weights)
+    assert grouped.initial_stats() == {}
+    images = rng.normal(size=(3, 32, 32, 3)).astype(np.float32)
+    run = jax.jit(lambda m, x: m(x, {}, train=True)[0])
+    together, alone = run(grouped, images), run(grouped, images[:1])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+    with pytest.raises(ConfigError, match="norm: unknown value 'layer'"):
+        PatchGAN(width=8, norm="layer", rngs=nnx.Rngs(0))
+
+
+# ------------------------------------------------------------------------------------------------ LPIPS
+@pytest.mark.slow
+def test_lpips_matches_the_published_code():
+    meta, arrays = golden("vq_losses", "lpips_vgg16")
+    state = lpips_state(meta["recipe"])
+    assert state_hash(state) == meta["state_sha256"]
+    lpips = fill(LPIPS, lpips_flat(state))
+    a, b = (nhwc(generated(meta["generated"][n])) for n in "ab")
+    distance = jax.jit(lambda m, x, y: (m(x, y), m.features(x)))
+    for case, pair in {"lpips": (a, b), "lpips_ba": (b, a), "lpips_aa": (a, a)}.items():
+        value, stages = distance(lpips, *pair)
+        atol = max(meta["atol"][case], 1e-12)  # the two passes may be compiled apart: equal images differ by 1e-15, not 0
+        np.testing.assert_allclose(value, arrays[f"out.{case}"].reshape(-1), RTOL, atol, err_msg=case)
+        if case == "lpips":
+            for stage, name in zip(stages, ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"), strict=True):
+                flat = np.asarray(stage).transpose(0, 3, 1, 2).reshape(-1)
+                picks = flat[np.linspace(0, flat.size - 1, 32).astype(int)]
+                for part, kept in {"mean": flat.mean(), "std": flat.std(ddof=1), "slice32": picks}.items():
+                    key = f"{name}.{part}"
+                    np.testing.assert_allclose(kept, arrays[f"out.{key}"], RTOL, meta["atol"][key], err_msg=key)
+
+
+def test_lpips_gradient_is_finite_where_no_channel_is_active():
+    grad = jax.grad(lambda x: _unit_channels(x).sum())(jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(grad, [[1.0, 1.0], [0.032, -0.024]], atol=1e-6)
+
+
+def test_lpips_file(tmp_path, caplog):
+    """Weights come back from both kinds of file; anything else is refused by name."""
+    from safetensors.numpy import save_file
+
+    with caplog.at_level("INFO"):
+        assert load_lpips(None) is None
+    assert "perceptual loss off" in caplog.text
+    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0)))))
+    expected = traverse_util.flatten_dict(state, sep="/")
+    flat = {name: np.full(leaf.shape, i, np.float32) for i, (name, leaf) in enumerate(expected.items())}
+    np.savez(tmp_path / "w.npz", **flat)
+    save_file(flat, tmp_path / "w.safetensors")
+    for name in ("w.npz", "w.safetensors"):
+        lpips = load_lpips(tmp_path / name)
+        np.testing.assert_array_equal(lpips.vgg["2"]["1"].kernel, flat["vgg/2/1/kernel"])
+        np.testing.assert_array_equal(lpips.heads["4"], flat["heads/4"])
+    del flat["heads/3"]
+    np.savez(tmp_path / "short.npz", **flat)
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 64)
+    (tmp_path / "bad.npz").write_bytes(b"not a zip")
+    (tmp_path / "w.pth").write_bytes(b"")
+    for name, message in {
+        "short.npz": "heads/3 is missing",
+        "bad.safetensors": "not a readable safetensors",
+        "bad.npz": "not a readable npz",
+        "w.pth": "must be a .safetensors or .npz",
+        "none.npz": "no such LPIPS weights file",
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}.*{message}"):
+            load_lpips(tmp_path / name)

@@ -1,0 +1,211 @@
+"""The VQ tokenizer against reference outputs of the published code, its sizes, its code search and its refusals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from torch_names import draw_all, generated, golden, state_hash, vq_params
+
+from maskgil_jax.config import VQ_PRESETS, ConfigError, VQConfig
+from maskgil_jax.params import abstract_params, build, count_params, create, flatten, params_of, unflatten
+from maskgil_jax.tokenizers.quantizers import VectorQuantizer, nearest_codes
+from maskgil_jax.tokenizers.vqgan import VQGAN
+
+RTOL = 1e-5  # beside each output's own atol: ten times the reference's float32 error against float64
+
+TINY = VQConfig(
+    channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=8, codebook_size=16, codebook_dim=4, norm_groups=4, image_size=8
+)
+
+
+def tiny_tokenizer() -> VQGAN:
+    """A tokenizer with random weights, drawn without JAX: quicker than compiling the initialisation."""
+    rng = np.random.default_rng(0)
+    return build(TINY, jax.tree.map(lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), abstract_params(TINY)))
+
+
+def reference_config(meta: dict) -> VQConfig:
+    """The published hyperparameters of a reference case as our options."""
+    h = meta["hparams"]
+    if "ddconfig" in h:
+        dd = h["ddconfig"]
+        level_of = {dd["resolution"] >> i: i for i in range(len(dd["ch_mult"]))}
+        return VQConfig(
+            channels=dd["ch"],
+            multipliers=tuple(dd["ch_mult"]),
+            res_blocks=dd["num_res_blocks"],
+            attention_levels=tuple(level_of[size] for size in dd["attn_resolutions"]),
+            latent_dim=dd["z_channels"],
+            codebook_size=h["n_embed"],
+            codebook_dim=h["embed_dim"],
+            l2_normalize=False,
+        )
+    return VQConfig(
+        channels=h["ch"],
+        multipliers=tuple(h["encoder_ch_mult"]),
+        latent_dim=h["z_channels"],
+        codebook_size=h["codebook_size"],
+        codebook_dim=h["codebook_embed_dim"],
+    )
+
+
+def reference_case(name: str):
+    """(tokenizer with the reference weights, meta, arrays)."""
+    meta, arrays = golden("vq", name)
+    keep = {"quantize.codebook_used": np.zeros(65536, np.float32)}
+    state = draw_all(meta["shapes"], meta["recipe"], keep)
+    assert state_hash(state) == meta["state_sha256"]
+    cfg = reference_config(meta)
+    return build(cfg, unflatten(vq_params(state, len(cfg.multipliers)))), meta, arrays
+
+
+def summary(x: np.ndarray) -> dict[str, np.ndarray]:
+    """What a reference keeps of a large output."""
+    flat = x.reshape(-1)
+    picks = {f"slice{n}": flat[np.linspace(0, flat.size - 1, n).astype(int)] for n in (32, 512)}
+    return {"mean": flat.mean(), "std": flat.std(ddof=1), **picks}
+
+
+@jax.jit
+def run(tokenizer, images_bhwc, codes_bhw):
+    """Every output the references hold, each network compiled once: the three inputs of the decoder share a batch."""
+    z_bhwd = tokenizer.latents(images_bhwc)
+    quantized = tokenizer.quantize(z_bhwd)
+    lookup = tokenizer.codebook.lookup
+    inputs = jnp.stack([lookup(quantized.codes_bhw), lookup(codes_bhw), quantized.z_bhwd])
+    images = tokenizer.decode_latents(inputs.reshape(-1, *z_bhwd.shape[1:])).reshape(3, *images_bhwc.shape)
+    outputs = {"enc": tokenizer.encoder(images_bhwc), "z": z_bhwd, "quant": quantized.z_bhwd}
+    return outputs | dict(zip(("rec", "rec_codes", "forward_rec"), images, strict=True)), quantized
+
+
+MID = ("llamagen_vq16_mid", "llamagen_vq8_mid", "taming_f16_mid", "chameleon_mid")  # real multipliers, reduced width
+
+
+@pytest.mark.parametrize("name", ["llamagen_vq16", *(pytest.param(name, marks=pytest.mark.slow) for name in MID)])
+def test_matches_the_published_code(name):
+    """Codes equal, latents and images within tolerance, on a square and a non-square image."""
+    tokenizer, meta, arrays = reference_case(name)
+    compared = set()
+    for n in (0, 1):
+        image = arrays[f"in.img{n}"] if f"in.img{n}" in arrays else generated(meta["generated"][f"img{n}"])
+        outputs, quantized = run(tokenizer, image.transpose(0, 2, 3, 1), arrays[f"in.codes{n}"])
+        np.testing.assert_array_equal(quantized.codes_bhw.reshape(-1), arrays[f"out.indices{n}"])
+        for key, value in outputs.items():
+            value = np.asarray(value).transpose(0, 3, 1, 2)
+            parts = {f"{key}{n}.{part}": kept for part, kept in summary(value).items()} | {f"{key}{n}": value}
+            if key == "forward_rec" and f"out.forward_rec{n}" in arrays:  # kept as 32 values under its plain name
+                parts[f"{key}{n}"] = summary(value)["slice32"]
+            for part in parts.keys() & {a.removeprefix("out.") for a in arrays}:
+                np.testing.assert_allclose(parts[part], arrays[f"out.{part}"], RTOL, meta["atol"][part], err_msg=part)
+                compared.add(part)
+        if f"out.codebook_loss{n}" in arrays:  # the sum as taming weighs it: beta on the codebook's side
+            loss = quantized.losses["commitment"] + 0.25 * quantized.losses["codebook"]
+            np.testing.assert_allclose(loss, arrays[f"out.codebook_loss{n}"], RTOL, meta["atol"][f"codebook_loss{n}"])
+            compared.add(f"codebook_loss{n}")
+    wanted = {a.removeprefix("out.") for a in arrays if a.startswith("out.") and "ind" not in a}
+    assert compared == wanted
+
+
+def test_published_sizes():
+    assert count_params(VQ_PRESETS["VQ-16"]) == 71_883_403
+    assert count_params(VQ_PRESETS["VQ-8"]) == 70_109_835
+    chameleon = VQConfig(attention_levels=(), codebook_size=8192, codebook_dim=256, l2_normalize=False, image_size=512)
+    assert count_params(chameleon) == 68_718_467
+
+
+def test_search_is_exact_in_blocks_and_first_wins_ties():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(37, 5)).astype(np.float32)
+    table = np.concatenate([table, table[::-1]])  # every code twice: the first must win
+    z = rng.normal(size=(101, 5)).astype(np.float32)
+    z[:37] = table[:37]
+    exact = np.square(z[:, None].astype(np.float64) - table[None, :37]).sum(-1).argmin(1)
+    for max_elements in (2**24, 74 * 10, 74, 1):
+        np.testing.assert_array_equal(nearest_codes(jnp.asarray(z), jnp.asarray(table), max_elements), exact)
+
+
+def test_search_memory_is_bounded():
+    """262,144 codes and 4 images of 16x16 codes: 1 GiB of distances at once, unless in blocks."""
+    shapes = jax.ShapeDtypeStruct((1024, 18), jnp.float32), jax.ShapeDtypeStruct((2**18, 18), jnp.float32)
+    compiled = jax.jit(nearest_codes).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 300 * 2**20
+
+
+def test_straight_through_gradient():
+    quantizer = VectorQuantizer(16, 4, False, rngs=nnx.Rngs(0))
+    z = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
+    weights = jax.random.normal(jax.random.key(2), z.shape)
+    grad = jax.grad(lambda z: jnp.sum(weights * quantizer(z).z_bhwd))(z)
+    np.testing.assert_array_equal(grad, weights)
+    np.testing.assert_allclose(quantizer(z).z_bhwd, quantizer.lookup(quantizer.search(z)), atol=1e-6)
+
+
+def test_zero_latent_has_finite_gradient():
+    quantizer = VectorQuantizer(16, 4, True, rngs=nnx.Rngs(0))
+
+    def loss(z):
+        quantized = quantizer(z, entropy=True)
+        return quantized.losses["entropy"] + quantized.z_bhwd.sum()
+
+    assert np.isfinite(jax.jit(jax.grad(loss))(jnp.zeros((1, 1, 1, 4)))).all()
+
+
+def test_codes_beyond_the_codebook_are_clamped():
+    quantizer = VectorQuantizer(16, 4, True, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(quantizer.lookup(jnp.array([16, -1])), quantizer.vectors()[jnp.array([15, 0])])
+
+
+def test_encode_and_decode():
+    """Any multiple of the downsampling factor; the round trip is that of `quantize`."""
+    tokenizer = tiny_tokenizer()
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 12, 3), minval=-1.0)
+    codes, decoded, quantized_codes, expected = jax.jit(
+        lambda tokenizer: (
+            tokenizer.encode(images),
+            tokenizer.decode(tokenizer.encode(images)),
+            tokenizer.quantize(tokenizer.latents(images)).codes_bhw,
+            tokenizer.decode_latents(tokenizer.quantize(tokenizer.latents(images)).z_bhwd),
+        )
+    )(tokenizer)
+    assert codes.shape == (2, 4, 6) and codes.dtype == jnp.int32 and len(np.unique(codes)) > 1
+    assert decoded.shape == images.shape
+    np.testing.assert_array_equal(codes, quantized_codes)
+    np.testing.assert_allclose(decoded, expected, atol=1e-5)
+
+
+def test_initial_weights():
+    """Kernels have variance 1 / fan-in, normalised codes length 1, and two keys give two networks."""
+    init = jax.jit(lambda key: params_of(create(TINY, key)))
+    first, again, other = (flatten(init(jax.random.key(n))) for n in (0, 0, 1))
+    for name, leaf in first.items():
+        np.testing.assert_array_equal(leaf, again[name])
+        if name.endswith("kernel"):
+            assert np.std(leaf) * np.sqrt(np.prod(leaf.shape[:-1])) == pytest.approx(1.0, abs=0.2), name
+            assert not np.array_equal(leaf, other[name]), name
+    np.testing.assert_allclose(np.linalg.norm(first["codebook/embedding"], axis=-1), 1.0, rtol=1e-5)
+
+
+def test_bfloat16_compute_keeps_float32_edges():
+    cfg = dataclasses.replace(TINY, dtype="bfloat16")
+    images = jax.ShapeDtypeStruct((2, 8, 12, 3), jnp.float32)
+    tokenizer = nnx.eval_shape(lambda: VQGAN(cfg, rngs=nnx.Rngs(0)))
+    assert jax.eval_shape(lambda m, x: m.encoder(x), tokenizer, images).dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda m, x: m.latents(x), tokenizer, images).dtype == jnp.float32
+    decoded = jax.eval_shape(lambda m, x: m.decode(m.encode(x)), tokenizer, images)
+    assert decoded.dtype == jnp.float32 and decoded.shape == images.shape
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(tokenizer, nnx.Param))} == {jnp.dtype("float32")}
+
+
+def test_refusals():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match=r"9x8 .*factor 2.*8x8"):
+        tokenizer.encode(jnp.zeros((1, 9, 8, 3)))
+    with pytest.raises(ValueError, match=r"\(batch, height, width, 3\)"):
+        tokenizer.encode(jnp.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="integers"):
+        tokenizer.decode(jnp.zeros((1, 4, 4)))
+    with pytest.raises(ConfigError, match="attention_levels: 2 "):
+        VQGAN(dataclasses.replace(TINY, attention_levels=(2,)), rngs=nnx.Rngs(0))
