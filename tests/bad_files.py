@@ -102,6 +102,13 @@ def bombs() -> dict[str, tuple[bytes, tuple[str, ...]]]:
     good = mapping(w=tensor())
     tower = b")" + b"2\x86" * 60  # (), ((), ()), ... : 2 ** 60 leaves when hashed or printed
     listed = b"](" + b"))\x86" * 30_000 + b"eq\x00"
+    typed = (
+        named("torch._tensor", "_rebuild_from_type_v2")
+        + b"q\x010"
+        + named("torch.nn.parameter", "Parameter")
+        + b"q\x020)q\x030"
+    )
+    nested_types = typed + b"(h\x01h\x02h\x03}tq\x030" * 5000 + b"h\x01h\x03R"  # a call in the arguments of a call in ...
     copies = listed + b"0" + (named("collections", "OrderedDict") + b"h\x00\x85R0") * 5_000
     same_hash = b"}(" + b"".join(number(i * (2**61 - 1)) + b"N" for i in range(60_000)) + b"u"
     spread = b"".join(text(f"w{i}") + tensor(shape=(1 << 18,), held=storage(count=1 << 18)) for i in range(200))
@@ -118,6 +125,7 @@ def bombs() -> dict[str, tuple[bytes, tuple[str, ...]]]:
         "tuple_tower.pt": (torch_zip(mapping(w=tensor(), x=tower)), ("x: is a tuple of 2",)),
         "tower_key.pt": (torch_zip(b"}(" + text("w") + tensor() + tower + b"Nu"), ("tuple of 2: its name is not a text",)),
         "copies.pt": (torch_zip(copies + good), ("more than 1000000 instructions",)),
+        "nested_types.pt": (torch_zip(mapping(w=tensor(), x=nested_types)), ("x: is a tensor of class",)),
         "same_hash.pt": (torch_zip(mapping(w=tensor(), x=same_hash)), ("x: is a dict of 60000",)),
         "itself.pt": (torch_zip(b"]q\x00(" + b"h\x00" * 1000 + b"e"), ("holds a list of 1000",)),
         "texts.pt": (torch_zip(b"](" + text("\U0001f600" + "x" * 1_000_000) * 20 + b"e"), ("more than 16 MB of text",)),

@@ -106,8 +106,7 @@ class Archive:
         if 0 in shape:
             return np.empty(shape, dtype)
         step = dtype.itemsize
-        # Steps along axes of length 1 are never taken and may be any number, too large for numpy.
-        steps = tuple(s * step if size > 1 else step for s, size in zip(stride, shape, strict=True))
+        steps = tuple(s * step for s in stride)
         return np.ndarray(shape, dtype, self.file.map, storage.start + offset * step, steps)  # read-only, as the map is
 
 

@@ -75,7 +75,7 @@ def reveal(tokens_bl, picks_bl, scores_bl, count_b, mask_id: int):
     tied_bl = masked_bl & (scores_bl == threshold_b1)
     room_b1 = count_b[:, None] - above_bl.sum(axis=-1, keepdims=True)
     chosen_bl = above_bl | (tied_bl & (jnp.cumsum(tied_bl, axis=-1) <= room_b1))
-    return jnp.where(chosen_bl & (count_b[:, None] > 0), picks_bl, tokens_bl)
+    return jnp.where(chosen_bl, picks_bl, tokens_bl)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "trajectory"))

@@ -47,7 +47,7 @@ class Objective:
 
 def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[int, int]):
     """The `model` part of a run file -> network options. Sizes that the data and tokenizer fix are filled in."""
-    options = dict(model)
+    options = {name: value for name, value in model.items() if value is not None}
     family, preset = options.pop("family"), options.pop("preset")
     choose("config.model.family", family, PRESETS)
     choose("config.model.preset", preset, PRESETS[family])

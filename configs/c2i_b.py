@@ -1,0 +1,85 @@
+"""MaskGIL-B (111M) on ImageNet 256x256 with the LlamaGen VQ-16 tokenizer: the paper's recipe (4.3, Tables 2 and 3).
+
+maskgil encode --tokenizer weights/vq16 --data.path tfds:imagenet2012 --flip --out codes/imagenet_vq16
+maskgil train --config configs/c2i_b.py --workdir runs/c2i_b
+
+The tokenizer is a weights folder (`--config.tokenizer`), the code store is made by the first command. AdamW 1e-4 without
+warm-up, batch 256, 400 epochs, no EMA, constant rate: as the paper says; what it leaves open is named in the comments.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+IMAGENET_IMAGES = 1_281_167
+
+# What may be changed against the preset, e.g. --config.model.post_norm=sandwich; None leaves the preset's value.
+MODEL_CHANGES = dict(width=int, depth=int, heads=int, kv_heads=int, mlp_width=int, dropout=float, qk_norm=str, post_norm=str)
+MODEL_CHANGES |= dict(class_position=str, positions=str, mask_logit=bool, causal=bool, layers=str)
+
+
+def get_config() -> ConfigDict:
+    """The paper's class-conditional recipe at size B."""
+    config = ConfigDict()
+    config.task = "generator"
+    config.seed = 0
+    config.batch_size = 256
+    config.total_steps = 400 * IMAGENET_IMAGES // config.batch_size
+    config.tokenizer = "weights/vq16"
+    config.data = ConfigDict(
+        dict(
+            path="tfds:imagenet2012",  # read only if `codes` is empty: then images are encoded on the fly
+            split="train",
+            label="",
+            image_size=256,
+            crop="center",
+            flip=True,
+            num_workers=4,
+            data_dir="",
+            codes="codes/imagenet_vq16",
+        )
+    )
+    config.model = ConfigDict(dict(family="llama", preset="B", dtype="bfloat16", remat="none"))
+    for name, kind in MODEL_CHANGES.items():
+        config.model[name] = config_dict.placeholder(kind)
+    config.objective = ConfigDict(
+        dict(
+            schedule="arccos",
+            law="exact",
+            label_smoothing=0.1,
+            unmasked_weight=0.0,  # the paper's loss: masked tokens alone; the published code has 1.0
+            class_dropout=0.1,
+            accumulate=1,
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            learning_rate=1e-4,
+            beta1=0.9,
+            beta2=0.96,
+            weight_decay=1e-5,
+            decay_on="matrices",  # the published code decays norms too: "all"
+            clip_norm=1.0,  # published code; the paper does not say
+            warmup_steps=0,
+            decay="constant",
+            ema_decay=0.0,
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.decode = ConfigDict(
+        dict(
+            steps=8,
+            schedule="arccos",
+            plan="density",
+            guidance=2.0,
+            guidance_ramp="constant",
+            order="confidence",
+            temperature=1.0,
+            choice_temperature=4.5,
+            top_k=config_dict.placeholder(int),
+            top_p=config_dict.placeholder(float),
+        )
+    )
+    config.checkpoint = ConfigDict(dict(every=5_000, keep=3))
+    config.log_every = 100
+    config.sample_every = 10_000
+    config.sample_count = 16
+    return config

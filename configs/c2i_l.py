@@ -1,0 +1,16 @@
+"""MaskGIL-L (343M) on ImageNet 256x256: the recipe of `c2i_b.py` at another size, 400 epochs.
+
+maskgil train --config configs/c2i_l.py --workdir runs/c2i_l
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """`c2i_b.py` with what differs at this size."""
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
+    config.model.preset = "L"
+    return config

@@ -1,0 +1,19 @@
+"""MaskGIL-XL (775M) on ImageNet 256x256: the recipe of `c2i_b.py` at another size, 400 epochs.
+
+maskgil train --config configs/c2i_xl.py --workdir runs/c2i_xl
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """`c2i_b.py` with what differs at this size."""
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
+    config.model.preset = "XL"
+    config.decode.guidance = 2.5
+    config.model.remat = "dots"
+    config.mesh.update(data=1, fsdp=-1)  # parameters and moments split over all devices
+    return config

@@ -1,0 +1,160 @@
+"""The command as people type it: a whole small run, continued after an interruption, and every mistake answered in one line."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskgil_jax import cli
+from maskgil_jax.checkpoints.weights import load_weights, save_weights
+from maskgil_jax.config import VQConfig
+from maskgil_jax.params import create, params_of
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=64)
+TINY = ["--config.model.width=32", "--config.model.heads=2", "--config.model.mlp_width=32", "--config.sample_count=8"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "weights"
+    save_weights(folder, VQ, params_of(create(VQ, jax.random.key(0))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir()
+        for i in range(12):
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def train(workdir, tokenizer, *more):
+    return cli.main(
+        ["train", "--config", str(CONFIGS / "debug.py"), "--workdir", str(workdir), f"--config.tokenizer={tokenizer}", *TINY, *more]
+    )
+
+
+def losses(workdir):
+    return {line["step"]: line["masked_loss"] for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
+
+
+@pytest.mark.slow
+def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, capsys):
+    store = tmp_path / "codes"
+    assert cli.main(["encode", "--tokenizer", str(tokenizer), "--data.path", str(images), "--out", str(store), "--flip"]) == 0
+    run = [f"--config.data.codes={store}", "--config.log_every=2", "--config.checkpoint.every=4"]
+    assert train(tmp_path / "whole", tokenizer, *run, "--config.total_steps=8") == 0
+    assert train(tmp_path / "parts", tokenizer, *run, "--config.total_steps=4") == 0
+    assert train(tmp_path / "parts", tokenizer, *run, "--config.total_steps=8") == 0
+    # The cosine decay looks at total_steps, so only the promise that matters here is compared: same data, same masks.
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert whole.keys() == parts.keys() == {2, 4, 6, 8}
+    assert whole[2] == parts[2] and abs(whole[8] - parts[8]) < 0.05
+    weights = tmp_path / "whole" / "weights"
+    assert {p.name for p in weights.iterdir()} == {"tokenizer", "generator"}
+    assert load_weights(weights, "generator").about["class_names"] == ["cats", "dogs"]
+    assert any((tmp_path / "whole" / "tensorboard").iterdir()) and (tmp_path / "whole" / "parameters.txt").read_text()
+    assert Image.open(tmp_path / "whole" / "images" / "samples_0000008.png").size[0] > 64
+
+    capsys.readouterr()
+    assert cli.main(["sample", "--weights", str(weights), "--labels", "list"]) == 0
+    assert capsys.readouterr().out.split() == ["0", "cats", "1", "dogs"]
+    out = tmp_path / "out"
+    assert cli.main(["sample", "--weights", str(weights), "--labels", "dogs,0", "--per-class", "3", "--out", str(out), "--steps", "3"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == [f"{i:06d}.png" for i in range(6)] + ["grid.png"]
+
+    mistakes = {
+        "label": (["sample", "--weights", str(weights), "--labels", "2"], "labels: 2 is out of range; classes are 0..1"),
+        "steps": (["sample", "--weights", str(weights), "--steps", "0"], "steps: must be a whole number >= 1, got 0"),
+        "schedule": (["sample", "--weights", str(weights), "--schedule", "arcos"], "Did you mean 'arccos'"),
+        "seed": (["sample", "--weights", str(weights), "--seed", "-1"], "seed: must be in"),
+    }
+    for argv, message in mistakes.values():
+        assert cli.main([*argv, "--out", str(tmp_path / "none")]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+    assert train(tmp_path / "whole", tokenizer, *run, "--config.seed=1") == 4
+    assert "made with seed = 0, this run has 1" in capsys.readouterr().err
+    other = tmp_path / "other"
+    save_weights(other, VQ, params_of(create(VQ, jax.random.key(9))))
+    assert train(tmp_path / "new", other, *run) == 2
+    assert load_weights(other).hash in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_interrupted_step_counts_match_exactly(tmp_path, tokenizer, images, monkeypatch, capsys):
+    """Stopped by an exception after the second checkpoint, the same command gives the losses of an uninterrupted run."""
+    run = [f"--config.data.path={images}", "--config.total_steps=6", "--config.log_every=1", "--config.checkpoint.every=2"]
+    run += ["--config.sample_every=0"]
+    assert train(tmp_path / "whole", tokenizer, *run) == 0
+    from maskgil_jax.training import log
+
+    step = log.StepLog.step
+
+    def stop_at_five(self, number, metrics):
+        step(self, number, metrics)
+        if number == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(log.StepLog, "step", stop_at_five)
+    assert train(tmp_path / "parts", tokenizer, *run) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(log.StepLog, "step", step)
+    assert train(tmp_path / "parts", tokenizer, *run) == 0
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    leaves = [jax.tree.leaves(load_weights(tmp_path / n / "weights", "generator").params) for n in ("whole", "parts")]
+    assert all((a == b).all() for a, b in zip(*leaves, strict=True))
+
+
+MISTAKES = {
+    "no run file": (["--config", "configs/none.py"], "--config: no run file configs/none.py"),
+    "typo": (["--config", "debug", "--config.optimizer.lerning_rate=1"], "Did you mean \"learning_rate\""),
+    "type": (["--config", "debug", "--config.batch_size=many"], "batch_size"),
+    "stray": (["--config", "debug", "--confg.batch_size=4"], "Unknown command line flag 'confg.batch_size'"),
+    "preset": (["--config", "debug", "--config.model.preset=BB"], "config.model.preset: unknown value 'BB'"),
+    "tokenizer": (["--config", "debug", "--config.tokenizer=nowhere"], "nowhere: no such weights folder"),
+    "grid": (["--config", "debug", "--config.data.image_size=60"], "60 is not a multiple of the tokenizer's downsampling factor 8"),
+    "schedule": (["--config", "debug", "--config.decode.schedule=sine"], "schedule: unknown value 'sine'"),
+    "images": (["--config", "debug", "--config.data.path=/nowhere"], "/nowhere"),
+    "batch": (["--config", "debug", "--config.batch_size=12"], "config.batch_size: 12 is not a multiple of 8"),
+    "mesh": (["--config", "debug", "--config.mesh.fsdp=3"], "does not make 8 devices"),
+    "law": (["--config", "debug", "--config.objective.law=exakt"], "law: unknown value 'exakt'"),
+}
+
+
+@pytest.mark.parametrize("argv,message", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_get_one_line_and_leave_nothing(argv, message, tokenizer, tmp_path, capsys):
+    base = [] if any("config.tokenizer" in a for a in argv) else [f"--config.tokenizer={tokenizer}"]
+    work = tmp_path / "run"
+    assert cli.main(["train", "--workdir", str(work), *argv, *base]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not work.exists()
+
+
+def test_unknown_command_and_option_exit_two(capsys):
+    for argv in (["smaple"], ["sample", "--label", "x"], ["encode"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(argv)
+        assert stop.value.code == 2
+    assert "unknown option --label" in capsys.readouterr().err
+
+
+def test_names_with_commas_can_be_listed():
+    names = ("light, film & video", "hearts", "roles & careers")
+    assert cli.split_labels("hearts,light, film & video, roles & careers", names) == ["hearts", names[0], "roles & careers"]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda f: f.stem)
+def test_every_run_file_loads_and_names_its_command(file):
+    config = cli.read_run_file(str(file), [])
+    assert config.task in ("generator", "tokenizer", "classifier") and config.total_steps > 0
+    assert f"--config configs/{file.name}" in file.read_text().split('"""')[1]
