@@ -1,6 +1,7 @@
 """The `maskgil` command. Each sub-command parses its options here and does its work in the room it belongs to.
 
-Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard, 4 no usable checkpoint, 75 try later (disk full), 130 interrupted.
+Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard, 4 no usable checkpoint, 75 try later (disk full),
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -93,9 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     sub = command("sample", run_sample, "Generate images.")
     sub.add_argument("--weights", default="demo", help="pipeline folder, shipped name or hf://owner/repo (default: demo)")
-    sub.add_argument(
-        "--labels", help="comma-separated class names or numbers; 'list' shows them, 'all' takes each once (default)"
-    )
+    sub.add_argument("--labels", help="class names or numbers with commas between; 'list' shows them, 'all' is the default")
     sub.add_argument("--per-class", type=int, default=4, help="images per label (default: 4)")
     sub.add_argument("--out", default="samples", help="folder for the images and grid.png (default: samples)")
     sub.add_argument("--seed", type=int, default=0)
@@ -117,7 +116,7 @@ def _version() -> str:
 
 
 def read_run_file(path: str, overrides: list[str]):
-    """A run file (a Python program, trusted as one) with `--config.x.y=z` applied; unknown names are refused with a suggestion."""
+    """A run file (a Python program, trusted as one) with `--config.x.y=z` applied; a typo is refused with a suggestion."""
     from absl import flags
     from ml_collections import config_flags
 
@@ -171,13 +170,14 @@ def run_encode(args, rest) -> None:
     from maskgil_jax.checkpoints.weights import load_weights
     from maskgil_jax.data.encode import encode_dataset
     from maskgil_jax.data.images import open_images
+    from maskgil_jax.pipeline import encoder_of
 
     prepare_jax()
     weights = load_weights(args.tokenizer, "tokenizer")
     image_size = args.image_size or weights.cfg.image_size
     source = open_images(args.path, split=args.split, label=args.label, size=image_size, data_dir=args.data_dir)
     store = encode_dataset(
-        make_encoder(weights.build()),
+        encoder_of(weights.build()),
         source,
         args.out,
         tokenizer_hash=weights.hash,
@@ -190,16 +190,6 @@ def run_encode(args, rest) -> None:
         ten_crop=args.ten_crop,
     )
     print(f"codes: {store} ({len(source)} images, on {jax.default_backend()})")
-
-
-def make_encoder(tokenizer):
-    """uint8 images (b, h, w, 3) -> NumPy codes, jitted once."""
-    import jax
-
-    from maskgil_jax.data.images import to_unit
-
-    encode = jax.jit(lambda network, images: network.encode(to_unit(images)))
-    return lambda images: jax.device_get(encode(tokenizer, images))
 
 
 def run_sample(args, rest) -> None:

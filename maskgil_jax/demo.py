@@ -13,7 +13,7 @@ from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.images import open_images, to_uint8, to_unit
 from maskgil_jax.pictures import curves, grid_of, save_png
-from maskgil_jax.pipeline import Pipeline, load
+from maskgil_jax.pipeline import Pipeline, encoder_of, load
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 SHOWN = ("hearts", "country flags", "smiling", "cat faces", "time", "fruit", "birds", "buildings")
 
 
-def run(workdir: pathlib.Path, *, report: bool, weights: str | None, read_run_file) -> None:
+def run(workdir: pathlib.Path, *, report: bool, weights: pathlib.Path | str | None, read_run_file) -> None:
     """Trains what `workdir` does not hold yet (or takes `weights`), draws the pictures, prints where everything is."""
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,6 @@ def run(workdir: pathlib.Path, *, report: bool, weights: str | None, read_run_fi
 
 def train(workdir: pathlib.Path, read_run_file) -> pathlib.Path:
     """Tokenizer, code store, generator; each step is reused if it is finished and continued if it is not."""
-    from maskgil_jax.cli import make_encoder
     from maskgil_jax.training import generator, tokenizer
 
     _log.info("1/3 tokenizer: images -> codes and back")
@@ -57,7 +56,7 @@ def train(workdir: pathlib.Path, read_run_file) -> pathlib.Path:
     codes = str(workdir / "codes")
     config = read_run_file("demo", [f"--config.tokenizer={tokenizer_weights}", f"--config.data.codes={codes}"])
     encode_dataset(
-        make_encoder(weights.build()),
+        encoder_of(weights.build()),
         open_images(config.data.path, split=config.data.split, label=config.data.label, size=config.data.image_size),
         codes,
         tokenizer_hash=weights.hash,

@@ -1,9 +1,10 @@
-"""The one boundary between Flax modules and plain nested dicts of arrays; trainers, checkpoints and converters see only dicts."""
+"""The one boundary between Flax modules and nested dicts of arrays; trainers, checkpoints and converters see only dicts."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ def family_of(cfg) -> str:
     raise TypeError(f"no network has options of type {type(cfg).__name__}")
 
 
-def create(cfg, key: jax.Array) -> nnx.Module:
+def create(cfg, key: jax.Array) -> Any:
     """A freshly initialised network for its options."""
     return FAMILIES[family_of(cfg)][1](cfg, rngs=nnx.Rngs(key))
 
@@ -80,8 +81,8 @@ def compare_trees(params: dict, expected: dict, where: str) -> None:
         raise ValueError(f"{where}: weights do not fit the network: " + "; ".join(problems))
 
 
-def build(cfg, params: dict, where: str = "params") -> nnx.Module:
-    """Nested dict -> network. `nnx.merge` pairs leaves by sorted position and checks nothing, so the trees are compared first."""
+def build(cfg, params: dict, where: str = "params") -> Any:
+    """Nested dict -> network. `nnx.merge` pairs leaves by sorted position unchecked, so the trees are compared first."""
     graphdef, expected = _blueprint(cfg)
     compare_trees(params, expected, where)
     return nnx.merge(graphdef, params)

@@ -35,12 +35,12 @@ def curves(runs: dict) -> np.ndarray:
     import json
     import pathlib
 
-    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(runs), figsize=(6 * len(runs), 4), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(6 * len(runs), 4), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(runs), squeeze=False)
     for axis, (name, folder) in zip(axes[0], runs.items(), strict=True):
         lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
         for metric in (m for m in lines[0] if m.endswith("loss")) if lines else ():
@@ -48,7 +48,5 @@ def curves(runs: dict) -> np.ndarray:
         axis.set(title=name, xlabel="step", ylabel="loss")
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.canvas.draw()
-    picture = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-    pyplot.close(figure)
-    return picture
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, DecodeConfig, from_dict, require
-from maskgil_jax.data.images import to_uint8
+from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 
@@ -21,6 +22,12 @@ from maskgil_jax.models.condition import ClassCondition
 @functools.partial(jax.jit, static_argnames="grid")
 def _to_pixels(tokenizer, tokens_bl, grid):
     return to_uint8(tokenizer.decode(tokens_bl.reshape(-1, *grid)))
+
+
+def encoder_of(tokenizer) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 images (b, h, w, 3) -> codes (b, rows, columns) on the host; compiled once per batch shape."""
+    encode = jax.jit(lambda network, images: network.encode(to_unit(images)))
+    return lambda images: jax.device_get(encode(tokenizer, images))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +38,13 @@ class Pipeline:
     the request, its label and the decoding options; not on batch size or device count.
     """
 
-    tokenizer: object
-    generator: object
+    tokenizer: Any
+    generator: Any
     class_names: tuple[str, ...]
-    cfg: DecodeConfig = DecodeConfig()
+    cfg: DecodeConfig
     name: str = ""
 
-    def label_ids(self, labels: int | str | Sequence[int | str]) -> np.ndarray:
+    def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
         """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
         if isinstance(labels, (int, np.integer, str)):
             labels = [labels]
@@ -68,7 +75,7 @@ class Pipeline:
 
     def __call__(
         self,
-        labels: int | str | Sequence[int | str],
+        labels: int | str | Sequence[int | str] | np.ndarray,
         *,
         seed: int = 0,
         key: jax.Array | None = None,
@@ -92,7 +99,6 @@ class Pipeline:
         cfg=None,
         grid=None,
         batch_size: int | None = None,
-        on_batch: Callable | None = None,
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation."""
         ids_b = self.label_ids(labels)

@@ -88,7 +88,7 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
         return _counts(plan, schedule, steps, np.array([num_masked]))[0]
     if not isinstance(num_masked, jax.core.Tracer):
         num_masked = np.asarray(num_masked)
-        require(num_masked.min(initial=0) >= 0, f"num_masked: must be at least 0, got {num_masked.min(initial=0)}")
+        require(bool(num_masked.min(initial=0) >= 0), f"num_masked: must be at least 0, got {num_masked.min(initial=0)}")
         return jnp.asarray(_counts(plan, schedule, steps, num_masked))
     # Tabulated for every possible number, so that the traced plan is the NumPy plan bit for bit.
     table = jnp.asarray(_table(plan, schedule, steps, max_masked))

@@ -52,10 +52,8 @@ def shardings(tree, mesh: Mesh):
 
     def of(path, leaf):
         name = path_name(path)
-        for pattern, spec in RULES:
-            if re.search(rf"(^|/)({pattern})$", name):
-                break
-        else:
+        spec = next((spec for pattern, spec in RULES if re.search(rf"(^|/)({pattern})$", name)), None)
+        if spec is None:
             raise ValueError(f"{name}: no sharding rule for this array")
         for axis, mesh_axis in enumerate(spec):
             size = mesh.shape[mesh_axis] if mesh_axis else 1

@@ -1,6 +1,6 @@
 """Weights by formula: each tensor of a golden case is drawn from its name, so no checkpoint has to be stored.
 
-w = mean + std * sqrt(3) * (2u - 1), u from NumPy's RandomState seeded with crc32(name) ^ seed; IEEE doubles, the same everywhere.
+w = mean + std * sqrt(3) * (2u - 1), u from NumPy's RandomState seeded with crc32(name) ^ seed: the same everywhere.
 """
 
 import json

@@ -38,7 +38,16 @@ def images(tmp_path_factory):
 
 def train(workdir, tokenizer, *more):
     return cli.main(
-        ["train", "--config", str(CONFIGS / "debug.py"), "--workdir", str(workdir), f"--config.tokenizer={tokenizer}", *TINY, *more]
+        [
+            "train",
+            "--config",
+            str(CONFIGS / "debug.py"),
+            "--workdir",
+            str(workdir),
+            f"--config.tokenizer={tokenizer}",
+            *TINY,
+            *more,
+        ]
     )
 
 
@@ -68,7 +77,12 @@ def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, cap
     assert cli.main(["sample", "--weights", str(weights), "--labels", "list"]) == 0
     assert capsys.readouterr().out.split() == ["0", "cats", "1", "dogs"]
     out = tmp_path / "out"
-    assert cli.main(["sample", "--weights", str(weights), "--labels", "dogs,0", "--per-class", "3", "--out", str(out), "--steps", "3"]) == 0
+    assert (
+        cli.main(
+            ["sample", "--weights", str(weights), "--labels", "dogs,0", "--per-class", "3", "--out", str(out), "--steps", "3"]
+        )
+        == 0
+    )
     assert sorted(p.name for p in out.iterdir()) == [f"{i:06d}.png" for i in range(6)] + ["grid.png"]
 
     mistakes = {
@@ -116,12 +130,15 @@ def test_interrupted_step_counts_match_exactly(tmp_path, tokenizer, images, monk
 
 MISTAKES = {
     "no run file": (["--config", "configs/none.py"], "--config: no run file configs/none.py"),
-    "typo": (["--config", "debug", "--config.optimizer.lerning_rate=1"], "Did you mean \"learning_rate\""),
+    "typo": (["--config", "debug", "--config.optimizer.lerning_rate=1"], 'Did you mean "learning_rate"'),
     "type": (["--config", "debug", "--config.batch_size=many"], "batch_size"),
     "stray": (["--config", "debug", "--confg.batch_size=4"], "Unknown command line flag 'confg.batch_size'"),
     "preset": (["--config", "debug", "--config.model.preset=BB"], "config.model.preset: unknown value 'BB'"),
     "tokenizer": (["--config", "debug", "--config.tokenizer=nowhere"], "nowhere: no such weights folder"),
-    "grid": (["--config", "debug", "--config.data.image_size=60"], "60 is not a multiple of the tokenizer's downsampling factor 8"),
+    "grid": (
+        ["--config", "debug", "--config.data.image_size=60"],
+        "60 is not a multiple of the tokenizer's downsampling factor 8",
+    ),
     "schedule": (["--config", "debug", "--config.decode.schedule=sine"], "schedule: unknown value 'sine'"),
     "images": (["--config", "debug", "--config.data.path=/nowhere"], "/nowhere"),
     "batch": (["--config", "debug", "--config.batch_size=12"], "config.batch_size: 12 is not a multiple of 8"),

@@ -13,7 +13,7 @@ from gpt_weights import llama_config, llama_tree, recipe_getter
 from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.masking import corrupt, drop_labels, mean_metrics, masked_cross_entropy
+from maskgil_jax.masking import corrupt, drop_labels, masked_cross_entropy, mean_metrics
 from maskgil_jax.params import create, params_of
 from maskgil_jax.training.generator import Objective, corrupt_batch, gradients
 from maskgil_jax.training.optim import decay_mask, learning_rate, make_optimizer
@@ -96,7 +96,7 @@ def test_bernoulli_masking_can_hide_nothing():
     tokens = jnp.zeros((256, 4), jnp.int32)
     mask = corrupt(jax.random.key(0), tokens, "arccos", 9, law="bernoulli")[1]
     assert int(mask.sum(1).min()) == 0 and 0.5 < float(mask.mean()) < 0.75
-    with pytest.raises(ConfigError, match="law.*exakt.*exact, bernoulli"):
+    with pytest.raises(ConfigError, match=r"law.*exakt.*exact, bernoulli"):
         corrupt(jax.random.key(0), tokens, "arccos", 9, law="exakt")
 
 

@@ -187,7 +187,7 @@ def test_wrong_inputs_are_named():
     )
     with pytest.raises(ConfigError, match="learned positions"):
         bert(jnp.zeros((2, 8), jnp.int32), label, grid=(4, 2))
-    with pytest.raises(ValueError, match="missing .*head/kernel.*unexpected .*heads/kernel"):
+    with pytest.raises(ValueError, match=r"missing .*head/kernel.*unexpected .*heads/kernel"):
         params = params_of(model)
         build(cfg, {**{k: v for k, v in params.items() if k != "head"}, "heads": params["head"]})
 

@@ -41,7 +41,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, abstract_state, about: dict):
-        """(step, state) of the newest checkpoint laid out as `abstract_state` (shapes with shardings), or None if there is none.
+        """(step, state) of the newest checkpoint, laid out as `abstract_state` (shapes with shardings); None if there is none.
 
         Raises `CheckpointError` if it was made by another model or on other data, naming the first difference.
         """

@@ -1,4 +1,4 @@
-"""Weights folders: `config.json` (family, options, class names, hashes) beside `model.safetensors`; self-describing, no code inside.
+"""Weights folders: `config.json` (family, options, class names, hashes) beside `model.safetensors`; no code inside.
 
 A pipeline folder holds two of them, `tokenizer/` and `generator/`; every loader here takes either kind, the name of
 weights shipped with the package ("demo"), or "hf://owner/repo[@revision]".
@@ -17,10 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from maskgil_jax.config import ConfigError, choose, from_dict, to_dict
-from maskgil_jax.params import FAMILIES, build, compare_trees, abstract_params, family_of, fingerprint, flatten, unflatten
+from maskgil_jax.params import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
 
 FORMAT = "maskgil_jax weights 1"
 SHIPPED = pathlib.Path(__file__).parents[1] / "weights"
@@ -40,7 +39,7 @@ class Weights:
         """Identity of the parameters as loaded."""
         return fingerprint(self.params)
 
-    def build(self) -> nnx.Module:
+    def build(self) -> Any:
         """The network, ready to call, its arrays on the device (else every call would move them there again)."""
         return build(self.cfg, jax.tree.map(jnp.asarray, self.params), str(self.path))
 
@@ -148,12 +147,12 @@ def extra(about: dict) -> dict:
     return {name: value for name, value in about.items() if name not in ("format", "family", "options")}
 
 
-def load_tokenizer(path) -> nnx.Module:
+def load_tokenizer(path) -> Any:
     """A tokenizer: `.encode(images_bhwc in [-1, 1]) -> codes_bhw int32`, `.decode(codes_bhw) -> images_bhwc float32`."""
     return _load(path, "tokenizer", ("vqgan",)).build()
 
 
-def load_generator(path) -> nnx.Module:
+def load_generator(path) -> Any:
     """A generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
     return _load(path, "generator", ("llama", "bert")).build()
 

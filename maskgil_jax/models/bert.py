@@ -119,5 +119,5 @@ class Bert(nnx.Module):
     def __call__(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
     ) -> jax.Array:
-        """Logits (b, l, codebook_size) in float32 for int32 tokens (b, rows * columns) in raster order, [MASK] = codebook_size."""
+        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
         return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]

@@ -63,7 +63,7 @@ class SwiGLU(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + f(norm(x)) for attention and MLP; Post-Norm adds a norm on f's output, with ("sandwich") or without ("swin") the first."""
+    """x + f(norm(x)) for attention and MLP; Post-Norm norms f's output, with ("sandwich") or without ("swin") the first."""
 
     def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -125,7 +125,7 @@ class Llama(nnx.Module):
             class_position=cfg.class_position,
         )
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the class) went in
-            x, rotation = x[:, :count], tuple(table[:count] for table in rotation)
+            x, rotation = x[:, :count], (rotation[0][:count], rotation[1][:count])
         x = walk_layers(
             self.layers,
             x,
@@ -145,5 +145,5 @@ class Llama(nnx.Module):
     def __call__(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
     ) -> jax.Array:
-        """Logits (b, l, codebook_size) in float32 for int32 tokens (b, rows * columns) in raster order, [MASK] = codebook_size."""
+        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
         return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]

@@ -17,7 +17,7 @@ def angles_1d(count: int, head_dim: int, base: float) -> np.ndarray:
 
 
 def angles_2d(grid: tuple[int, int], head_dim: int, base: float) -> np.ndarray:
-    """Angles (rows * columns, head_dim / 2) in raster order: the first half of the pairs turns by the row, the second by the column."""
+    """Angles (rows * columns, head_dim / 2), raster order: the first half of the pairs turns by row, the second by column."""
     rows, columns = grid
     row = np.repeat(angles_1d(rows, head_dim // 2, base), columns, axis=0)
     column = np.tile(angles_1d(columns, head_dim // 2, base), (rows, 1))
@@ -31,7 +31,7 @@ def rotation_table(
 
     Prefix rows are either the identity or, as in LlamaGen, cos = sin = 0: queries and keys vanish there, so the
     prefix is attended with logit 0 whatever it holds. `positions="1d_shifted"` is the published MaskGIL code: its zero row
-    stands first although its class token stands last, so token 0 vanishes, token i turns by i - 1 and the class by the last angle.
+    stands first although its class token stands last: token 0 vanishes, token i turns by i - 1, the class by the last angle.
     """
     tokens = grid[0] * grid[1]
     if positions == "1d_shifted":

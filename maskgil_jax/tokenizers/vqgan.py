@@ -258,7 +258,8 @@ class VQGAN(nnx.Module):
         images = jax.lax.conv_general_dilated(
             features_bhwc.astype(dtype), kernel.astype(dtype), (1, 1), "SAME", dimension_numbers=layout
         )
-        return (images + conv.bias[...].astype(dtype)[None, None, None]).astype(jnp.float32)
+        bias = conv.bias[...] if conv.bias is not None else jnp.zeros(())
+        return (images + bias.astype(dtype).reshape(1, 1, 1, -1)).astype(jnp.float32)
 
     def encode(self, images_bhwc: jax.Array) -> jax.Array:
         """Images -> codes (b, h, w), int32 in 0..codebook_size-1. Raises ValueError as `latents` does."""

@@ -21,7 +21,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class StepLog:
-    """Collects the metrics of every step ({name: `clu.metrics.Average`}, still on the device) and writes their averages every `every` steps.
+    """Collects each step's metrics ({name: `clu.metrics.Average`}, on the device) and writes their means every `every` steps.
 
     Metrics are fetched one step late: the next step is already dispatched, so the device never waits for the host.
     """

@@ -82,8 +82,8 @@ def load_lpips(path: str | os.PathLike | None) -> LPIPS | None:
         wanted = expected[name].shape if name in expected else "not part of LPIPS"
         if found != wanted:
             raise ValueError(f"{path}: not LPIPS weights: {name} is {found}, expected {wanted}")
-    flat = {name: jnp.asarray(array, jnp.float32) for name, array in flat.items()}
-    return nnx.merge(graphdef, traverse_util.unflatten_dict(flat, sep="/"))
+    weights = {name: jnp.asarray(array, jnp.float32) for name, array in flat.items()}
+    return nnx.merge(graphdef, traverse_util.unflatten_dict(weights, sep="/"))
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
