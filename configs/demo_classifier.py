@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """About 25 passes over 4,617 drawings; some minutes on two CPU cores."""
+    """About 42 passes over 4,617 drawings, in nine minutes of CPU time: five on two cores that have nothing else to do."""
     config = ConfigDict()
     config.task = "classifier"
     config.seed = 0
-    config.total_steps = 1800
-    config.batch_size = 64
+    config.total_steps = 6000
+    config.batch_size = 32
     config.data = ConfigDict(
         dict(
             path="emoji",
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
         )
     )
     config.model = ConfigDict(dict(channels=(24, 48, 80), feature_dim=128))
-    config.augment = ConfigDict(dict(scale=0.2, shift=0.1, flip=0.5, colour=0.15))
+    config.augment = ConfigDict(dict(scale=0.15, shift=0.08, flip=0.5, colour=0.12))
     config.label_smoothing = 0.1
     config.optimizer = ConfigDict(
         dict(
@@ -40,11 +40,11 @@ def get_config() -> ConfigDict:
             clip_norm=1.0,
             warmup_steps=100,
             decay="cosine",
-            ema_decay=0.99,
+            ema_decay=0.995,
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-    config.checkpoint = ConfigDict(dict(every=600, keep=1))
-    config.log_every = 50
+    config.checkpoint = ConfigDict(dict(every=1500, keep=1))
+    config.log_every = 100
     config.sample_every = 0
     return config

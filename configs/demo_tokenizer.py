@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "tokenizer"
     config.seed = 0
-    config.total_steps = 600
-    config.batch_size = 32
+    config.total_steps = 440
+    config.batch_size = 16
     config.data = ConfigDict(
         dict(
             path="emoji",
@@ -43,15 +43,15 @@ def get_config() -> ConfigDict:
         )
     )
     config.lpips = ""
-    adam = dict(beta1=0.9, beta2=0.95, weight_decay=0.0, decay_on="matrices", clip_norm=1.0, ema_decay=0.0)
-    config.optimizer = ConfigDict(dict(learning_rate=2e-3, warmup_steps=20, decay="cosine", **adam))
+    adam = dict(beta1=0.9, beta2=0.99, weight_decay=0.0, decay_on="matrices", clip_norm=1.0, ema_decay=0.0)
+    config.optimizer = ConfigDict(dict(learning_rate=3e-3, warmup_steps=20, decay="cosine", **adam))
     config.discriminator = ConfigDict(
         dict(
             net=dict(width=32, layers=2, norm="group"),
             optimizer=dict(learning_rate=1e-3, warmup_steps=20, decay="cosine", **adam),
         )
     )
-    config.restart_after = 50  # steps a code may go unused before it is moved onto a latent of the batch; 0: never
+    config.restart_after = 25  # steps a code may go unused before it is moved onto a latent of the batch; 0: never
     config.usage_window = 50  # steps over which codebook usage is counted
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     config.checkpoint = ConfigDict(dict(every=200, keep=1))

@@ -94,7 +94,7 @@ VQ_PRESETS = {
     "VQ-16": VQConfig(),
     "VQ-8": VQConfig(multipliers=(1, 2, 2, 4)),
     "small": VQConfig(
-        channels=16, multipliers=(1, 2, 4, 8), res_blocks=1, latent_dim=64, codebook_size=1024, codebook_dim=8, image_size=64
+        channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, latent_dim=64, codebook_size=512, norm_groups=4, image_size=64
     ),
 }
 

@@ -84,7 +84,7 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
       ConfigError: unknown plan or schedule, `steps` below 1, or a concrete `num_masked` that is negative.
     """
     if isinstance(num_masked, (int, np.integer)):
-        require(num_masked >= 0, f"num_masked: must be at least 0, got {num_masked}")
+        require(bool(num_masked >= 0), f"num_masked: must be at least 0, got {num_masked}")
         return _counts(plan, schedule, steps, np.array([num_masked]))[0]
     if not isinstance(num_masked, jax.core.Tracer):
         num_masked = np.asarray(num_masked)

@@ -24,7 +24,7 @@ from maskgil_jax.training.classifier import (
     accuracy,
     augment,
     held_out_figures,
-    make_train_step,
+    jitted_step,
     pixels_and_labels,
     predict,
     train,
@@ -236,10 +236,10 @@ def test_classifier_learns_sixteen_images_by_heart():
     tx, schedule = make_optimizer(config.optimizer, 60), learning_rate(config.optimizer, 60)
     state = init_state(lambda key: network.params_of(network.create(TINY, key)), tx, ema=False)(jax.random.key(0))
     still = Augment(scale=0.0, shift=0.0, flip=0.0, colour=0.0)
-    step = make_train_step(TINY, config, still, tx, schedule, jax.random.key(1), None)
+    step = jitted_step(TINY, config, still, tx, schedule, None)
     before = accuracy(predict(network.build(TINY, state.params), images, batch_size=16), label_n)
     for _ in range(60):
-        state, _ = step(state, {"image": jnp.asarray(images), "label": jnp.asarray(label_n)})
+        state, _ = step(state, {"image": jnp.asarray(images), "label": jnp.asarray(label_n)}, jax.random.key(1))
     assert before < 0.3
     assert accuracy(predict(network.build(TINY, state.params), images, batch_size=16), label_n) == 1.0
 

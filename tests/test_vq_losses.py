@@ -192,6 +192,11 @@ def test_whole_loss_below_and_above_the_start_step():
         close(fake.transpose(0, 3, 1, 2), "full.logits_fake")
 
 
+def test_adversarial_term_starts_at_its_step():
+    cfg = VQLossConfig(disc_start=100)
+    assert [float(started(jnp.array(step), cfg)) for step in (99, 100, 101)] == [0.0, 1.0, 1.0]
+
+
 def test_loss_terms_can_be_left_out():
     """Without a perceptual network or a discriminator the rest of the loss is unchanged, and nothing else is computed."""
     images, kernel = jnp.zeros((1, 4, 4, 3)), jnp.ones((1,))

@@ -162,18 +162,20 @@ def test_encode_and_decode():
     """Any multiple of the downsampling factor; the round trip is that of `quantize`."""
     tokenizer = tiny_tokenizer()
     images = jax.random.uniform(jax.random.key(1), (2, 8, 12, 3), minval=-1.0)
-    codes, decoded, quantized_codes, expected = jax.jit(
-        lambda tokenizer: (
-            tokenizer.encode(images),
-            tokenizer.decode(tokenizer.encode(images)),
-            tokenizer.quantize(tokenizer.latents(images)).codes_bhw,
-            tokenizer.decode_latents(tokenizer.quantize(tokenizer.latents(images)).z_bhwd),
-        )
-    )(tokenizer)
+
+    @jax.jit
+    def run(tokenizer):
+        codes, quantized = tokenizer.encode(images), tokenizer.quantize(tokenizer.latents(images))
+        features = tokenizer.decode_features(quantized.z_bhwd)
+        rendered = tokenizer.render(features, tokenizer.decoder.conv_out.kernel[...])
+        return codes, tokenizer.decode(codes), quantized.codes_bhw, tokenizer.decode_latents(quantized.z_bhwd), rendered
+
+    codes, decoded, quantized_codes, expected, rendered = run(tokenizer)
     assert codes.shape == (2, 4, 6) and codes.dtype == jnp.int32 and len(np.unique(codes)) > 1
     assert decoded.shape == images.shape
     np.testing.assert_array_equal(codes, quantized_codes)
     np.testing.assert_allclose(decoded, expected, atol=1e-5)
+    np.testing.assert_allclose(rendered, expected, atol=1e-5)
 
 
 def test_initial_weights():

@@ -87,7 +87,7 @@ def figures(
     hits = {}
     test_bl, train_bl = (codes.reshape(len(codes), -1) for codes in (test_codes, train_codes))
     for name, codes_bl, label_b in (("held_out", test_bl, test_labels), ("train", train_bl[part], train_labels[part])):
-        inputs_bl, mask_bl = jax.device_get(corrupt(mask_key, codes_bl, schedule, pipeline.generator.cfg.mask_id))
+        inputs_bl, mask_bl = jax.device_get(corrupt(mask_key, jnp.asarray(codes_bl), schedule, pipeline.generator.cfg.mask_id))
         guessed_bl = run(guess, inputs_bl, label_b, desc=f"masked codes, {name}")
         hits[name] = float((guessed_bl == codes_bl)[mask_bl].mean())
         if name == "held_out":

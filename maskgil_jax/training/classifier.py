@@ -66,8 +66,8 @@ def _resampling(size: int, step_b: jax.Array, shift_b: jax.Array) -> jax.Array:
     return jnp.maximum(0.0, 1.0 - jnp.abs(seen_bi[:, :, None] - places_i[None, None, :]))
 
 
-def make_train_step(cfg: ClassifierConfig, config, options: Augment, tx, schedule, key: jax.Array, layout):
-    """The jitted step (state, batch) -> (state, metrics); the state is donated."""
+def jitted_step(cfg: ClassifierConfig, config, options: Augment, tx, schedule, layout):
+    """The program (state, batch, key) -> (state, metrics); the state is donated."""
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
     def train_step(state: TrainState, batch: dict, key: jax.Array):
@@ -89,7 +89,7 @@ def make_train_step(cfg: ClassifierConfig, config, options: Augment, tx, schedul
         state = apply_gradients(state, grads, tx, config.optimizer.ema_decay)
         return state, {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
 
-    return lambda state, batch: train_step(state, batch, key)
+    return train_step
 
 
 @jax.jit
@@ -190,7 +190,8 @@ def train(config, workdir) -> pathlib.Path:
         headline="loss",
         init=init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
-        make_step=functools.partial(make_train_step, cfg, config, changes, tx, schedule, step_key),
+        make_step=functools.partial(jitted_step, cfg, config, changes, tx, schedule),
+        constants=(step_key,),
         stream=stream,
         fields=("image", "label"),
         about={

@@ -98,10 +98,8 @@ def gradients(params: dict, batch: dict, cfg, objective: Objective):
     return jax.tree.map(lambda g: g / jnp.maximum(sums["weight_sum"], 1e-8), total), sums
 
 
-def make_train_step(
-    cfg, objective: Objective, tx: optax.GradientTransformation, schedule, ema_decay: float, key, tokenizer, layout
-):
-    """The jitted step (state, batch) -> (state, metrics); the state is donated. `tokenizer`: None if batches hold codes."""
+def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, schedule, ema_decay: float, layout):
+    """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated. `tokenizer`: None for codes."""
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
     def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer):
@@ -121,8 +119,7 @@ def make_train_step(
         }
         return apply_gradients(state, grads, tx, ema_decay), metrics
 
-    # Key and tokenizer are arguments of the program, not constants in it.
-    return lambda state, batch: train_step(state, batch, key, tokenizer)
+    return train_step
 
 
 def open_data(config, tokenizer: Weights):
@@ -190,16 +187,8 @@ def train(config, workdir) -> pathlib.Path:
         headline="masked_loss",
         init=init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
-        make_step=functools.partial(
-            make_train_step,
-            cfg,
-            objective,
-            tx,
-            schedule,
-            config.optimizer.ema_decay,
-            step_key,
-            tokenizer_network if "image" in fields else None,
-        ),
+        make_step=functools.partial(jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay),
+        constants=(step_key, tokenizer_network if "image" in fields else None),
         stream=stream,
         fields=fields,
         about={

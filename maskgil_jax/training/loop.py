@@ -56,12 +56,14 @@ def fit(
     stream: Callable[..., Iterator[dict]],
     fields: tuple[str, ...],
     about: dict,
+    constants: tuple = (),
     picture: Callable | None = None,
 ):
     """Trains to `config.total_steps` and returns the final state; a `workdir` with checkpoints is continued.
 
-    init: key -> state. make_step: shardings of the state -> jitted (state, batch) -> (state, {name: clu Average}), which
-      donates the state. stream: start_step -> batches of this process's NumPy rows; `fields` of them are used.
+    init: key -> state. make_step: shardings of the state -> jitted (state, batch, *constants) -> (state, {name: clu
+      Average}), which donates the state. constants: what every step gets besides (a key, a frozen network), on the mesh.
+    stream: start_step -> batches of this process's NumPy rows; `fields` of them are used.
     about: what the state depends on; a checkpoint made with anything else is refused. headline: the metric on the progress
       bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps.
     """
@@ -98,7 +100,7 @@ def fit(
         with contextlib.closing(writer), jax.transfer_guard("disallow"):
             batch = next_batch(rows, fields, mesh)
             for step in range(start + 1, config.total_steps + 1):
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, *constants)
                 last = step == config.total_steps
                 if not last:
                     batch = next_batch(rows, fields, mesh)  # moves to the device while the step runs

@@ -71,10 +71,8 @@ def restart_codes(key: jax.Array, embedding_kd, latents_nd, idle_k, after: int):
     return jnp.where((idle_k > after)[:, None], latents_nd[picks_k], embedding_kd)
 
 
-def make_train_step(
-    cfg: VQConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, key, lpips, layout
-):
-    """The jitted step (state, batch) -> (state, metrics); the state is donated."""
+def jitted_step(cfg: VQConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, layout):
+    """The program (state, batch, key, lpips) -> (state, metrics); the state is donated. `lpips`: None, or the network."""
     blueprint = nnx.graphdef(nnx.eval_shape(lambda: make_discriminator(jax.random.key(0)))) if make_discriminator else None
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
@@ -126,7 +124,7 @@ def make_train_step(
         state = TokenizerState(state.step + 1, params, ema, opt_state, last_used, disc)
         return state, {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
 
-    return lambda state, batch: train_step(state, batch, key, lpips)
+    return train_step
 
 
 def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cfg: VQLossConfig, disc_tx):
@@ -194,9 +192,8 @@ def train(config, workdir) -> pathlib.Path:
         headline="reconstruction",
         init=init_state(cfg, make_discriminator, tx, disc_tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
-        make_step=functools.partial(
-            make_train_step, cfg, loss_cfg, config, make_discriminator, tx, disc_tx, schedule, step_key, lpips
-        ),
+        make_step=functools.partial(jitted_step, cfg, loss_cfg, config, make_discriminator, tx, disc_tx, schedule),
+        constants=(step_key, lpips),
         stream=stream,
         fields=("image",),
         about={
