@@ -174,7 +174,7 @@ class LlamaConfig:
 # The paper's Table 2; heads are always 64 wide. XXL adds QK-Norm and Post-Norm (section 4.1; their placement is our reading).
 LLAMA_PRESETS = {
     "tiny": LlamaConfig(width=64, depth=2, heads=2, mlp_width=192),
-    "small": LlamaConfig(width=192, depth=8, heads=6, mlp_width=512),
+    "small": LlamaConfig(width=128, depth=6, heads=4, mlp_width=384),
     "B": LlamaConfig(width=768, depth=12, heads=12),
     "L": LlamaConfig(width=1024, depth=24, heads=16),
     "XL": LlamaConfig(width=1280, depth=36, heads=20),

@@ -15,9 +15,10 @@ from recipe import GOLDEN, load_case
 from maskgil_jax.config import ConfigError, LlamaConfig
 from maskgil_jax.masking import corrupt, drop_labels, masked_cross_entropy, mean_metrics
 from maskgil_jax.params import create, params_of
-from maskgil_jax.training.generator import Objective, corrupt_batch, gradients
+from maskgil_jax.sharding import global_batch, make_mesh
+from maskgil_jax.training.generator import Objective, corrupt_batch, gradients, jitted_step
 from maskgil_jax.training.optim import decay_mask, learning_rate, make_optimizer
-from maskgil_jax.training.state import apply_gradients, init_state
+from maskgil_jax.training.state import apply_gradients, init_state, sharded_init
 
 SMALL = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48)
 
@@ -152,3 +153,31 @@ def test_ema_follows_the_parameters():
     np.testing.assert_allclose(state.params["w"], 1.0)
     np.testing.assert_allclose(state.ema["w"], 0.1, rtol=1e-6)
     assert state.averaged is state.ema
+
+
+def one_run(steps, layout_of=None):
+    """A few steps of the real program on random codes; returns (program, losses)."""
+    tx = make_optimizer(optimizer_options(learning_rate=1e-2), steps)
+    init = init_state(lambda key: params_of(create(SMALL, key)), tx, ema=False)
+    mesh = layout_of and make_mesh(**layout_of)
+    state, layout = sharded_init(init, jax.random.key(0), mesh) if mesh else (jax.jit(init)(jax.random.key(0)), None)
+    step = jitted_step(SMALL, Objective(), tx, lambda count: 1e-2, 0.0, layout)
+    key, losses = jax.random.key(1), []
+    for i in range(steps):
+        codes = np.random.default_rng(i).integers(0, 16, (8, 4, 4), np.int32)
+        batch = {"codes": codes, "label": np.arange(8, dtype=np.int32) % 3}
+        batch = global_batch(batch, mesh) if mesh else jax.tree.map(jnp.asarray, batch)
+        state, metrics = step(state, batch, jax.random.clone(key), None)
+        losses.append(float(metrics["masked_loss"].compute()))
+    return step, losses
+
+
+def test_a_step_is_compiled_once():
+    step, losses = one_run(3)
+    assert step._cache_size() == 1 and len(set(losses)) == 3
+
+
+def test_every_mesh_gives_the_same_losses():
+    expected = one_run(3)[1]
+    for layout in (dict(data=8), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)):
+        np.testing.assert_allclose(one_run(3, layout)[1], expected, atol=1e-5)

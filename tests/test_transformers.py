@@ -1,5 +1,9 @@
 """Llama and Bert against the original PyTorch networks (outputs stored as golden files), sizes against the paper."""
 
+import os
+import subprocess
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -195,3 +199,20 @@ def test_wrong_inputs_are_named():
 def test_abstract_params_allocate_nothing():
     leaves = jax.tree.leaves(abstract_params(LLAMA_PRESETS["XXL"]))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+@pytest.mark.slow
+def test_networks_do_not_lean_on_nnx_graph_mode():
+    """The same numbers with the defaults that Flax announces for NNX (trees instead of graphs)."""
+    code = (
+        "import jax, jax.numpy as jnp; from maskgil_jax.config import LlamaConfig;"
+        "from maskgil_jax.models.condition import ClassCondition; from maskgil_jax.params import build, create, params_of;"
+        "cfg = LlamaConfig(codebook_size=8, num_classes=2, grid=(2, 2), width=32, depth=2, heads=2, mlp_width=32);"
+        "model = build(cfg, params_of(create(cfg, jax.random.key(0))));"
+        "print(jax.jit(lambda m, t: m.hidden(t, ClassCondition(jnp.zeros(1, int))).sum())(model, jnp.zeros((1, 4), int)))"
+    )
+    outputs = []
+    for mode in ("true", "false"):
+        env = dict(os.environ, NNX_GRAPH_MODE=mode, NNX_GRAPH_UPDATES=mode)
+        outputs.append(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1] and float(outputs[0]) != 0
