@@ -2,6 +2,7 @@
 
 maskgil encode --tokenizer runs/emoji_tokenizer/weights --data.path emoji --out runs/emoji_codes
 maskgil train --config configs/emoji.py --workdir runs/emoji
+maskgil pack runs/emoji/weights maskgil_jax/weights/demo
 """
 
 import pathlib

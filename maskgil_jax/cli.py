@@ -92,6 +92,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument("--flip", action="store_true", help="also store each image mirrored")
     sub.add_argument("--ten-crop", action="store_true", help="store ten crops of each image, as LlamaGen")
 
+    sub = command("pack", run_pack, "Write a pipeline folder in half precision, to be shared.")
+    sub.add_argument("weights", help="pipeline folder, e.g. runs/emoji/weights")
+    sub.add_argument("out", help="folder to write")
+
     sub = command("sample", run_sample, "Generate images.")
     sub.add_argument("--weights", default="demo", help="pipeline folder, shipped name or hf://owner/repo (default: demo)")
     sub.add_argument("--labels", help="class names or numbers with commas between; 'list' shows them, 'all' is the default")
@@ -190,6 +194,14 @@ def run_encode(args, rest) -> None:
         ten_crop=args.ten_crop,
     )
     print(f"codes: {store} ({len(source)} images, on {jax.default_backend()})")
+
+
+def run_pack(args, rest) -> None:
+    """maskgil pack"""
+    from maskgil_jax.pipeline import pack
+
+    pack(args.weights, args.out)
+    print(f"weights: {args.out}")
 
 
 def run_sample(args, rest) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import load_weights
+from maskgil_jax.checkpoints.weights import extra, load_weights, save_weights
 from maskgil_jax.config import ConfigError, DecodeConfig, from_dict, require
 from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.masked import decode
@@ -117,6 +117,15 @@ class Pipeline:
         """The codes behind the images: int32 (b, rows * columns). `tokens_bl`: given ones, [MASK] where they are to be made."""
         condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
         return decode(self.generator, condition, key, cfg or self.cfg, tokens_bl, grid)
+
+
+def pack(path, out) -> None:
+    """Writes the pipeline folder `path` to `out` in half precision, with the hash of the rounded tokenizer: to be shared."""
+    load(path)  # refuses what does not belong together
+    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
+    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about), dtype="float16")
+    about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
+    save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
 
 
 def load(path) -> Pipeline:

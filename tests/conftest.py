@@ -11,7 +11,35 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskgil_jax.data import demo
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def emoji():
+    """The held-out drawings, by group."""
+    return demo.emoji("test", "group")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, 3 + 2 images of different sizes and formats."""
+    rng = np.random.default_rng(0)
+    for name, size in [
+        ("b/1.png", (40, 30)),
+        ("b/2.jpg", (30, 50)),
+        ("b/x/3.webp", (33, 33)),
+        ("a/1.bmp", (20, 20)),
+        ("a/2.gif", (64, 9)),
+    ]:
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
+    return tmp_path / "set"

@@ -15,7 +15,7 @@ import pytest
 from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.cli import read_run_file
-from maskgil_jax.config import ClassifierConfig, ConfigError, LlamaConfig, VQConfig
+from maskgil_jax.config import ClassifierConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.data.images import open_images
 from maskgil_jax.evaluation.report import as_markdown, figures, nearest
 from maskgil_jax.pipeline import Pipeline
@@ -108,7 +108,7 @@ def tokenizer():
 
 def toy_pipeline(logits_cv, kind=Pipeline):
     cfg = LlamaConfig(codebook_size=4, num_classes=4, grid=(2, 2), width=64, depth=1, heads=1)
-    return kind(tokenizer(), ToyGenerator(jnp.asarray(logits_cv, jnp.float32), cfg), NAMES)
+    return kind(tokenizer(), ToyGenerator(jnp.asarray(logits_cv, jnp.float32), cfg), NAMES, DecodeConfig())
 
 
 def toy_judge():

@@ -13,7 +13,7 @@ from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load
 from maskgil_jax.config import ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import create, flatten, params_of
-from maskgil_jax.pipeline import load
+from maskgil_jax.pipeline import load, pack
 from maskgil_jax.sharding import make_mesh, shardings
 
 VQ = VQConfig(channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=8)
@@ -54,6 +54,15 @@ def test_half_precision_halves_the_file_and_loads_as_float32(pipeline_folder, tm
     sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "half", pipeline_folder / "generator")]
     assert sizes[0] < 0.6 * sizes[1]
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(load_weights(tmp_path / "half").params))
+
+
+def test_packed_pipelines_are_half_as_large_and_belong_together(pipeline_folder, tmp_path):
+    pack(pipeline_folder, tmp_path / "packed")
+    pipeline, packed = load(pipeline_folder), load(tmp_path / "packed")
+    assert packed.class_names == pipeline.class_names and packed.cfg == pipeline.cfg
+    assert packed([0, 1], seed=1).shape == (2, 8, 8, 3)
+    hashes = [load_weights(f, "tokenizer").hash for f in (pipeline_folder, tmp_path / "packed")]
+    assert hashes[0] != hashes[1], "rounding makes another tokenizer, and the generator must name that one"
 
 
 def test_public_loaders(pipeline_folder):

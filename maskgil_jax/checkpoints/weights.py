@@ -76,6 +76,7 @@ def save_weights(path, cfg, params: dict, *, about: dict | None = None, dtype: s
     config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(about or {})}
     with replace_folder(pathlib.Path(path)) as folder:
         save_file(flat, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private to its owner
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 

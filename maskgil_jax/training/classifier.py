@@ -22,7 +22,7 @@ from maskgil_jax.config import ClassifierConfig, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.masking import image_keys, token_losses
 from maskgil_jax.sharding import replicated
-from maskgil_jax.training.loop import fit, open_mesh, process_rows
+from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
@@ -196,7 +196,7 @@ def train(config, workdir) -> pathlib.Path:
         fields=("image", "label"),
         about={
             "model": to_dict(cfg),
-            "data": data.to_dict(),
+            "data": data_identity(config),
             "augment": config.augment.to_dict(),
             "label_smoothing": config.label_smoothing,
             "seed": config.seed,

@@ -22,7 +22,7 @@ from maskgil_jax.masking import MASKING_LAWS, corrupt, drop_labels, image_keys, 
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.sharding import batch_sharding, replicated
-from maskgil_jax.training.loop import fit, open_mesh, process_rows
+from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
@@ -194,7 +194,7 @@ def train(config, workdir) -> pathlib.Path:
         about={
             "model": to_dict(cfg),
             "tokenizer": tokenizer.hash,
-            "data": config.data.to_dict(),
+            "data": data_identity(config),
             "objective": config.objective.to_dict(),
             "seed": config.seed,
             "batch_size": config.batch_size,

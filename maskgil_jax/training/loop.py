@@ -43,6 +43,11 @@ def process_rows(config) -> dict:
     )
 
 
+def data_identity(config) -> dict:
+    """The data options a checkpoint depends on: not where the files lie or how many processes read them."""
+    return {name: value for name, value in config.data.items() if name not in ("codes", "data_dir", "num_workers")}
+
+
 def fit(
     config,
     workdir,

@@ -21,7 +21,7 @@ from maskgil_jax.data.images import image_batches, open_images, to_uint8, to_uni
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.sharding import replicated
 from maskgil_jax.training.discriminator import PatchGAN
-from maskgil_jax.training.loop import fit, open_mesh, process_rows
+from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.lpips import load_lpips
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
@@ -198,7 +198,7 @@ def train(config, workdir) -> pathlib.Path:
         fields=("image",),
         about={
             "model": to_dict(cfg),
-            "data": data.to_dict(),
+            "data": data_identity(config),
             "loss": config.loss.to_dict(),
             "seed": config.seed,
             "batch_size": config.batch_size,

@@ -1,0 +1,243 @@
+"""The conversion engine: a table of (our path <-> foreign name, layout), strict in both directions and read in both.
+
+A table is walked from our side: every leaf of the network finds its first matching rule, which names the foreign tensor it
+lies in. So the table and the network's shapes together say exactly which tensors a file must hold, and of which shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a foreign array lies: `axes`, its axes in our order (None: the same); `leading`, an extra first axis of 1."""
+
+    axes: tuple[int, ...] | None = None
+    leading: bool = False
+
+    def ours(self, array: np.ndarray) -> np.ndarray:
+        """Foreign -> ours, as a view."""
+        array = array[0] if self.leading else array
+        return array if self.axes is None else array.transpose(self.axes)
+
+    def theirs(self, array: np.ndarray) -> np.ndarray:
+        """Ours -> foreign, as a view."""
+        array = array if self.axes is None else array.transpose(np.argsort(self.axes))
+        return array[None] if self.leading else array
+
+    def their_shape(self, shape: Shape) -> Shape:
+        """Foreign shape of an array whose shape here is `shape`."""
+        shape = shape if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
+        return (1, *shape) if self.leading else shape
+
+
+SAME = Layout()
+LINEAR = Layout((1, 0))  # (out, in) -> (in, out)
+CONV = Layout((2, 3, 1, 0))  # (out, in, h, w) -> (h, w, in, out)
+BATCH_OF_ONE = Layout(leading=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Where some of our leaves lie in a foreign file.
+
+    paths: our path; several if the foreign tensor holds them one after the other along its first axis. In both, `{i}` stands
+    for a number, `{side:encoder|decoder}` for one of these words; `{layer}`, only in `name`, is the place along the first
+    axis of our leaf, where layers are stacked. zero_rows: last rows of our leaf that the foreign one lacks; zeros.
+    """
+
+    paths: tuple[str, ...]
+    name: str
+    layout: Layout = SAME
+    zero_rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ignored:
+    """Foreign tensors that inference does not need. `name`: regular expression of the whole name.
+
+    zeros: shape of a tensor of this very name that the original code insists on finding; written as zeros on the way back.
+    """
+
+    name: str
+    why: str
+    zeros: Shape | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One family's rules, first match wins, and what is left out."""
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[Ignored, ...] = ()
+
+
+def rule(path: str, name: str, layout: Layout = SAME) -> Rule:
+    """A rule for one leaf."""
+    return Rule((path,), name, layout)
+
+
+def linear(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
+    """`torch.nn.Linear`: weight and bias."""
+    both = (rule(f"{path}/kernel", f"{name}.weight", LINEAR), rule(f"{path}/bias", f"{name}.bias"))
+    return both if bias else both[:1]
+
+
+def conv(path: str, name: str) -> tuple[Rule, ...]:
+    """`torch.nn.Conv2d`: weight and bias."""
+    return rule(f"{path}/kernel", f"{name}.weight", CONV), rule(f"{path}/bias", f"{name}.bias")
+
+
+def norm(path: str, name: str) -> tuple[Rule, ...]:
+    """GroupNorm or LayerNorm: weight and bias."""
+    return rule(f"{path}/scale", f"{name}.weight"), rule(f"{path}/bias", f"{name}.bias")
+
+
+# ------------------------------------------------------------------------------------------------ matching
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """The regular expression of a template: literal text, numbers without leading zeros, words."""
+    pieces = re.split(r"\{(\w+)(?::([^}]*))?\}", template)
+    text = re.escape(pieces[0])
+    for name, words, literal in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        text += f"(?P<{name}>{words or '0|[1-9][0-9]*'})" + re.escape(literal)
+    return re.compile(text)
+
+
+def _fill(template: str, values: Mapping[str, str | int]) -> str:
+    return re.sub(r"\{(\w+)(?::[^}]*)?\}", lambda match: str(values[match[1]]), template)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of our leaves, or one layer of it, inside a foreign tensor: rows `start` to `stop` of its first axis."""
+
+    path: str
+    layer: int | None
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """One tensor that a file of this family must hold."""
+
+    name: str
+    shape: Shape
+    rule: Rule
+    parts: tuple[Part, ...]
+
+    def ours(self, part: Part, array: np.ndarray) -> np.ndarray:
+        """The part in our layout, cut out of the foreign array."""
+        rows = array[part.start : part.stop] if len(self.parts) > 1 else array
+        rows = self.rule.layout.ours(rows)
+        if not self.rule.zero_rows:
+            return rows
+        return np.concatenate([rows, np.zeros((self.rule.zero_rows, *rows.shape[1:]), rows.dtype)])
+
+    def theirs(self, leaf: Callable[[str], np.ndarray]) -> np.ndarray:
+        """The foreign array, put together from our leaves; `zero_rows` are dropped."""
+        arrays = []
+        for part in self.parts:
+            array = leaf(part.path) if part.layer is None else leaf(part.path)[part.layer]
+            arrays.append(self.rule.layout.theirs(array[: len(array) - self.rule.zero_rows]))
+        return np.ascontiguousarray(np.concatenate(arrays) if len(arrays) > 1 else arrays[0])
+
+
+def foreign_tensors(table: Table, expected: Mapping[str, Shape]) -> dict[str, Foreign]:
+    """{foreign name: tensor} for a network of these leaves ({path: shape}). Every leaf lies in exactly one rule's tensors.
+
+    Raises: LookupError if a leaf has no rule or a rule only finds some of its leaves (then the table does not fit the network).
+    """
+    found: dict[str, tuple[Rule, dict[int, tuple[str, int | None, Shape]]]] = {}
+    for path, shape in expected.items():
+        rule, place, values = _rule_for(table, path)
+        layers = range(shape[0]) if "{layer}" in rule.name else (None,)
+        shape = shape if layers == (None,) else shape[1:]
+        shape = (shape[0] - rule.zero_rows, *shape[1:]) if rule.zero_rows else shape
+        for layer in layers:
+            name = _fill(rule.name, values if layer is None else {**values, "layer": layer})
+            same, parts = found.setdefault(name, (rule, {}))
+            if same is not rule or place in parts:
+                raise LookupError(f"{name} would hold {path} twice")
+            parts[place] = (path, layer, shape)
+    return {name: _assemble(name, rule, parts) for name, (rule, parts) in found.items()}
+
+
+def _rule_for(table: Table, path: str) -> tuple[Rule, int, dict[str, str]]:
+    for rule in table.rules:
+        for place, template in enumerate(rule.paths):
+            if match := _pattern(template).fullmatch(path):
+                return rule, place, match.groupdict()
+    raise LookupError(f"no rule for {path}")
+
+
+def _assemble(name: str, rule: Rule, found: dict[int, tuple[str, int | None, Shape]]) -> Foreign:
+    if set(found) != set(range(len(rule.paths))):
+        raise LookupError(f"{name} holds {', '.join(rule.paths)}, of which only some exist")
+    parts, rest, start = [], set(), 0
+    for place in range(len(rule.paths)):
+        path, layer, shape = found[place]
+        rows, *others = rule.layout.their_shape(shape)
+        parts.append(Part(path, layer, start, start + rows))
+        rest.add(tuple(others))
+        start += rows
+    (others,) = rest
+    return Foreign(name, (start, *others), rule, tuple(parts))
+
+
+# ------------------------------------------------------------------------------------------------ checking a file
+def left_out(table: Table, names: Iterable[str]) -> dict[str, str]:
+    """{name: why} for the names that the table ignores."""
+    matches = ((name, next((i.why for i in table.ignored if re.fullmatch(i.name, name)), None)) for name in names)
+    return {name: why for name, why in matches if why is not None}
+
+
+def check(
+    table: Table, needed: Mapping[str, Foreign], found: Mapping[str, tuple[Shape, np.dtype]], show: Callable[[Any], str] = str
+) -> list[str]:
+    """Every difference between the tensors needed and those found, one sentence each that names the tensor.
+
+    show: makes a name from a file fit for a terminal.
+    """
+    problems = [f"{name}: missing; this family needs it, of shape {needed[name].shape}" for name in needed if name not in found]
+    ignored = left_out(table, [name for name in found if name not in needed])
+    for name, (shape, dtype) in found.items():
+        if name in ignored:
+            continue
+        if name not in needed:
+            problems.append(f"{show(name)}: unknown, no network of this family and size has it (shape {shape})")
+        elif tuple(shape) != needed[name].shape:
+            problems.append(f"{name}: has shape {tuple(shape)}, expected {needed[name].shape}")
+        elif not np.issubdtype(dtype, np.floating) and dtype.name != "bfloat16":
+            problems.append(f"{name}: has type {dtype}, expected floating point")
+    return problems
+
+
+def sources(needed: Mapping[str, Foreign]) -> dict[str, list[tuple[Foreign, Part]]]:
+    """{our path: where it comes from}, one entry, or one per layer in order."""
+    result: dict[str, list[tuple[Foreign, Part]]] = {}
+    for tensor in needed.values():
+        for part in tensor.parts:
+            result.setdefault(part.path, []).append((tensor, part))
+    return {path: sorted(places, key=lambda place: place[1].layer or 0) for path, places in result.items()}
+
+
+def export_arrays(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Our leaves ({path: array}) under foreign names and in foreign layout, the zero tensors of `Ignored` included.
+
+    Raises: LookupError as `foreign_tensors`.
+    """
+    needed = foreign_tensors(table, {path: tuple(leaf.shape) for path, leaf in params.items()})
+    result = {name: tensor.theirs(params.__getitem__) for name, tensor in needed.items()}
+    extra = {i.name.replace("\\", ""): np.zeros(i.zeros, np.float32) for i in table.ignored if i.zeros is not None}
+    return result | extra
