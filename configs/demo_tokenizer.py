@@ -3,7 +3,10 @@
 maskgil train --config configs/demo_tokenizer.py --workdir runs/demo_tokenizer
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
+
+# What may be changed against the preset, e.g. --config.model.codebook_size=1024; None leaves the preset's value.
+MODEL_CHANGES = ("channels", "res_blocks", "latent_dim", "codebook_size", "codebook_dim", "norm_groups")
 
 
 def get_config() -> ConfigDict:
@@ -27,6 +30,8 @@ def get_config() -> ConfigDict:
         )
     )
     config.model = ConfigDict(dict(preset="small"))
+    for name in MODEL_CHANGES:
+        config.model[name] = config_dict.placeholder(int)
     # No adversarial and no perceptual term: neither pays off in two minutes.
     config.loss = ConfigDict(
         dict(

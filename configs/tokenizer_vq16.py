@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     config.data.update(
         path="tfds:imagenet2012", held_out="validation", label="", image_size=256, crop="random", flip=True, num_workers=8
     )
-    config.model.update(preset="VQ-16", dtype="bfloat16")
+    config.model.update(preset="VQ-16")
+    config.model.dtype = "bfloat16"
     config.loss.update(l1=0.0, l2=1.0, perceptual=1.0, adversarial=0.5, disc_start=20_000)
     config.optimizer.update(learning_rate=1e-4, weight_decay=5e-2, warmup_steps=0, decay="constant")
     config.discriminator.net.update(width=64, layers=3, norm="batch")

@@ -31,14 +31,15 @@ _log = logging.getLogger(__name__)
 
 @flax.struct.dataclass
 class TokenizerState:
-    """`last_used`: the step at which each code was last chosen. `disc`: the discriminator's parameters, running statistics
-    and optimizer state, or an empty dict without an adversarial term."""
+    """`last_used`: the step at which each code was last chosen. `waiting`: steps since it was chosen or moved. `disc`: the
+    discriminator's parameters, running statistics and optimizer state, or an empty dict without an adversarial term."""
 
     step: jax.Array
     params: dict
     ema: dict
     opt_state: optax.OptState
     last_used: jax.Array
+    waiting: jax.Array
     disc: dict
 
     @property
@@ -58,17 +59,19 @@ def init_state(cfg: VQConfig, make_discriminator, tx, disc_tx, *, ema: bool):
             disc_params = network.params_of(model)
             disc = {"params": disc_params, "stats": model.initial_stats(), "opt_state": disc_tx.init(disc_params)}
         copy = jax.tree.map(jnp.copy, params) if ema else {}
-        return TokenizerState(
-            jnp.zeros((), jnp.int32), params, copy, tx.init(params), jnp.zeros(cfg.codebook_size, jnp.int32), disc
-        )
+        never, zeros = jnp.full(cfg.codebook_size, -(2**30), jnp.int32), jnp.zeros(cfg.codebook_size, jnp.int32)
+        return TokenizerState(jnp.zeros((), jnp.int32), params, copy, tx.init(params), never, zeros, disc)
 
     return init
 
 
-def restart_codes(key: jax.Array, embedding_kd, latents_nd, idle_k, after: int):
-    """Moves codes that were not chosen for `after` steps onto random latents of the batch, so that none stays dead."""
-    picks_k = jax.random.randint(key, idle_k.shape, 0, latents_nd.shape[0])
-    return jnp.where((idle_k > after)[:, None], latents_nd[picks_k], embedding_kd)
+def restart_codes(key: jax.Array, embedding_kd, latents_nd, dead_k, noise: float = 0.01):
+    """Moves dead codes to random latents of the batch. The noise tells codes apart that land on equal latents (blank paper):
+    of equal codes only the first is ever chosen."""
+    pick_key, noise_key = jax.random.split(key)
+    picks_k = jax.random.randint(pick_key, dead_k.shape, 0, latents_nd.shape[0])
+    moved_kd = latents_nd[picks_k] + noise * jax.random.normal(noise_key, embedding_kd.shape)
+    return jnp.where(dead_k[:, None], moved_kd, embedding_kd)
 
 
 def jitted_step(cfg: VQConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, layout):
@@ -96,7 +99,7 @@ def jitted_step(cfg: VQConfig, loss_cfg: VQLossConfig, config, make_discriminato
                 step=state.step,
             )
             made = model.render(features, params["decoder"]["conv_out"]["kernel"])
-            return loss, (metrics, made, latents, quantized.codes_bhw)
+            return loss, (metrics, made, model.codebook.normalized(latents), quantized.codes_bhw)
 
         grads, (metrics, made, latents, codes) = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -107,21 +110,21 @@ def jitted_step(cfg: VQConfig, loss_cfg: VQLossConfig, config, make_discriminato
                 blueprint, state, images, jax.lax.stop_gradient(made), loss_cfg, disc_tx
             )
 
-        last_used = state.last_used.at[codes.reshape(-1)].set(state.step + 1)
-        idle_k = state.step + 1 - last_used
+        last_used = state.last_used.at[codes.reshape(-1)].set(state.step)
+        waiting = jnp.where(last_used == state.step, 0, state.waiting + 1)
         if config.restart_after:
-            table, z_nd = params["codebook"]["embedding"], latents.reshape(-1, cfg.codebook_dim)
-            restart_key = jax.random.fold_in(key, state.step)
-            params["codebook"]["embedding"] = restart_codes(restart_key, table, z_nd, idle_k, config.restart_after)
-            last_used = jnp.where(idle_k > config.restart_after, state.step + 1, last_used)
+            dead_k, z_nd = waiting >= config.restart_after, latents.reshape(-1, cfg.codebook_dim)
+            restart_key, table = jax.random.fold_in(key, state.step), params["codebook"]["embedding"]
+            params["codebook"]["embedding"] = restart_codes(restart_key, table, z_nd, dead_k)
+            waiting = jnp.where(dead_k, 0, waiting)
         ema = optax.incremental_update(params, state.ema, 1.0 - config.optimizer.ema_decay) if state.ema else {}
         metrics |= {
             "psnr": -10.0 * jnp.log10(jnp.mean(jnp.square((images - jnp.clip(made, -1, 1)) / 2)) + 1e-10),
-            "codebook_usage": jnp.mean(idle_k < config.usage_window),
+            "codebook_usage": jnp.mean(last_used > state.step - config.usage_window),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        state = TokenizerState(state.step + 1, params, ema, opt_state, last_used, disc)
+        state = TokenizerState(state.step + 1, params, ema, opt_state, last_used, waiting, disc)
         return state, {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
 
     return train_step
@@ -170,7 +173,7 @@ def train(config, workdir) -> pathlib.Path:
 
     # model, losses, optimizers
     choose("config.model.preset", config.model.preset, VQ_PRESETS)
-    changes = {name: value for name, value in config.model.items() if name != "preset"}
+    changes = {name: value for name, value in config.model.items() if name != "preset" and value is not None}
     cfg = from_dict(
         VQConfig, {**to_dict(VQ_PRESETS[config.model.preset]), **changes, "image_size": data.image_size}, "config.model"
     )
