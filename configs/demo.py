@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The recipe of `c2i_b.py` with a small network, small pictures and a faster learning rate."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
-    config.batch_size = 64
-    config.total_steps = 520
+    config.batch_size = 32
+    config.total_steps = 1000
     config.tokenizer = "demo"
     config.data.update(path="emoji", label="subgroup", image_size=64, crop="none", flip=False, num_workers=0, codes="")
     config.model.update(preset="small", dtype="float32")
-    config.optimizer.update(learning_rate=2e-3, weight_decay=1e-2, warmup_steps=30, decay="cosine", ema_decay=0.99)
+    config.optimizer.update(learning_rate=2e-3, weight_decay=1e-2, warmup_steps=50, decay="cosine", ema_decay=0.99)
     config.checkpoint.update(every=100, keep=1)
     config.log_every = 10
     config.sample_every = 100

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """`demo.py` with 2.7M parameters and more steps."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))["get_config"]()
+    config.batch_size = 64
     config.total_steps = 1700
     config.tokenizer = "runs/emoji_tokenizer/weights"
     config.data.codes = "runs/emoji_codes"

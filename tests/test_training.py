@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gpt_weights import llama_config, llama_tree, recipe_getter
+from gpt_weights import llama_config, published_params, recipe_getter
 from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import ConfigError, LlamaConfig
@@ -57,7 +57,7 @@ def test_three_adamw_steps_equal_the_published_trainer():
     objective = Objective(unmasked_weight=1.0)  # its loss covers all tokens; its weight decay all parameters
     tx = make_optimizer(optimizer_options(decay_on="all"), 3)
     get = recipe_getter(config)
-    params = jax.tree.map(jnp.asarray, llama_tree(cfg, get))
+    params = jax.tree.map(jnp.asarray, published_params("maskgil", cfg, get))
     state = init_state(lambda key: params, tx, ema=False)(jax.random.key(0))
 
     @jax.jit
@@ -73,9 +73,9 @@ def test_three_adamw_steps_equal_the_published_trainer():
         np.testing.assert_allclose(mean_metrics(sums)["loss"], io["out.loss"][i], rtol=1e-5)
         np.testing.assert_allclose(optax.tree.norm(grads), io["out.grad_norm"][i], atol=3e-5)
         if i == 0:
-            expected = llama_tree(cfg, lambda name, shape: io[f"out.grad_step1.{name}"])
+            expected = published_params("maskgil", cfg, lambda name, shape: io[f"out.grad_step1.{name}"])
             chex.assert_trees_all_close(grads, expected, atol=2e-5, rtol=1e-4)
-    expected = llama_tree(cfg, lambda name, shape: io[f"out.step3.{name}"])
+    expected = published_params("maskgil", cfg, lambda name, shape: io[f"out.step3.{name}"])
     chex.assert_trees_all_close(state.params, expected, atol=config["tolerance"]["params"]["atol"], rtol=1e-4)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import bert_config, bert_tree, llama_config, llama_tree, recipe_getter
+from gpt_weights import bert_config, llama_config, published_params, recipe_getter
 from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, BertConfig, ConfigError, LlamaConfig
@@ -29,7 +29,7 @@ def condition_of(io, cfg, dropped=False):
 def test_llama_equals_the_published_network(case):
     config, io = load_case(f"maskgil_gpt/{case}")
     cfg = llama_config(config["hparams"])
-    model = build(cfg, llama_tree(cfg, recipe_getter(config)))
+    model = build(cfg, published_params("maskgil", cfg, recipe_getter(config)))
     tokens = jnp.asarray(io["in.idx"].reshape(2, -1), jnp.int32)
 
     @jax.jit
@@ -54,7 +54,7 @@ def test_causal_llama_equals_llamagen():
     )
     hidden = -(-int(8 * h["dim"] / 3) // h.get("multiple_of", 256)) * h.get("multiple_of", 256)
     cfg = LlamaConfig(**{**vars(cfg), "mlp_width": hidden})
-    model = build(cfg, llama_tree(cfg, recipe_getter(config)))
+    model = build(cfg, published_params("llamagen-c2i", cfg, recipe_getter(config)))
     codes = jnp.asarray(io["in.codes"], jnp.int32)
     label = jnp.asarray(io["in.cond"], jnp.int32)
     got = jax.jit(model)(codes, ClassCondition(label))
@@ -79,7 +79,7 @@ def test_causal_llama_never_looks_ahead():
 def test_bert_equals_the_published_network():
     config, io = load_case("mask_transformer/img64")
     cfg = bert_config(config["hparams"])
-    model = build(cfg, bert_tree(cfg, recipe_getter(config)))
+    model = build(cfg, published_params("besnier-maskgit", cfg, recipe_getter(config)))
     tokens = jnp.asarray(io["in.idx"].reshape(2, -1), jnp.int32)
     for name, dropped in (("logits", False), ("logits_drop", True)):
         got = jax.jit(lambda c: model.logits(model.hidden(tokens, c)))(condition_of(io, cfg, dropped))

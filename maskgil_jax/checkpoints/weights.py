@@ -83,25 +83,28 @@ def save_weights(path, cfg, params: dict, *, about: dict | None = None, dtype: s
 def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
     """Local folder for a path, a shipped name or a hub address; with `part`, the sub-folder of that name if there is one."""
     text = str(path)
+    shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
     if text.startswith("hf://"):
-        from huggingface_hub import snapshot_download
-
-        repo, _, revision = text[len("hf://") :].partition("@")
-        folder = pathlib.Path(
-            snapshot_download(
-                repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
-            )
-        )
+        folder = _download(text)
     else:
-        folder = pathlib.Path(text)
-        if not folder.exists() and (SHIPPED / text).is_dir() and "/" not in text:
-            folder = SHIPPED / text
+        folder = SHIPPED / text if text in shipped else pathlib.Path(text)  # "./demo" is a local folder of that name
     if not folder.is_dir():
-        shipped = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())) or "none"
-        raise ConfigError(f"{path}: no such weights folder (shipped with the package: {shipped})")
+        raise ConfigError(f"{path}: no such weights folder (shipped with the package: {', '.join(shipped) or 'none'})")
     if part and (folder / part).is_dir():
         return folder / part
     return folder
+
+
+def _download(address: str) -> pathlib.Path:
+    """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache; only JSON and safetensors."""
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = address[len("hf://") :].partition("@")
+    wanted = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
+    try:
+        return pathlib.Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{address}: could not be fetched ({str(error).strip().splitlines()[0]})") from error
 
 
 def load_weights(path, part: str | None = None) -> Weights:

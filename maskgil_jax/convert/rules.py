@@ -156,7 +156,7 @@ class Foreign:
 def foreign_tensors(table: Table, expected: Mapping[str, Shape]) -> dict[str, Foreign]:
     """{foreign name: tensor} for a network of these leaves ({path: shape}). Every leaf lies in exactly one rule's tensors.
 
-    Raises: LookupError if a leaf has no rule or a rule only finds some of its leaves (then the table does not fit the network).
+    Raises: LookupError if a leaf has no rule, or a rule's leaves do not fit together: then the table does not fit the network.
     """
     found: dict[str, tuple[Rule, dict[int, tuple[str, int | None, Shape]]]] = {}
     for path, shape in expected.items():
@@ -187,12 +187,13 @@ def _assemble(name: str, rule: Rule, found: dict[int, tuple[str, int | None, Sha
     parts, rest, start = [], set(), 0
     for place in range(len(rule.paths)):
         path, layer, shape = found[place]
-        rows, *others = rule.layout.their_shape(shape)
-        parts.append(Part(path, layer, start, start + rows))
-        rest.add(tuple(others))
-        start += rows
-    (others,) = rest
-    return Foreign(name, (start, *others), rule, tuple(parts))
+        theirs = rule.layout.their_shape(shape)
+        parts.append(Part(path, layer, start, start + theirs[0]))
+        rest.add(theirs[1:])
+        start += theirs[0]
+    if len(rest) > 1:
+        raise LookupError(f"{name} holds {', '.join(rule.paths)}, whose rows differ in shape")
+    return Foreign(name, (start, *rest.pop()), rule, tuple(parts))
 
 
 # ------------------------------------------------------------------------------------------------ checking a file
@@ -230,6 +231,15 @@ def sources(needed: Mapping[str, Foreign]) -> dict[str, list[tuple[Foreign, Part
         for part in tensor.parts:
             result.setdefault(part.path, []).append((tensor, part))
     return {path: sorted(places, key=lambda place: place[1].layer or 0) for path, places in result.items()}
+
+
+def import_arrays(needed: Mapping[str, Foreign], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Foreign arrays, already checked against `needed`, as our leaves ({path: array}). Holds everything in memory."""
+    result = {}
+    for path, places in sources(needed).items():
+        parts = [tensor.ours(part, arrays[tensor.name]) for tensor, part in places]
+        result[path] = parts[0] if places[0][1].layer is None else np.stack(parts)
+    return result
 
 
 def export_arrays(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

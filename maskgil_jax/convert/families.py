@@ -1,0 +1,170 @@
+"""The families of published checkpoints: how each is recognised, what it is, and which table and network it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from maskgil_jax.config import BertConfig, LlamaConfig, VQConfig, choose
+
+from . import generator_tables as generators
+from . import tokenizer_tables as tokenizers
+from .checkpoint import Problem, shown
+from .rules import Table
+from .sizes import Sizes
+
+MIT = "MIT"
+_MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False}
+_LLAMAGEN = {"positions": "2d", "class_position": "first", "mask_logit": False, "causal": True}
+_PLAIN = {"prefix_rotation": "zero", "qk_norm": "none", "post_norm": "none", "norm_eps": 1e-5, "rope_base": 10000.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of published file.
+
+    title: what it is. kind: "tokenizer" or "generator". licence: of the published weights. container: outer key in the
+    original's files. options: our dataclass. fixed: options that every file of the family has. settable: options that shapes
+    do not tell. signs: patterns; a file whose names begin with each of them belongs to the family, but for `not_signs`.
+    """
+
+    title: str
+    kind: str
+    licence: str
+    container: str
+    options: type
+    fixed: Mapping[str, Any]
+    settable: tuple[str, ...]
+    table: Callable[[Any], Table]
+    sizes: Callable[[Sizes], dict[str, Any]]
+    signs: tuple[str, ...]
+    not_signs: tuple[str, ...] = ()
+
+    def config(self, sizes: Sizes) -> Any:
+        """The network's options. Raises: Problem for a file whose sizes cannot be told."""
+        try:
+            return self.options(**{**self.sizes(sizes), **self.fixed})
+        except ValueError as error:
+            raise Problem(str(error)) from None
+
+
+FAMILIES: dict[str, Family] = {
+    "llamagen-vq": Family(
+        title="LlamaGen's VQ tokenizer, VQ-16 or VQ-8 (vq_ds16_c2i.pt, vq_ds16_t2i.pt, vq_ds8_c2i.pt)",
+        kind="tokenizer",
+        licence=MIT,
+        container="model",
+        options=VQConfig,
+        fixed={"l2_normalize": True, "norm_groups": 32},
+        settable=("image_size",),
+        table=tokenizers.llamagen_table,
+        sizes=tokenizers.llamagen_sizes,
+        signs=(r"encoder\.conv_blocks\.0\.res\.", r"quantize\.embedding\.weight$"),
+    ),
+    "taming-vqgan": Family(
+        title="taming-transformers' VQGAN, f16 with 1024 or 16384 codes (last.ckpt)",
+        kind="tokenizer",
+        licence=MIT,
+        container="state_dict",
+        options=VQConfig,
+        fixed={"l2_normalize": False, "norm_groups": 32},
+        settable=("image_size",),
+        table=tokenizers.taming_table,
+        sizes=tokenizers.taming_sizes,
+        signs=(r"encoder\.down\.0\.block\.", r"quantize\.embedding\.weight$", r"encoder\.down\.\d+\.attn\."),
+    ),
+    "chameleon-vqgan": Family(
+        title="Chameleon's VQGAN, f16 with 8192 codes, attention in the middle only (vqgan.ckpt)",
+        kind="tokenizer",
+        licence="Chameleon Research License: non-commercial research only, also for what is made from it",
+        container="state_dict",
+        options=VQConfig,
+        fixed={"l2_normalize": False, "norm_groups": 32, "attention_levels": ()},
+        settable=("image_size",),
+        table=tokenizers.chameleon_table,
+        sizes=lambda sizes: {"image_size": 512} | tokenizers.taming_sizes(sizes),
+        signs=(r"encoder\.down\.0\.block\.", r"quantize\.embedding\.weight$"),
+        not_signs=(r"encoder\.down\.\d+\.attn\.",),
+    ),
+    "maskgil": Family(
+        title="MaskGIL's generator as its published trainer saves it (.pth), any size",
+        kind="generator",
+        licence="code without a licence file; no weights were published",
+        container="model_state_dict",
+        options=LlamaConfig,
+        fixed=_MASKGIL | _PLAIN,
+        settable=("heads", "grid"),
+        table=generators.maskgil_table,
+        sizes=generators.maskgil_sizes,
+        signs=(r"tok_emb\.weight$", r"layers\.0\.attention\.wqkv\."),
+    ),
+    "llamagen-c2i": Family(
+        title="LlamaGen's class-conditional AR generator, B to 3B (c2i_B_256.pt ...)",
+        kind="generator",
+        licence=MIT,
+        container="model",
+        options=LlamaConfig,
+        fixed=_LLAMAGEN | _PLAIN,
+        settable=("heads", "grid"),
+        table=generators.llamagen_table,
+        sizes=generators.llamagen_sizes,
+        signs=(r"tok_embeddings\.weight$", r"cls_embedding\.embedding_table\."),
+    ),
+    "besnier-maskgit": Family(
+        title="MaskGIT-pytorch's Transformer (MaskGIT_ImageNet_256.pth, MaskGIT_ImageNet_512.pth)",
+        kind="generator",
+        licence=MIT,
+        container="model_state_dict",
+        options=BertConfig,
+        fixed={"class_position": "last", "mask_logit": True},
+        settable=("heads", "num_classes"),
+        table=generators.besnier_table,
+        sizes=generators.besnier_sizes,
+        signs=(r"transformer\.layers\.0\.0\.fn\.mha\.in_proj_weight$",),
+    ),
+}
+
+# Families that are recognised but have no network here: name -> (title, signs). Looked at first: their signs are narrower.
+UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "open-magvit2": ("Open-MAGVIT2's lookup-free tokenizer", (r"decoder\.adaptive\.\d",)),
+    "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
+    "halton": ("Halton-MaskGIT's Transformer", (r"transformer\.layers\.0\.attn\.wq\.", r"reg_tokens\.")),
+    "llamagen-t2i": ("LlamaGen's text-conditional generator", (r"cls_embedding\.cap_proj\.",)),
+    "maskgit-jax-tokenizer": ("Google's MaskGIT tokenizer", (r"encoder/ResBlock_0/", r"quantizer/codebook")),
+    "maskgit-jax": ("Google's MaskGIT Transformer", (r"Embed_0/", r"TransformerLayer_0/")),
+    "inception": ("the FID Inception network", (r"Mixed_5b\.", r"Conv2d_1a_3x3\.")),
+    "lpips": ("the LPIPS network", (r"lin0\.model\.", r"net\.slice1\.")),
+}
+
+
+def detect(names: Iterable[str]) -> str:
+    """The family whose signs are all there. Raises: Problem for names of no family, or of one that has no network here."""
+    names = list(names)
+
+    def begins(pattern: str) -> bool:
+        return any(re.match(pattern, name) for name in names)
+
+    for family, (_, signs) in UNSUPPORTED.items():
+        if all(map(begins, signs)):
+            raise Problem(refusal(family))
+    for name, about in FAMILIES.items():
+        if all(map(begins, about.signs)) and not any(map(begins, about.not_signs)):
+            return name
+    some = ", ".join(shown(name, 60) for name in names[:3])
+    raise Problem(
+        f"not recognised by its {len(names)} names ({some} ...); known are {', '.join(FAMILIES)}: see --list and --family"
+    )
+
+
+def refusal(family: str) -> str:
+    """The sentence for a family that is known but has no network here."""
+    return f"recognised as {family} ({UNSUPPORTED[family][0]}), not supported yet; supported are {', '.join(FAMILIES)}"
+
+
+def named(family: str) -> Family:
+    """The family of this name. Raises: ConfigError for an unknown name, Problem for one that has no network here."""
+    if family in UNSUPPORTED:
+        raise Problem(refusal(family))
+    return FAMILIES[choose("--family", family, FAMILIES)]

@@ -1,0 +1,398 @@
+"""Published files -> weights folders -> the published numbers, and back bit for bit; wrong files are named, nothing is left."""
+
+import gzip
+import json
+import pathlib
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpt_weights import llama_config, published_tensors
+from recipe import GOLDEN, draw, load_case
+from safetensors.numpy import load_file, save_file
+from torch_names import draw_all, golden, state_hash
+
+from maskgil_jax import cli
+from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights
+from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, VQ_PRESETS
+from maskgil_jax.convert.checkpoint import BadWeightFile, Problem
+from maskgil_jax.convert.main import convert, export, export_file, inspect, list_families
+from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.models.condition import ClassCondition
+
+LISTINGS = json.loads(gzip.decompress((GOLDEN / "convert" / "listings.json.gz").read_bytes()))
+F32 = np.dtype("float32")
+
+
+# ------------------------------------------------------------------------------------------------ published sizes, by names
+def found_in(listing: str) -> dict:
+    """{name: (shape, dtype)} of a published file."""
+    split = {
+        name: ([s for s in t if type(s) is int], [s for s in t if type(s) is str])
+        for name, t in LISTINGS[listing]["tensors"].items()
+    }
+    return {name: (tuple(shape), np.dtype(kind[0] if kind else "float32")) for name, (shape, kind) in split.items()}
+
+
+FULL_SIZE = {
+    "llamagen_vq16": "llamagen-vq",
+    "llamagen_vq8": "llamagen-vq",
+    "taming_vqgan_f16_1024": "taming-vqgan",
+    "chameleon_vqgan_8192": "chameleon-vqgan",
+    **{f"maskgil_gpt_{size}": "maskgil" for size in ("b", "l", "xl", "xxl")},
+    **{f"llamagen_c2i_gpt_{size}": "llamagen-c2i" for size in ("b", "l", "xl", "xxl", "3b")},
+    **{f"maskgil_masktransformer_base_{size}": "besnier-maskgit" for size in (1024, 8192, 16384, 262144)},
+}
+
+
+@pytest.mark.parametrize("listing,family", FULL_SIZE.items(), ids=FULL_SIZE)
+def test_every_published_name_is_used_exactly_once(listing, family):
+    found = found_in(listing)
+    plan, problems = make_plan(found)
+    assert problems == [] and plan.name == family
+    assert plan.needed.keys() | plan.ignored.keys() == found.keys() and not plan.needed.keys() & plan.ignored.keys()
+    left_out = {"llamagen_vq16": 1, "llamagen_vq8": 1, "taming_vqgan_f16_1024": 55}.get(listing, 0)
+    assert len(plan.ignored) == left_out
+    if family != "taming-vqgan":  # whose listing counts the loss too
+        assert plan.parameters == LISTINGS[listing]["parameters"]
+    for name in ("codebook_used", "loss"):
+        assert not any(name in needed for needed in plan.needed)
+
+
+def test_sizes_told_by_shapes_are_the_published_ones():
+    def cfg(listing, **options):
+        return make_plan(found_in(listing), options=options)[0].cfg
+
+    assert cfg("llamagen_vq16") == VQ_PRESETS["VQ-16"] and cfg("llamagen_vq8") == VQ_PRESETS["VQ-8"]
+    for size in ("B", "L", "XL", "XXL"):
+        ours, preset = cfg(f"maskgil_gpt_{size.lower()}"), LLAMA_PRESETS[size]
+        for option in ("width", "depth", "heads", "hidden", "codebook_size", "num_classes", "grid"):
+            assert getattr(ours, option) == getattr(preset, option), (size, option)
+    assert cfg("llamagen_c2i_gpt_3b").head_dim == 100
+    assert cfg("llamagen_c2i_gpt_b", grid=24).grid == (24, 24)
+    baseline = cfg("maskgil_masktransformer_base_16384")
+    assert (baseline.heads, baseline.depth) == (BERT_PRESETS["B-24"].heads, BERT_PRESETS["B-24"].depth)
+    assert cfg("chameleon_vqgan_8192").attention_levels == () and cfg("chameleon_vqgan_8192").image_size == 512
+
+
+def test_options_inside_the_file_are_used_and_checked():
+    found = found_in("llamagen_c2i_gpt_b")
+    args = {"n_head": 6, "image_size": 384, "downsample_size": 16, "vocab_size": 16384, "num_classes": 1000}
+    plan, problems = make_plan(found, extras={"args": args})
+    assert (plan.cfg.heads, plan.cfg.grid, problems, plan.notes) == (6, (24, 24), [], ())
+    _, problems = make_plan(found, extras={"args": {"vocab_size": 8192}})
+    assert problems == ["its options say vocab_size = 8192, its tensors make it 16384"]
+
+
+@pytest.mark.parametrize(
+    "listing,family",
+    {
+        "open_magvit2_262144": "open-magvit2",
+        "halton_transformer_base": "halton",
+        "llamagen_t2i_gpt_xl": "llamagen-t2i",
+        "fid_inception_v3": "inception",
+        "lpips_vgg16": "lpips",
+    }.items(),
+)
+def test_families_without_a_network_are_refused_by_name(listing, family):
+    with pytest.raises(Problem, match=f"recognised as {family} .*not supported yet; supported are llamagen-vq"):
+        make_plan(found_in(listing))
+    with pytest.raises(Problem, match=f"recognised as {family} "):
+        make_plan(found_in("maskgil_gpt_b"), family=family)
+    with pytest.raises(Problem, match="not recognised by its 22 names"):
+        make_plan(found_in("patchgan_ndf64_n3"))
+
+
+# ------------------------------------------------------------------------------------------------ small files with numbers
+HEADS = {"heads": 4}
+
+
+def tokenizer_state(name: str) -> dict[str, np.ndarray]:
+    meta, _ = golden("vq", name)
+    state = draw_all(meta["shapes"], meta["recipe"], {"quantize.codebook_used": np.zeros(65536, np.float32)})
+    assert state_hash(state) == meta["state_sha256"]
+    return state
+
+
+def generator_state(family: str, case: str, cfg) -> dict[str, np.ndarray]:
+    """The weights of a reference case; the hash proves that the table names all of them and no other."""
+    config, _ = load_case(case)
+    state = {name: draw(name, t.shape, config["recipe"]) for name, t in published_tensors(family, cfg).items()}
+    assert state_hash(state) == config["state_sha256"]
+    return state
+
+
+def llamagen_config(**changes):
+    h = load_case("llamagen_gpt/c2i_tiny")[0]["hparams"]
+    layout = dict(grid=(8, 8), positions="2d", class_position="first", mask_logit=False, causal=True, dropout=0.1)
+    return llama_config(h, **(layout | changes))
+
+
+def maskgil_config():
+    return llama_config(load_case("maskgil_gpt/tiny")[0]["hparams"], dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("published")
+
+
+@pytest.fixture(scope="module")
+def maskgil_file(folder):
+    return write(folder / "maskgil.safetensors", generator_state("maskgil", "maskgil_gpt/tiny", maskgil_config()))
+
+
+@pytest.fixture(scope="module")
+def llamagen_file(folder):
+    state = generator_state("llamagen-c2i", "llamagen_gpt/c2i_tiny", llamagen_config())
+    return write(folder / "llamagen.safetensors", {f"_orig_mod.module.{name}": array for name, array in state.items()})
+
+
+def write(path: pathlib.Path, state: dict[str, np.ndarray]) -> pathlib.Path:
+    save_file({name: np.array(array, order="C") for name, array in state.items()}, path)
+    return path
+
+
+def slices(x: np.ndarray, n: int) -> np.ndarray:
+    flat = x.reshape(-1)
+    return flat[np.linspace(0, flat.size - 1, n).astype(int)]
+
+
+SMALL_TOKENIZERS = {"llamagen_vq16": "llamagen-vq", "taming_f16_mid": "taming-vqgan", "chameleon_mid": "chameleon-vqgan"}
+
+
+@pytest.mark.parametrize(
+    "name,family", [pytest.param(n, f, marks=[pytest.mark.slow] * ("mid" in n), id=n) for n, f in SMALL_TOKENIZERS.items()]
+)
+def test_converted_tokenizers_give_the_published_codes_and_pixels(name, family, tmp_path):
+    state = tokenizer_state(name)
+    loss = {"loss.logvar": np.zeros(1, np.float32)} if family != "llamagen-vq" else {}
+    file = write(tmp_path / "file.safetensors", state | loss)
+    done = convert(file, tmp_path / "out")
+    assert done.plan.name == family and f"recognised as {family}" in str(done)
+    tokenizer = load_tokenizer(tmp_path / "out")
+    meta, arrays = golden("vq", name)
+    images, codes = (arrays[f"in.{kind}1"] for kind in ("img", "codes"))
+    got = jax.jit(lambda t, x: t.encode(x))(tokenizer, images.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(got.reshape(-1), arrays["out.indices1"])
+    pixels = np.asarray(jax.jit(lambda t, c: t.decode(c))(tokenizer, codes)).transpose(0, 3, 1, 2)
+    compared = 0
+    for part, value in {"": pixels, ".slice32": slices(pixels, 32), ".slice512": slices(pixels, 512)}.items():
+        if f"out.rec_codes1{part}" in arrays:
+            atol = meta["atol"][f"rec_codes1{part}"]
+            np.testing.assert_allclose(value, arrays[f"out.rec_codes1{part}"], rtol=1e-5, atol=atol)
+            compared += 1
+    assert compared
+    back = export(tmp_path / "out", family)
+    assert back.keys() == state.keys() and all(np.array_equal(back[n], state[n]) for n in state)
+
+
+def condition(io, name="in.cond"):
+    return ClassCondition(jnp.asarray(io[name], jnp.int32))
+
+
+def test_converted_maskgil_gives_the_published_logits(maskgil_file, tmp_path):
+    config, io = load_case("maskgil_gpt/tiny")
+    heads = config["hparams"]["n_head"]
+    done = convert(maskgil_file, tmp_path / "out", options={"heads": heads})
+    assert done.plan.cfg == maskgil_config() and "assumed: grid = 16x16" in str(done)
+    model = load_generator(tmp_path / "out")
+    got = jax.jit(lambda m, t, c: m.logits(m.hidden(t, c)))(model, io["in.idx"].reshape(2, -1).astype(np.int32), condition(io))
+    np.testing.assert_allclose(got, io["out.logits"], rtol=1e-5, atol=config["tolerance"]["logits"]["atol"])
+
+
+def test_converted_llamagen_gives_the_published_logits(llamagen_file, tmp_path):
+    config, io = load_case("llamagen_gpt/c2i_tiny")
+    done = convert(llamagen_file, tmp_path / "out", options={"heads": 4, "grid": [8, 8]})
+    assert done.plan.cfg == llamagen_config(mlp_width=done.plan.cfg.mlp_width)
+    model = load_generator(tmp_path / "out")
+    assert not np.asarray(model.tokens.embedding[-1]).any(), "LlamaGen has no [MASK]: zeros"
+    got = jax.jit(lambda m, t, c: m(t, c))(model, io["in.codes"].astype(np.int32), condition(io))
+    np.testing.assert_allclose(got, io["out.train_logits"], rtol=1e-5, atol=config["tolerance"]["train_logits"]["atol"])
+
+
+def test_converted_besnier_gives_the_published_logits(tmp_path):
+    """From the trainer's own .pth, with its counters and optimizer state beside the weights."""
+    config, io = load_case("mask_transformer/img64")
+    done = convert(GOLDEN / "torch_files" / "current.pth", tmp_path / "out", options={"heads": 4, "num_classes": 10})
+    assert done.plan.name == "besnier-maskgit" and done.container == "model_state_dict"
+    model = load_generator(tmp_path / "out")
+    got = jax.jit(lambda m, t, c: m.logits(m.hidden(t, c)))(model, io["in.idx"].reshape(2, -1).astype(np.int32), condition(io))
+    np.testing.assert_allclose(got, io["out.logits"], rtol=1e-5, atol=config["tolerance"]["logits"]["atol"])
+    assert state_hash(export(tmp_path / "out", "besnier-maskgit")) == config["state_sha256"]
+    source = load_weights(tmp_path / "out").about["source"]
+    assert (source["family"], source["file"], source["licence"], len(source["sha256"])) == (
+        "besnier-maskgit",
+        "current.pth",
+        "MIT",
+        64,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ back again
+def test_exports_come_back_bit_for_bit(maskgil_file, llamagen_file, tmp_path):
+    for family, file, options in (
+        ("maskgil", maskgil_file, {"heads": maskgil_config().heads}),
+        ("llamagen-c2i", llamagen_file, {"heads": 4, "grid": 8}),
+    ):
+        first, second = tmp_path / family / "first", tmp_path / family / "second"
+        convert(file, first, options=options)
+        exported = export_file(first, tmp_path / family / "back.safetensors", family)
+        state = {name.removeprefix("_orig_mod.module."): array for name, array in load_file(file).items()}
+        back = load_file(exported)
+        assert back.keys() == state.keys() and all(np.array_equal(back[n], state[n]) for n in state)
+        convert(exported, second, options=options)
+        assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_export_refuses_what_the_family_cannot_express(maskgil_file, tmp_path):
+    out = tmp_path / "out"
+    convert(maskgil_file, out, options={"heads": maskgil_config().heads})
+    for to, match in {
+        "llamagen-c2i": "has positions = '1d_shifted', llamagen-c2i always has '2d'",
+        "besnier-maskgit": "is a network of LlamaConfig, besnier-maskgit has BertConfig",
+        "halton": "recognised as halton",
+        "maskgill": "Did you mean 'maskgil'",
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            export(out, to)
+    with pytest.raises(ValueError, match=r"ends in \.safetensors or \.pt"):
+        export_file(out, tmp_path / "back.bin", "maskgil")
+    (tmp_path / "back.safetensors").touch()
+    with pytest.raises(ValueError, match=r"back\.safetensors: exists"):
+        export_file(out, tmp_path / "back.safetensors", "maskgil")
+
+
+# ------------------------------------------------------------------------------------------------ wrong files
+def rename(old, new):
+    return lambda state: state | {new: state.pop(old)}
+
+
+def change(name, to):
+    return lambda state: state | {name: to(state[name])}
+
+
+def swap(a, b):
+    return lambda state: state | {a: state[b], b: state[a]}
+
+
+W1, W2 = "layers.0.feed_forward.w1.weight", "layers.1.feed_forward.w2.weight"
+WRONG = {
+    "unknown": (lambda s: s | {"layers.0.attention.bias": np.zeros(3, np.float32)}, r"layers\.0\.attention\.bias: unknown"),
+    "a layer too many": (
+        lambda s: s | {"layers.7.ffn_norm.weight": s["norm.weight"]},
+        r"layers\.2\.attention_norm\.weight: missing",
+    ),
+    "missing": (lambda s: {n: a for n, a in s.items() if n != W2}, r"w2\.weight: missing; this family needs it, of shape \("),
+    "renamed": (rename(W1, "layers.0.feed_forward.w4.weight"), r"layers\.0\.feed_forward\.w1\.weight: missing"),
+    "shape": (change(W2, np.transpose), r"w2\.weight: has shape \(\d+, \d+\), expected \("),
+    "swapped": (
+        swap("tok_emb.weight", "output.weight"),
+        r"tok_emb\.weight: its \d+ rows cannot hold output\.weight's \d+ codes",
+    ),
+    "swapped layers' kinds": (swap(W1, W2), "has shape .*expected"),
+    "whole numbers": (change(W2, lambda a: a.astype(np.int32)), r"w2\.weight: has type int32, expected floating point"),
+    "nan": (change(W2, lambda a: np.full_like(a, np.nan)), r"w2\.weight holds \d+ NaN and 0 infinite values"),
+    "axes": (change("norm.weight", lambda a: a[None]), r"norm\.weight: has shape \(1, \d+\), expected 1 axes"),
+    "nothing known": (lambda s: {"a": np.zeros(3, np.float32)}, r"not recognised by its 1 names \(a \.\.\.\)"),
+}
+
+
+@pytest.mark.parametrize("spoil,match", WRONG.values(), ids=WRONG)
+def test_wrong_files_get_one_error_and_leave_nothing(spoil, match, maskgil_file, tmp_path):
+    bad = write(tmp_path / "bad.safetensors", spoil(dict(load_file(maskgil_file))))
+    with pytest.raises(BadWeightFile, match=match) as error:
+        convert(bad, tmp_path / "out", options={"heads": maskgil_config().heads})
+    assert str(bad) in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.safetensors"]
+
+
+def test_all_problems_are_reported_together(maskgil_file, tmp_path):
+    state = dict(load_file(maskgil_file))
+    state[W1], state[W2] = (np.full_like(state[n], np.inf) for n in (W1, W2))
+    with pytest.raises(BadWeightFile) as error:
+        convert(write(tmp_path / "bad.safetensors", state), tmp_path / "out", options={"heads": maskgil_config().heads})
+    assert [problem.split(" ")[0] for problem in error.value.problems] == [W2, W1]  # in the order of our own leaves
+    with pytest.raises(BadWeightFile, match="output\\.weight holds values too large for float16"):
+        state = dict(load_file(maskgil_file))
+        state["output.weight"] = state["output.weight"] * 1e9
+        big = write(tmp_path / "big.safetensors", state)
+        convert(big, tmp_path / "out", dtype="float16", options={"heads": maskgil_config().heads})
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_options_are_named(maskgil_file, tmp_path):
+    for options, match in (
+        (dict(family="maskgill"), "--family: unknown value 'maskgill'.*Did you mean 'maskgil'"),
+        (dict(family="llamagen-vq"), r"encoder\.conv_in\.weight: missing; the sizes of the network are read from it"),
+        (dict(family="halton"), "recognised as halton"),
+        (dict(options={"depth": 3}), "--set: unknown value 'depth'; choose from heads, grid"),
+        (dict(options={"heads": 0}), "--set heads: expected a whole number, got 0"),
+        (dict(options={"heads": 7}), r"wqkv\.weight: its \d+ rows are not 7 heads|width: \d+ is not a multiple of heads 7"),
+        (dict(dtype="int8"), "--dtype: unknown value 'int8'"),
+        (dict(key="ema"), "has no 'ema'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            convert(maskgil_file, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_only_replaced_by_the_same_file(maskgil_file, tmp_path):
+    out, heads = tmp_path / "out", {"heads": maskgil_config().heads}
+    convert(maskgil_file, out, options=heads)
+    convert(maskgil_file, out, options=heads, dtype="float16")
+    assert load_file(out / "model.safetensors")["norm/scale"].dtype == np.float16
+    other = dict(load_file(maskgil_file))
+    other["norm.weight"] = other["norm.weight"] + 1
+    with pytest.raises(ValueError, match="converted from another file"):
+        convert(write(tmp_path / "other.safetensors", other), out, options=heads)
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match="exists and is no earlier conversion"):
+        convert(maskgil_file, out, options=heads)
+
+
+def test_memory_stays_below_a_few_tensors(tmp_path):
+    cfg = llamagen_config(width=256, depth=12, heads=4, mlp_width=512)
+    state = {name: np.full(t.shape, 0.5, np.float32) for name, t in published_tensors("llamagen-c2i", cfg).items()}
+    file = write(tmp_path / "big.safetensors", state)
+    total, largest = file.stat().st_size, max(array.nbytes for array in state.values())
+    convert(file, tmp_path / "first")  # what is imported and cached on the first call is not the file's doing
+    del state
+    tracemalloc.start()
+    convert(file, tmp_path / "second")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * largest < total / 8, (peak, largest, total)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+def test_the_command(maskgil_file, tmp_path, capsys):
+    heads = f"heads={maskgil_config().heads}"
+    assert cli.main(["convert", "--list"]) == 0
+    assert list_families() in capsys.readouterr().out
+    assert cli.main(["inspect", str(maskgil_file)]) == 0
+    shown = capsys.readouterr().out
+    assert "tok_emb.weight" in shown and "family: maskgil" in shown and "types: float32 (17)" in shown
+    assert cli.main(["convert", str(maskgil_file), str(tmp_path / "out"), "--set", heads, "--set", "grid=16x16"]) == 0
+    assert "recognised as maskgil" in capsys.readouterr().out
+    assert cli.main(["export", str(tmp_path / "out"), str(tmp_path / "back.safetensors"), "--to", "maskgil"]) == 0
+    assert (tmp_path / "back.safetensors").exists()
+    for argv, match in (
+        (["convert", str(maskgil_file)], "needs FILE and OUT"),
+        (["convert", str(maskgil_file), str(tmp_path / "new"), "--set", "heads=two"], "expected NAME=N"),
+        (["convert", str(tmp_path / "none.pt"), str(tmp_path / "new")], "no such file"),
+        (["export", str(tmp_path / "out"), str(tmp_path / "b.safetensors"), "--to", "llamagen-vq"], "expected a"),
+    ):
+        capsys.readouterr()
+        assert cli.main(argv) == 2, argv
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and (match in error or "llamagen-vq" in error), error
+    assert not (tmp_path / "new").exists()
+
+
+def test_inspect_shows_what_it_cannot_convert(tmp_path):
+    text = inspect(write(tmp_path / "odd.safetensors", {"a.weight": np.zeros((2, 3), np.float16), "b": np.zeros((), np.int64)}))
+    assert "a.weight  2x3     float16" in text and "b         scalar  int64" in text and "family: not recognised" in text
+    assert "2 arrays, 7 values, 20 bytes" in text

@@ -1,0 +1,68 @@
+"""A training process killed without warning goes on, by the same command, as if nothing had happened."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints
+from maskgil_jax.checkpoints.weights import load_weights, save_weights
+from maskgil_jax.config import VQConfig
+from maskgil_jax.params import create, params_of
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
+VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=64)
+OPTIONS = ["--config.total_steps=30", "--config.log_every=1", "--config.checkpoint.every=3", "--config.sample_every=0"]
+
+
+def start(workdir, tokenizer):
+    argv = ["train", "--config", str(CONFIG), "--workdir", str(workdir), f"--config.tokenizer={tokenizer}", *OPTIONS]
+    return subprocess.Popen(
+        [sys.executable, "-m", "maskgil_jax", *argv], env=dict(os.environ), stderr=subprocess.PIPE, text=True
+    )
+
+
+def losses(workdir):
+    return {line["step"]: line["masked_loss"] for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
+
+
+@pytest.mark.slow
+def test_kill_nine_and_continue_is_exact(tmp_path):
+    save_weights(tmp_path / "tokenizer", VQ, params_of(create(VQ, jax.random.key(0))))
+    whole = start(tmp_path / "whole", tmp_path / "tokenizer")
+    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+
+    victim = start(tmp_path / "parts", tmp_path / "tokenizer")
+    checkpoints, deadline = tmp_path / "parts" / "checkpoints", time.monotonic() + 300
+    while not [p for p in checkpoints.glob("*") if p.name.isdigit()]:
+        assert victim.poll() is None and time.monotonic() < deadline, victim.stderr.read()
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    again = start(tmp_path / "parts", tmp_path / "tokenizer")
+    assert again.wait(timeout=300) == 0
+    assert "continuing from step" in again.stderr.read()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    hashes = [load_weights(tmp_path / run / "weights", "generator").hash for run in ("whole", "parts")]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+    state = {"norm": {"scale": jax.numpy.ones(4)}}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, {}, wait=True)
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing local file: No space left on device")
+
+    monkeypatch.setattr(checkpoints.manager, "save", full)
+    with pytest.raises(CheckpointError, match=r"step 2 could not be written .*No space left.* earlier checkpoints are kept"):
+        checkpoints.save(2, state, {})
+    checkpoints.close()
+    assert Checkpoints(tmp_path, keep=2).manager.all_steps() == [1]
