@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_names import draw_all, generated, golden, state_hash, vq_params
+from torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax.config import VQ_PRESETS, ConfigError, VQConfig
+from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.convert.rules import import_arrays
 from maskgil_jax.params import abstract_params, build, count_params, create, flatten, params_of, unflatten
 from maskgil_jax.tokenizers.quantizers import VectorQuantizer, nearest_codes
 from maskgil_jax.tokenizers.vqgan import VQGAN
@@ -58,8 +60,13 @@ def reference_case(name: str):
     keep = {"quantize.codebook_used": np.zeros(65536, np.float32)}
     state = draw_all(meta["shapes"], meta["recipe"], keep)
     assert state_hash(state) == meta["state_sha256"]
-    cfg = reference_config(meta)
-    return build(cfg, unflatten(vq_params(state, len(cfg.multipliers)))), meta, arrays
+    plan, problems = make_plan({name: (array.shape, array.dtype) for name, array in state.items()})
+    levels, same = len(plan.cfg.multipliers), reference_config(meta)
+    absolute = tuple(i % levels for i in same.attention_levels), tuple(i % levels for i in plan.cfg.attention_levels)
+    assert not problems and absolute[0] == absolute[1]
+    same = dataclasses.replace(same, attention_levels=plan.cfg.attention_levels, image_size=plan.cfg.image_size)
+    assert plan.cfg == same, "the shapes tell the published options"
+    return build(plan.cfg, unflatten(import_arrays(plan.needed, state))), meta, arrays
 
 
 def summary(x: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Reference weights by recipe, and the map from published PyTorch names to our parameter paths.
+"""Reference weights by recipe, under published PyTorch names.
 
 A recipe draws every tensor on its own from its name, so whole state dicts are rebuilt bit for bit from a list of names and
 shapes; `state_hash` proves it against the hash stored with the reference outputs.
@@ -61,46 +61,3 @@ def to_flax(path: str, array: np.ndarray) -> np.ndarray:
     if path.endswith("kernel"):
         return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
     return array
-
-
-# First match wins; {u} stands for "highest level minus u": taming counts the decoder's levels from full resolution down.
-_VQ_PARTS = (
-    (r"quantize\.embedding\.weight", r"codebook/embedding"),
-    (r"(quant_conv|post_quant_conv)\.(\w+)", r"\1/\2"),
-    (r"(encoder|decoder)\.(conv_in|conv_out|norm_out)\.(\w+)", r"\1/\2/\3"),
-    (r"(encoder|decoder)\.mid\.(?:0|block_1)\.(.+)", r"\1/mid/res1/\2"),
-    (r"(encoder|decoder)\.mid\.(?:1|attn_1)\.(.+)", r"\1/mid/attn/\2"),
-    (r"(encoder|decoder)\.mid\.(?:2|block_2)\.(.+)", r"\1/mid/res2/\2"),
-    (r"(encoder|decoder)\.conv_blocks\.(\d+)\.(res|attn)\.(.+)", r"\1/levels/\2/\3/\4"),
-    (r"(encoder|decoder)\.conv_blocks\.(\d+)\.(downsample|upsample)\.conv\.(\w+)", r"\1/\3/\2/\4"),
-    (r"encoder\.down\.(\d+)\.block\.(.+)", r"encoder/levels/\1/res/\2"),
-    (r"encoder\.down\.(\d+)\.attn\.(.+)", r"encoder/levels/\1/attn/\2"),
-    (r"encoder\.down\.(\d+)\.downsample\.conv\.(\w+)", r"encoder/downsample/\1/\2"),
-    (r"decoder\.up\.(\d+)\.block\.(.+)", r"decoder/levels/{\1}/res/\2"),
-    (r"decoder\.up\.(\d+)\.attn\.(.+)", r"decoder/levels/{\1}/attn/\2"),
-    (r"decoder\.up\.(\d+)\.upsample\.conv\.(\w+)", r"decoder/upsample/{\1}/\2"),
-)
-
-
-def vq_path(name: str, levels: int) -> str | None:
-    """Our path of a LlamaGen, taming or Chameleon tokenizer tensor; None for what inference does not need."""
-    if name.startswith("loss.") or name == "quantize.codebook_used":
-        return None
-    for pattern, target in _VQ_PARTS:
-        if match := re.fullmatch(pattern, name):
-            path = match.expand(target).replace(".", "/")
-            break
-    else:
-        raise KeyError(name)
-    path = re.sub(r"\{(\d+)\}", lambda m: str(levels - 1 - int(m[1])), path)
-    path = path.replace("nin_shortcut", "shortcut").replace("proj_out", "out")
-    parent, leaf = path.rsplit("/", 1)
-    if leaf == "weight":
-        leaf = "scale" if parent.rsplit("/", 1)[-1].startswith("norm") else "kernel"
-    return f"{parent}/{leaf}"
-
-
-def vq_params(state: dict[str, np.ndarray], levels: int) -> dict[str, np.ndarray]:
-    """A tokenizer's state dict -> flat {path: array} in our layout."""
-    paths = {name: vq_path(name, levels) for name in state}
-    return {path: to_flax(path, state[name]) for name, path in paths.items() if path is not None}

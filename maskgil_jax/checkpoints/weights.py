@@ -123,7 +123,7 @@ def load_weights(path, part: str | None = None) -> Weights:
         raise ValueError(f"{file}: missing; a weights folder holds config.json and model.safetensors") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
-    params = unflatten({name: array.astype(np.float32) for name, array in flat.items()})
+    params = unflatten({name: array.astype(np.float32, copy=False) for name, array in flat.items()})
     compare_trees(params, abstract_params(cfg), str(file))
     for name, array in flat.items():
         if not np.isfinite(array).all():

@@ -95,7 +95,7 @@ def _llama(sizes: Sizes) -> dict[str, Any]:
     kv_heads, odd = divmod(qkv - width, 2 * head_dim)
     if odd or kv_heads < 1:
         shape = f"{heads} heads of queries and some of keys and values, each {head_dim} wide"
-        raise Problem(f"layers.0.attention.wqkv.weight: its {qkv} rows are not {shape}")
+        raise Problem(f"layers.0.attention.wqkv.weight: its {qkv} rows are not {shape}: --set heads=N")
     return {
         "width": width,
         "depth": depth,

@@ -53,7 +53,10 @@ def make_plan(
     name = family or detect(found)
     about, extras = named(name), extras or {}
     sizes = Sizes({key: tuple(shape) for key, (shape, _) in found.items()}, given_by(options or {}, about.settable, extras))
-    cfg = about.config(sizes)
+    try:
+        cfg = about.config(sizes)
+    except Problem as problem:
+        raise Problem(f"as {name}: {problem}") from None
     try:
         leaves = {path: tuple(leaf.shape) for path, leaf in flatten(abstract_params(cfg)).items()}
     except (TypeError, ValueError) as error:  # sizes that make no network, such as 7 channels in 2 groups

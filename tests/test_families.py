@@ -1,0 +1,92 @@
+"""The families by names and shapes alone: every published listing is used up exactly, and what has no network is refused."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from recipe import GOLDEN
+
+from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, VQ_PRESETS
+from maskgil_jax.convert.checkpoint import Problem
+from maskgil_jax.convert.plan import make_plan
+
+LISTINGS = json.loads(gzip.decompress((GOLDEN / "convert" / "listings.json.gz").read_bytes()))
+
+
+def found_in(listing: str) -> dict:
+    """{name: (shape, dtype)} of a published file."""
+    split = {
+        name: ([s for s in t if type(s) is int], [s for s in t if type(s) is str])
+        for name, t in LISTINGS[listing]["tensors"].items()
+    }
+    return {name: (tuple(shape), np.dtype(kind[0] if kind else "float32")) for name, (shape, kind) in split.items()}
+
+
+FULL_SIZE = {
+    "llamagen_vq16": "llamagen-vq",
+    "llamagen_vq8": "llamagen-vq",
+    "taming_vqgan_f16_1024": "taming-vqgan",
+    "chameleon_vqgan_8192": "chameleon-vqgan",
+    **{f"maskgil_gpt_{size}": "maskgil" for size in ("b", "l", "xl", "xxl")},
+    **{f"llamagen_c2i_gpt_{size}": "llamagen-c2i" for size in ("b", "l", "xl", "xxl", "3b")},
+    **{f"maskgil_masktransformer_base_{size}": "besnier-maskgit" for size in (1024, 8192, 16384, 262144)},
+}
+
+
+@pytest.mark.parametrize("listing,family", FULL_SIZE.items(), ids=FULL_SIZE)
+def test_every_published_name_is_used_exactly_once(listing, family):
+    found = found_in(listing)
+    plan, problems = make_plan(found)
+    assert problems == [] and plan.name == family
+    assert plan.needed.keys() | plan.ignored.keys() == found.keys() and not plan.needed.keys() & plan.ignored.keys()
+    left_out = {"llamagen_vq16": 1, "llamagen_vq8": 1, "taming_vqgan_f16_1024": 55}.get(listing, 0)
+    assert len(plan.ignored) == left_out
+    if family != "taming-vqgan":  # whose listing counts the loss too
+        assert plan.parameters == LISTINGS[listing]["parameters"]
+    for name in ("codebook_used", "loss"):
+        assert not any(name in needed for needed in plan.needed)
+
+
+def test_sizes_told_by_shapes_are_the_published_ones():
+    def cfg(listing, **options):
+        return make_plan(found_in(listing), options=options)[0].cfg
+
+    assert cfg("llamagen_vq16") == VQ_PRESETS["VQ-16"] and cfg("llamagen_vq8") == VQ_PRESETS["VQ-8"]
+    for size in ("B", "L", "XL", "XXL"):
+        ours, preset = cfg(f"maskgil_gpt_{size.lower()}"), LLAMA_PRESETS[size]
+        for option in ("width", "depth", "heads", "hidden", "codebook_size", "num_classes", "grid"):
+            assert getattr(ours, option) == getattr(preset, option), (size, option)
+    assert cfg("llamagen_c2i_gpt_3b").head_dim == 100
+    assert cfg("llamagen_c2i_gpt_b", grid=24).grid == (24, 24)
+    baseline = cfg("maskgil_masktransformer_base_16384")
+    assert (baseline.heads, baseline.depth) == (BERT_PRESETS["B-24"].heads, BERT_PRESETS["B-24"].depth)
+    assert cfg("chameleon_vqgan_8192").attention_levels == () and cfg("chameleon_vqgan_8192").image_size == 512
+
+
+def test_options_inside_the_file_are_used_and_checked():
+    found = found_in("llamagen_c2i_gpt_b")
+    args = {"n_head": 6, "image_size": 384, "downsample_size": 16, "vocab_size": 16384, "num_classes": 1000}
+    plan, problems = make_plan(found, extras={"args": args})
+    assert (plan.cfg.heads, plan.cfg.grid, problems, plan.notes) == (6, (24, 24), [], ())
+    _, problems = make_plan(found, extras={"args": {"vocab_size": 8192}})
+    assert problems == ["its options say vocab_size = 8192, its tensors make it 16384"]
+
+
+@pytest.mark.parametrize(
+    "listing,family",
+    {
+        "open_magvit2_262144": "open-magvit2",
+        "halton_transformer_base": "halton",
+        "llamagen_t2i_gpt_xl": "llamagen-t2i",
+        "fid_inception_v3": "inception",
+        "lpips_vgg16": "lpips",
+    }.items(),
+)
+def test_families_without_a_network_are_refused_by_name(listing, family):
+    with pytest.raises(Problem, match=f"recognised as {family} .*not supported yet; supported are llamagen-vq"):
+        make_plan(found_in(listing))
+    with pytest.raises(Problem, match=f"recognised as {family} "):
+        make_plan(found_in("maskgil_gpt_b"), family=family)
+    with pytest.raises(Problem, match="not recognised by its 22 names"):
+        make_plan(found_in("patchgan_ndf64_n3"))
