@@ -23,13 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     if rest and not getattr(args, "takes_overrides", False):
         parser.error(f"unknown option {rest[0]}; see maskgil {args.command} --help")
     logging.basicConfig(level=logging.INFO if args.command else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "orbax"):
+    for noisy in ("absl", "jax", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         return args.run(args, rest) or 0
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+        sys.stdout = None
+        return 0
     except Exception as error:
         code = exit_code(error)
         if code is None or args.debug:
@@ -70,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--workdir", default="runs/demo", help="folder of the run; a second run continues or reuses it (default: runs/demo)"
     )
-    sub.add_argument("--report", action="store_true", help="also measure how much was learned")
+    sub.add_argument("--report", action=argparse.BooleanOptionalAction, default=True, help="measure how much was learned")
     sub.add_argument("--weights", help="report on these weights instead of training (e.g. the shipped 'demo')")
 
     sub = command(
