@@ -196,21 +196,17 @@ def run_encode(args, rest) -> None:
     import jax
 
     from maskgil_jax.checkpoints.weights import load_weights
-    from maskgil_jax.data.encode import encode_dataset
     from maskgil_jax.data.images import open_images
-    from maskgil_jax.pipeline import encoder_of
+    from maskgil_jax.pipeline import encode_source
 
     prepare_jax()
     weights = load_weights(args.tokenizer, "tokenizer")
     image_size = args.image_size or weights.cfg.image_size
     source = open_images(args.path, split=args.split, label=args.label, size=image_size, data_dir=args.data_dir)
-    store = encode_dataset(
-        encoder_of(weights.build()),
+    store = encode_source(
+        weights,
         source,
         args.out,
-        tokenizer_hash=weights.hash,
-        grid=(image_size // weights.cfg.downsample,) * 2,
-        codebook_size=weights.cfg.codebook_size,
         image_size=image_size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from maskgil_jax.checkpoints.weights import load_weights
-from maskgil_jax.data.encode import encode_dataset
-from maskgil_jax.data.images import open_images, to_uint8, to_unit
+from maskgil_jax.data.images import open_images
 from maskgil_jax.pictures import curves, grid_of, save_png
-from maskgil_jax.pipeline import Pipeline, encoder_of, load
+from maskgil_jax.pipeline import Pipeline, encode_source, load, reconstruct
 
 _log = logging.getLogger(__name__)
 
@@ -55,16 +54,8 @@ def train(workdir: pathlib.Path, read_run_file) -> pathlib.Path:
     _log.info("2/3 code store: every training image as %dx%d codes", *weights.cfg.grid)
     codes = str(workdir / "codes")
     config = read_run_file("demo", [f"--config.tokenizer={tokenizer_weights}", f"--config.data.codes={codes}"])
-    encode_dataset(
-        encoder_of(weights.build()),
-        open_images(config.data.path, split=config.data.split, label=config.data.label, size=config.data.image_size),
-        codes,
-        tokenizer_hash=weights.hash,
-        grid=weights.cfg.grid,
-        codebook_size=weights.cfg.codebook_size,
-        image_size=config.data.image_size,
-        batch_size=32,
-    )
+    source = open_images(config.data.path, split=config.data.split, label=config.data.label, size=config.data.image_size)
+    encode_source(weights, source, codes, image_size=config.data.image_size)
     _log.info("3/3 generator: fill in masked codes, given a class")
     result = generator.train(config, workdir / "generator")
     runs = {"tokenizer": workdir / "tokenizer", "generator": workdir / "generator"}
@@ -86,7 +77,6 @@ def samples(pipeline: Pipeline, per_class: int = 8, seed: int = 0) -> np.ndarray
 def reconstructions(pipeline: Pipeline, source, count: int = 32, columns: int = 16) -> np.ndarray:
     """Rows of held-out images, each above what the tokenizer makes of it."""
     images = np.stack([source[int(i)]["image"] for i in np.linspace(0, len(source) - 1, count)])
-    there_and_back = jax.jit(lambda network, x: to_uint8(network.decode(network.encode(to_unit(x)))))
-    copies = jax.device_get(there_and_back(pipeline.tokenizer, images))
+    copies = jax.device_get(reconstruct(pipeline.tokenizer, images))
     rows = [part[i : i + columns] for i in range(0, count, columns) for part in (images, copies)]
     return grid_of(np.concatenate(rows), columns=columns)

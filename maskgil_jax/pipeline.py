@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,22 +13,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import extra, load_weights, save_weights
+from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
 from maskgil_jax.config import ConfigError, DecodeConfig, from_dict, require
+from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 
 
 @functools.partial(jax.jit, static_argnames="grid")
-def _to_pixels(tokenizer, tokens_bl, grid):
+def to_pixels(tokenizer, tokens_bl, grid):
+    """Codes (b, rows * columns) -> uint8 images; like `reconstruct`, compiled once per shape however often it is called."""
     return to_uint8(tokenizer.decode(tokens_bl.reshape(-1, *grid)))
+
+
+@jax.jit
+def reconstruct(tokenizer, images_bhwc):
+    """uint8 images through the tokenizer and back, uint8."""
+    return to_uint8(tokenizer.decode(tokenizer.encode(to_unit(images_bhwc))))
 
 
 def encoder_of(tokenizer) -> Callable[[np.ndarray], np.ndarray]:
     """uint8 images (b, h, w, 3) -> codes (b, rows, columns) on the host; compiled once per batch shape."""
     encode = jax.jit(lambda network, images: network.encode(to_unit(images)))
     return lambda images: jax.device_get(encode(tokenizer, images))
+
+
+def encode_source(tokenizer: Weights, source, out, *, image_size: int, batch_size: int = 32, **options) -> pathlib.Path:
+    """The code store `out` of an image source, under the tokenizer's hash. `options` are those of `encode_dataset`."""
+    return encode_dataset(
+        encoder_of(tokenizer.build()),
+        source,
+        out,
+        tokenizer_hash=tokenizer.hash,
+        grid=(image_size // tokenizer.cfg.downsample,) * 2,
+        codebook_size=tokenizer.cfg.codebook_size,
+        image_size=image_size,
+        batch_size=batch_size,
+        **options,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +134,7 @@ class Pipeline:
             # The last batch is filled up; the images made for the padding are thrown away.
             rows = np.minimum(np.arange(start, start + size), len(ids_b) - 1)
             tokens_bl = self.tokens(ids_b[rows], jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows), cfg=cfg, grid=grid)
-            images = _to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
+            images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
             yield jax.device_get(images)[: len(ids_b) - start]
 
     def tokens(self, label_b, key, *, cfg: DecodeConfig | None = None, grid=None, tokens_bl=None) -> jax.Array:

@@ -16,11 +16,12 @@ from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
 from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, DecodeConfig, choose, from_dict, require, to_dict
 from maskgil_jax.data.codes import CodeStore, code_batches
-from maskgil_jax.data.images import image_batches, open_images, to_uint8, to_unit
+from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.masking import MASKING_LAWS, corrupt, drop_labels, image_keys, masked_cross_entropy
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
+from maskgil_jax.pipeline import to_pixels
 from maskgil_jax.sharding import batch_sharding, replicated
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
@@ -142,8 +143,7 @@ def open_data(config, tokenizer: Weights):
 def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig) -> np.ndarray:
     """A contact sheet of generated images, uint8 (h, w, 3)."""
     tokens_bl = decode(network.build(cfg, params), ClassCondition(label_b), jax.random.clone(key), decode_cfg)
-    images = jax.jit(lambda t, codes: to_uint8(t.decode(codes)))(tokenizer, tokens_bl.reshape(-1, *cfg.grid))
-    return grid_of(jax.device_get(images))
+    return grid_of(jax.device_get(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
 
 
 def train(config, workdir) -> pathlib.Path:

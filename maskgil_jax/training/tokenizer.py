@@ -17,8 +17,9 @@ from flax import nnx
 from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import VQ_PRESETS, VQConfig, choose, from_dict, require, to_dict
-from maskgil_jax.data.images import image_batches, open_images, to_uint8, to_unit
+from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.pictures import grid_of
+from maskgil_jax.pipeline import reconstruct
 from maskgil_jax.sharding import replicated
 from maskgil_jax.training.discriminator import PatchGAN
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
@@ -148,8 +149,8 @@ def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cf
 
 def sheet(params, images, cfg: VQConfig) -> np.ndarray:
     """Originals above their reconstructions, uint8 (h, w, 3)."""
-    there_and_back = jax.jit(lambda p, x: to_uint8((m := network.build(cfg, p)).decode(m.encode(to_unit(x)))))
-    return grid_of(np.concatenate([images, jax.device_get(there_and_back(params, images))]), columns=len(images))
+    copies = jax.device_get(reconstruct(network.build(cfg, params), images))
+    return grid_of(np.concatenate([images, copies]), columns=len(images))
 
 
 def train(config, workdir) -> pathlib.Path:
