@@ -20,7 +20,7 @@ FLOORS = {
     3: ("checkpoints",),
     4: ("training", "pipeline", "convert"),
     5: ("evaluation", "app"),
-    6: ("demo", "cli", "__main__"),
+    6: ("demo", "commands", "cli", "__main__"),
 }
 # Sideways or downwards, but not here: (room, what it must not import, why).
 CLOSED_DOORS = [
@@ -40,7 +40,7 @@ GUESTS = {
     "clu.periodic_actions": ((), "it imports TensorFlow"),
     "tensorflow_datasets": (("data",), "images enter through data/"),
     "PIL": (
-        ("pictures", "data", "training", "pipeline", "evaluation", "app", "demo", "cli"),
+        ("pictures", "data", "training", "pipeline", "evaluation", "app", "demo", "commands"),
         "networks and decoders see arrays",
     ),
     **dict.fromkeys(
@@ -151,9 +151,9 @@ def test_closed_doors():
     report(
         [
             f"{module}:{line}: imports {name}; {why}"
-            for module, line, _, name in own_imports()
+            for module, line, target, name in own_imports()
             for room, closed, why in CLOSED_DOORS
-            if room_of(module) == room and within(name, closed)
+            if room_of(module) == room != room_of(target) and within(name, closed)
         ]
     )
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
+from maskgil_jax.commands.run_files import read_run_file
+from maskgil_jax.commands.sample import split_labels
 from maskgil_jax.config import VQConfig
 from maskgil_jax.params import create, params_of
 
@@ -167,11 +169,11 @@ def test_unknown_command_and_option_exit_two(capsys):
 
 def test_names_with_commas_can_be_listed():
     names = ("light, film & video", "hearts", "roles & careers")
-    assert cli.split_labels("hearts,light, film & video, roles & careers", names) == ["hearts", names[0], "roles & careers"]
+    assert split_labels("hearts,light, film & video, roles & careers", names) == ["hearts", names[0], "roles & careers"]
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda f: f.stem)
 def test_every_run_file_loads_and_names_its_command(file):
-    config = cli.read_run_file(str(file), [])
+    config = read_run_file(str(file), [])
     assert config.task in ("generator", "tokenizer", "classifier") and config.total_steps > 0
     assert f"--config configs/{file.name}" in file.read_text().split('"""')[1]

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from maskgil_jax import cli, demo
+from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.pipeline import load
 
 SHORT = ["--config.total_steps=2", "--config.log_every=1", "--config.sample_every=0", "--config.batch_size=16"]
@@ -12,7 +13,7 @@ PICTURES = {"samples.png", "reconstructions.png"}
 
 
 def few_steps(name, overrides):
-    return cli.read_run_file(name, [*overrides, *SHORT, *SMALL[name]])
+    return read_run_file(name, [*overrides, *SHORT, *SMALL[name]])
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import Weights, load_weights
-from maskgil_jax.cli import read_run_file
+from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ClassifierConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.data.images import open_images
 from maskgil_jax.evaluation.report import as_markdown, figures, nearest

@@ -1,0 +1,62 @@
+"""maskgil convert, inspect and export: weight files of other projects, in and out."""
+
+from __future__ import annotations
+
+
+def add(command) -> None:
+    sub = command("convert", run_convert, "Turn a published weight file (PyTorch, safetensors) into a weights folder.")
+    sub.add_argument("file", nargs="?", metavar="FILE", help="weight file or folder of shards; nothing in it is ever run")
+    sub.add_argument("out", nargs="?", metavar="OUT", help="weights folder to write")
+    sub.add_argument("--list", action="store_true", help="show the families of files that are known")
+    sub.add_argument("--family", help="what the file is (default: told by its names)")
+    sub.add_argument("--key", help="outer key of the file to take, e.g. model (default: the usual ones, EMA first)")
+    sub.add_argument("--dtype", default="float32", help="of the values written: float32 or float16 (default: float32)")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=N", help="what the file does not say, e.g. heads=12")
+
+    sub = command("inspect", run_inspect, "Show what a weight file holds and what it can be converted to.")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--family", help="try it as this family (default: told by its names)")
+    sub.add_argument("--key", help="outer key of the file to look into")
+
+    sub = command("export", run_export, "Write a weights folder as a file that the original PyTorch code loads.")
+    sub.add_argument("weights", metavar="WEIGHTS", help="weights folder, shipped name or hf://owner/repo")
+    sub.add_argument("out", metavar="OUT", help="file to write: .safetensors, or .pt (needs torch)")
+    sub.add_argument("--to", required=True, metavar="FAMILY", help="see maskgil convert --list")
+
+
+def run_convert(args, rest) -> None:
+    """maskgil convert"""
+    from maskgil_jax.config import require
+    from maskgil_jax.convert import main as work
+
+    if args.list:
+        print(work.list_families())
+        return
+    require(args.file is not None and args.out is not None, "convert: needs FILE and OUT, or --list")
+    options = dict(map(split_setting, args.set))
+    print(work.convert(args.file, args.out, family=args.family, key=args.key, dtype=args.dtype, options=options))
+
+
+def split_setting(text: str) -> tuple[str, int | list[int]]:
+    """ "heads=12" -> ("heads", 12), "grid=24x16" -> ("grid", [24, 16])."""
+    from maskgil_jax.config import ConfigError
+
+    name, _, value = text.partition("=")
+    numbers = value.split("x")
+    if not all(n.isascii() and n.isdigit() and len(n) < 9 for n in numbers):
+        raise ConfigError(f"--set: expected NAME=N (or grid=ROWSxCOLUMNS), got {text!r}")
+    return name.strip(), int(value) if len(numbers) == 1 else [int(n) for n in numbers]
+
+
+def run_inspect(args, rest) -> None:
+    """maskgil inspect"""
+    from maskgil_jax.convert.main import inspect
+
+    print(inspect(args.file, key=args.key, family=args.family))
+
+
+def run_export(args, rest) -> None:
+    """maskgil export"""
+    from maskgil_jax.convert.main import export_file
+
+    print(f"{args.to}: {export_file(args.weights, args.out, args.to)}")

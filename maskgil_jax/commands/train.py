@@ -1,0 +1,28 @@
+"""maskgil train: what a run file describes."""
+
+from __future__ import annotations
+
+from maskgil_jax.commands.run_files import read_run_file
+from maskgil_jax.commands.start import prepare_jax
+
+
+def add(command) -> None:
+    sub = command("train", run, "Train what a run file describes; --config.x.y=z changes one of its options.", overrides=True)
+    sub.add_argument("--config", required=True, metavar="FILE", help="run file, e.g. configs/c2i_b.py")
+    sub.add_argument("--workdir", required=True, help="folder of the run; an interrupted run is continued")
+
+
+def run(args, rest) -> None:
+    """maskgil train"""
+    from maskgil_jax.config import choose
+
+    config = read_run_file(args.config, rest)
+    choose("config.task", config.task, ("generator", "tokenizer", "classifier"))
+    prepare_jax()
+    if config.task == "generator":
+        from maskgil_jax.training.generator import train
+    elif config.task == "tokenizer":
+        from maskgil_jax.training.tokenizer import train
+    else:
+        from maskgil_jax.training.classifier import train
+    print(f"weights: {train(config, args.workdir)}")

@@ -1,0 +1,28 @@
+"""Sizes and options as frozen dataclasses: hashable, so they can be static under `jax.jit`, and plain enough for `config.json`.
+
+Each network has one dataclass and, beside it, its table of `*_PRESETS`. This room knows nothing else of the package.
+"""
+
+from .base import ConfigError, choose, from_dict, require, to_dict
+from .classifier import ClassifierConfig
+from .decoding import PLANS, SCHEDULES, DecodeConfig
+from .generators import BERT_PRESETS, LLAMA_PRESETS, BertConfig, LlamaConfig
+from .tokenizers import VQ_PRESETS, VQConfig
+
+__all__ = [
+    "BERT_PRESETS",
+    "LLAMA_PRESETS",
+    "PLANS",
+    "SCHEDULES",
+    "VQ_PRESETS",
+    "BertConfig",
+    "ClassifierConfig",
+    "ConfigError",
+    "DecodeConfig",
+    "LlamaConfig",
+    "VQConfig",
+    "choose",
+    "from_dict",
+    "require",
+    "to_dict",
+]

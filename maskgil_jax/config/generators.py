@@ -1,0 +1,128 @@
+"""Options of the generators, and their published sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .base import choose, require
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """LLaMA over VQ tokens (paper 3.2, Table 2): bidirectional for MaskGIL, `causal=True` for the AR model.
+
+    The paper's reading is the default; `positions="1d_shifted"`, `class_position="last"` and `mask_logit=True`
+    together are the layout of the published code.
+    """
+
+    codebook_size: int = 16384
+    num_classes: int = 1000
+    grid: tuple[int, int] = (16, 16)  # training canvas; with 2-D positions any other grid works too
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    kv_heads: int | None = None  # fewer than `heads`: grouped-query attention
+    mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
+    positions: str = "2d"  # "2d": rotary by (row, col); "1d_shifted": one zero row first, so token i gets angle i - 1
+    prefix_rotation: str = "zero"  # rotation of the class token: "zero" (LlamaGen: q = k = 0) or "identity"
+    class_position: str = "first"  # or "last"
+    rope_base: float = 10000.0
+    qk_norm: str = "none"  # "per_head": over each head; "full": over all heads together (both before the rotation)
+    qk_norm_kind: str = "layer"  # "layer" (with bias, as Chameleon) or "rms"
+    post_norm: str = "none"  # "sandwich": x + norm(f(norm(x))); "swin": x + norm(f(x))
+    norm_eps: float = 1e-5
+    dropout: float = 0.1  # on the outputs of attention and MLP, in training only
+    mask_logit: bool = False  # train the head on codebook_size + 1 classes (the published code); never sampled
+    causal: bool = False
+    dtype: str = "float32"  # compute dtype; parameters stay float32
+    layers: str = "auto"  # "scan", "unroll", or by platform: unrolled on CPU, scanned elsewhere
+    remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
+
+    def __post_init__(self):
+        choose("positions", self.positions, ("2d", "1d_shifted"))
+        choose("prefix_rotation", self.prefix_rotation, ("zero", "identity"))
+        choose("class_position", self.class_position, ("first", "last"))
+        choose("qk_norm", self.qk_norm, ("none", "per_head", "full"))
+        choose("qk_norm_kind", self.qk_norm_kind, ("layer", "rms"))
+        choose("post_norm", self.post_norm, ("none", "sandwich", "swin"))
+        choose("layers", self.layers, ("auto", "scan", "unroll"))
+        choose("remat", self.remat, ("none", "dots", "full", "offload"))
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
+        require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
+        require(
+            self.heads % (self.kv_heads or self.heads) == 0, f"kv_heads: {self.kv_heads} does not divide heads {self.heads}"
+        )
+        require(
+            self.head_dim % (4 if self.positions == "2d" else 2) == 0,
+            f"heads: head width {self.head_dim} must be a multiple of 4 for 2-D positions (of 2 for 1-D)",
+        )
+        require(min(self.grid) >= 1, f"grid: sides must be at least 1, got {self.grid}")
+
+    @property
+    def mask_id(self) -> int:
+        """Token id of [MASK]: one past the codebook."""
+        return self.codebook_size
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the SwiGLU MLP."""
+        return self.mlp_width or _round_up(int(8 * self.width / 3), 256)
+
+
+# The paper's Table 2; heads are always 64 wide. XXL adds QK-Norm and Post-Norm (section 4.1; their placement is our reading).
+LLAMA_PRESETS = {
+    "tiny": LlamaConfig(width=64, depth=2, heads=2, mlp_width=192),
+    "small": LlamaConfig(width=128, depth=6, heads=4, mlp_width=384),
+    "B": LlamaConfig(width=768, depth=12, heads=12),
+    "L": LlamaConfig(width=1024, depth=24, heads=16),
+    "XL": LlamaConfig(width=1280, depth=36, heads=20),
+    "XXL": LlamaConfig(width=1536, depth=48, heads=24, qk_norm="per_head", post_norm="sandwich"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Bidirectional Transformer baseline (paper 3.1.2): learned positions, LayerNorm, GELU, head tied to the token table."""
+
+    codebook_size: int = 16384
+    num_classes: int = 1000
+    grid: tuple[int, int] = (16, 16)
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    dropout: float = 0.1
+    class_position: str = "last"  # where the class token stands (and which learned position it has)
+    mask_logit: bool = False
+    dtype: str = "float32"
+    layers: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self):
+        choose("class_position", self.class_position, ("first", "last"))
+        choose("layers", self.layers, ("auto", "scan", "unroll"))
+        choose("remat", self.remat, ("none", "dots", "full", "offload"))
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
+        require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def mask_id(self) -> int:
+        """Token id of [MASK]: one past the codebook."""
+        return self.codebook_size
+
+
+BERT_PRESETS = {
+    "tiny": BertConfig(width=64, depth=2, heads=2, mlp_width=128),
+    "B": BertConfig(),  # the paper's 12 layers, 12 heads, 768
+    "B-24": BertConfig(depth=24, heads=16),  # the size in the published code
+}

@@ -1,0 +1,55 @@
+"""Options of the tokenizers, and their published sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .base import choose, require
+
+
+@dataclasses.dataclass(frozen=True)
+class VQConfig:
+    """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
+    res_blocks: int = 2  # per level in the encoder; the decoder has one more
+    attention_levels: tuple[int, ...] = (-1,)  # levels with attention besides the middle; negative counts from the lowest
+    latent_dim: int = 256  # encoder output width, before the projection to `codebook_dim`
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    norm_groups: int = 32  # of GroupNorm; a width it does not divide takes the greatest common divisor
+    l2_normalize: bool = True  # codes live on the unit sphere (cosine search), as in LlamaGen and ViT-VQGAN
+    image_size: int = 256  # training resolution; only a default: any multiple of `downsample` encodes
+    dtype: str = "float32"  # compute dtype of the convolutions; the code search is always float32
+
+    def __post_init__(self):
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        require(
+            len(self.multipliers) >= 1 and min(self.multipliers) >= 1, f"multipliers: need widths >= 1, got {self.multipliers}"
+        )
+        require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
+        require(
+            self.image_size % self.downsample == 0,
+            f"image_size: {self.image_size} is not a multiple of the downsampling factor {self.downsample}",
+        )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of codes at the training resolution."""
+        return (self.image_size // self.downsample,) * 2
+
+
+# VQ-16 and VQ-8: LlamaGen, 71.88M and 70.11M parameters.
+VQ_PRESETS = {
+    "VQ-16": VQConfig(),
+    "VQ-8": VQConfig(multipliers=(1, 2, 2, 4)),
+    "small": VQConfig(
+        channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, latent_dim=64, codebook_size=512, norm_groups=4, image_size=64
+    ),
+}
