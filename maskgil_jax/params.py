@@ -10,17 +10,21 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, VQConfig
+from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, MaskGITConfig, MaskGITVQConfig, VQConfig
 from maskgil_jax.models.bert import Bert
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.llama import Llama
+from maskgil_jax.models.maskgit import MaskGIT
+from maskgil_jax.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskgil_jax.tokenizers.vqgan import VQGAN
 
 # family name in `config.json` -> (options, network)
 FAMILIES = {
     "llama": (LlamaConfig, Llama),
     "bert": (BertConfig, Bert),
+    "maskgit": (MaskGITConfig, MaskGIT),
     "vqgan": (VQConfig, VQGAN),
+    "maskgit_vqgan": (MaskGITVQConfig, MaskGITVQGAN),
     "classifier": (ClassifierConfig, Classifier),
 }
 

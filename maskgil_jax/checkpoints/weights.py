@@ -153,12 +153,12 @@ def extra(about: dict) -> dict:
 
 def load_tokenizer(path) -> Any:
     """A tokenizer: `.encode(images_bhwc in [-1, 1]) -> codes_bhw int32`, `.decode(codes_bhw) -> images_bhwc float32`."""
-    return _load(path, "tokenizer", ("vqgan",)).build()
+    return _load(path, "tokenizer", ("vqgan", "maskgit_vqgan")).build()
 
 
 def load_generator(path) -> Any:
     """A generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
-    return _load(path, "generator", ("llama", "bert")).build()
+    return _load(path, "generator", ("llama", "bert", "maskgit")).build()
 
 
 def _load(path, part: str, families: tuple[str, ...]) -> Weights:

@@ -7,11 +7,14 @@ from .base import ConfigError, choose, from_dict, require, to_dict
 from .classifier import ClassifierConfig
 from .decoding import PLANS, SCHEDULES, DecodeConfig
 from .generators import BERT_PRESETS, LLAMA_PRESETS, BertConfig, LlamaConfig
+from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
 from .tokenizers import VQ_PRESETS, VQConfig
 
 __all__ = [
     "BERT_PRESETS",
     "LLAMA_PRESETS",
+    "MASKGIT_PRESETS",
+    "MASKGIT_VQ_PRESETS",
     "PLANS",
     "SCHEDULES",
     "VQ_PRESETS",
@@ -20,6 +23,8 @@ __all__ = [
     "ConfigError",
     "DecodeConfig",
     "LlamaConfig",
+    "MaskGITConfig",
+    "MaskGITVQConfig",
     "VQConfig",
     "choose",
     "from_dict",

@@ -21,9 +21,9 @@ BLOCK_EPS = 1e-5
 class Attention(nnx.Module):
     """Plain multi-head self-attention with biases."""
 
-    def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
-        self.heads = cfg.heads
-        self.q, self.k, self.v, self.o = (linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True) for _ in range(4))
+    def __init__(self, width: int, heads: int, *, dtype: str, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (linear(width, width, dtype=dtype, rngs=rngs, bias=True) for _ in range(4))
 
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
@@ -32,14 +32,15 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, GELU (exact, or its tanh approximation), linear."""
 
-    def __init__(self, d_in: int, d_hidden: int, d_out: int, *, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, d_in: int, d_hidden: int, d_out: int, *, approximate_gelu: bool = False, dtype: str, rngs: nnx.Rngs):
+        self.approximate_gelu = approximate_gelu
         self.up = linear(d_in, d_hidden, dtype=dtype, rngs=rngs, bias=True)
         self.down = linear(d_hidden, d_out, dtype=dtype, rngs=rngs, bias=True)
 
     def __call__(self, x_bld: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x_bld), approximate=False))
+        return self.down(jax.nn.gelu(self.up(x_bld), approximate=self.approximate_gelu))
 
 
 class Block(nnx.Module):
@@ -48,7 +49,7 @@ class Block(nnx.Module):
     def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
         self.attn_norm = LayerNorm(cfg.width, eps=BLOCK_EPS, rngs=rngs)
-        self.attn = Attention(cfg, rngs=rngs)
+        self.attn = Attention(cfg.width, cfg.heads, dtype=cfg.dtype, rngs=rngs)
         self.mlp_norm = LayerNorm(cfg.width, eps=BLOCK_EPS, rngs=rngs)
         self.mlp = Mlp(cfg.width, cfg.mlp_width, cfg.width, dtype=cfg.dtype, rngs=rngs)
 

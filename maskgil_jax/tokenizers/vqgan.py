@@ -32,7 +32,7 @@ def draw_kernels(module: nnx.Module, key: jax.Array) -> None:
         start += size
 
 
-def _numbered(modules) -> nnx.Dict:
+def numbered(modules) -> nnx.Dict:
     """Modules under the names "0", "1", ...: parameter paths stay strings, in memory and in files."""
     return nnx.Dict({str(i): module for i, module in enumerate(modules)})
 
@@ -102,8 +102,8 @@ class Level(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.res = _numbered(ResBlock(cfg, inputs if j == 0 else outputs, outputs, rngs=rngs) for j in range(blocks))
-        self.attn = _numbered(AttentionBlock(cfg, outputs, rngs=rngs) for _ in range(blocks if attention else 0))
+        self.res = numbered(ResBlock(cfg, inputs if j == 0 else outputs, outputs, rngs=rngs) for j in range(blocks))
+        self.attn = numbered(AttentionBlock(cfg, outputs, rngs=rngs) for _ in range(blocks if attention else 0))
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         for j in map(str, range(len(self.res))):
@@ -142,11 +142,11 @@ class Encoder(nnx.Module):
         widths = [cfg.channels * m for m in cfg.multipliers]
         inputs, attention = [cfg.channels, *widths[:-1]], _attention_levels(cfg)
         self.conv_in = _conv(cfg, 3, cfg.channels, 3, rngs=rngs)
-        self.levels = _numbered(
+        self.levels = numbered(
             Level(cfg, inputs[i], widths[i], cfg.res_blocks, i in attention, rngs=rngs) for i in range(len(widths))
         )
         # One pixel of padding on the right and at the bottom only, as every published checkpoint of this family expects.
-        self.downsample = _numbered(
+        self.downsample = numbered(
             nnx.Conv(
                 c,
                 c,
@@ -182,10 +182,10 @@ class Decoder(nnx.Module):
         )
         self.conv_in = _conv(cfg, cfg.latent_dim, widths[0], 3, rngs=rngs)
         self.mid = Middle(cfg, widths[0], rngs=rngs)
-        self.levels = _numbered(
+        self.levels = numbered(
             Level(cfg, inputs[i], widths[i], cfg.res_blocks + 1, i in attention, rngs=rngs) for i in range(len(widths))
         )
-        self.upsample = _numbered(_conv(cfg, c, c, 3, rngs=rngs) for c in widths[:-1])
+        self.upsample = numbered(_conv(cfg, c, c, 3, rngs=rngs) for c in widths[:-1])
         self.norm_out = _norm(cfg, widths[-1], rngs=rngs)
         self.conv_out = _conv(cfg, widths[-1], 3, 3, rngs=rngs)
 
@@ -195,17 +195,35 @@ class Decoder(nnx.Module):
         for i in map(str, range(len(self.levels))):
             x_bhwc = self.levels[i](x_bhwc)
             if i in self.upsample:
-                x_bhwc = self.upsample[i](_double(x_bhwc))
+                x_bhwc = self.upsample[i](double(x_bhwc))
         return nnx.silu(self.norm_out(x_bhwc))
 
     def __call__(self, z_bhwd: jax.Array) -> jax.Array:
         return self.conv_out(self.features(z_bhwd))
 
 
-def _double(x_bhwc: jax.Array) -> jax.Array:
+def double(x_bhwc: jax.Array) -> jax.Array:
     """Nearest-neighbour enlargement by two."""
     b, h, w, c = x_bhwc.shape
     return jnp.broadcast_to(x_bhwc[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def check_images(images_bhwc: jax.Array, factor: int) -> None:
+    """Raises ValueError unless images are (b, H, W, 3) with both sides multiples of the tokenizer's downsampling factor."""
+    if images_bhwc.ndim != 4 or images_bhwc.shape[-1] != 3:
+        raise ValueError(f"images: expected (batch, height, width, 3), got shape {images_bhwc.shape}")
+    h, w = images_bhwc.shape[1:3]
+    if h % factor or w % factor or 0 in (h, w):
+        raise ValueError(
+            f"images: size {h}x{w} is not a multiple of the tokenizer's downsampling factor {factor}; resize or crop to "
+            f"{max(factor, h // factor * factor)}x{max(factor, w // factor * factor)}"
+        )
+
+
+def check_codes(codes_bhw: jax.Array) -> None:
+    """Raises ValueError unless codes are whole numbers on a (batch, rows, columns) grid."""
+    if codes_bhw.ndim != 3 or not jnp.issubdtype(codes_bhw.dtype, jnp.integer):
+        raise ValueError(f"codes: expected integers (batch, rows, columns), got {codes_bhw.dtype} {codes_bhw.shape}")
 
 
 class VQGAN(nnx.Module):
@@ -229,14 +247,7 @@ class VQGAN(nnx.Module):
 
         Raises ValueError unless the images are (b, H, W, 3) with both sides multiples of `cfg.downsample`.
         """
-        if images_bhwc.ndim != 4 or images_bhwc.shape[-1] != 3:
-            raise ValueError(f"images: expected (batch, height, width, 3), got shape {images_bhwc.shape}")
-        (h, w), factor = images_bhwc.shape[1:3], self.cfg.downsample
-        if h % factor or w % factor or 0 in (h, w):
-            raise ValueError(
-                f"images: size {h}x{w} is not a multiple of the tokenizer's downsampling factor {factor}; resize or crop to "
-                f"{max(factor, h // factor * factor)}x{max(factor, w // factor * factor)}"
-            )
+        check_images(images_bhwc, self.cfg.downsample)
         return self.quant_conv(self.encoder(images_bhwc)).astype(jnp.float32)
 
     def quantize(self, z_bhwd: jax.Array, *, entropy: bool = False) -> Quantized:
@@ -271,6 +282,5 @@ class VQGAN(nnx.Module):
         Codes outside the codebook (a [MASK] left over) are taken as the nearest valid one.
         Raises ValueError unless the codes are whole numbers on a (batch, rows, columns) grid.
         """
-        if codes_bhw.ndim != 3 or not jnp.issubdtype(codes_bhw.dtype, jnp.integer):
-            raise ValueError(f"codes: expected integers (batch, rows, columns), got {codes_bhw.dtype} {codes_bhw.shape}")
+        check_codes(codes_bhw)
         return self.decode_latents(self.codebook.lookup(codes_bhw))

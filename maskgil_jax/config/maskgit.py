@@ -1,0 +1,86 @@
+"""Options of Google's MaskGIT (Chang et al. 2022), which began masked image generation: its tokenizer and its Transformer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .base import choose, require
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGITVQConfig:
+    """Google's VQGAN without attention. Levels run from full resolution down; each but the last halves by averaging."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
+    res_blocks: int = 2  # per level and in the middle, in the encoder and in the decoder
+    codebook_size: int = 1024
+    codebook_dim: int = 256  # also the encoder's output width: nothing lies between encoder, codebook and decoder
+    norm_groups: int = 32  # of GroupNorm; a width it does not divide takes the greatest common divisor
+    image_size: int = 256  # training resolution; only a default: any multiple of `downsample` encodes
+    dtype: str = "float32"  # compute dtype of the convolutions; the code search is always float32
+
+    def __post_init__(self):
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        require(
+            len(self.multipliers) >= 1 and min(self.multipliers) >= 1, f"multipliers: need widths >= 1, got {self.multipliers}"
+        )
+        require(self.res_blocks >= 1, f"res_blocks: must be at least 1, got {self.res_blocks}")
+        require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
+        require(
+            self.image_size % self.downsample == 0,
+            f"image_size: {self.image_size} is not a multiple of the downsampling factor {self.downsample}",
+        )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of codes at the training resolution."""
+        return (self.image_size // self.downsample,) * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskGITConfig:
+    """Google's Transformer, a BERT: norms after each residual sum, learned positions, one table for all that is embedded.
+
+    It has no null class, so it cannot be guided.
+    """
+
+    codebook_size: int = 1024
+    num_classes: int = 1000
+    grid: tuple[int, int] = (16, 16)  # the only one: each place has a learned position
+    width: int = 768
+    depth: int = 24
+    heads: int = 16
+    mlp_width: int = 3072
+    dropout: float = 0.1  # on the embeddings and on the outputs of attention and MLP, in training only
+    dtype: str = "float32"  # compute dtype; parameters stay float32
+    layers: str = "auto"  # "scan", "unroll", or by platform: unrolled on CPU, scanned elsewhere
+    remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
+
+    def __post_init__(self):
+        choose("layers", self.layers, ("auto", "scan", "unroll"))
+        choose("remat", self.remat, ("none", "dots", "full", "offload"))
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
+        require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
+        require(min(self.grid) >= 1, f"grid: sides must be at least 1, got {self.grid}")
+
+    @property
+    def mask_id(self) -> int:
+        """Token id of [MASK]: one past the codebook, as in every generator here (the published code writes -1)."""
+        return self.codebook_size
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the one table: the codes, the classes, [MASK]."""
+        return self.codebook_size + self.num_classes + 1
+
+
+# The published sizes: 54.52M parameters; 172.46M and 173.05M.
+MASKGIT_VQ_PRESETS = {"256": MaskGITVQConfig(), "512": MaskGITVQConfig(image_size=512)}
+MASKGIT_PRESETS = {"256": MaskGITConfig(), "512": MaskGITConfig(grid=(32, 32))}
