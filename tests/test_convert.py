@@ -164,6 +164,7 @@ def test_export_refuses_what_the_family_cannot_express(maskgil_file, tmp_path):
     for to, match in {
         "llamagen-c2i": "has positions = '1d_shifted', llamagen-c2i always has '2d'",
         "besnier-maskgit": "is a network of LlamaConfig, besnier-maskgit has BertConfig",
+        "maskgit-jax": "is a network of LlamaConfig, maskgit-jax has MaskGITConfig",
         "halton": "recognised as halton",
         "maskgill": "Did you mean 'maskgil'",
     }.items():

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import google_twin
 import numpy as np
 import pytest
 from recipe import GOLDEN
@@ -12,6 +13,20 @@ from maskgil_jax.convert.checkpoint import Problem
 from maskgil_jax.convert.plan import make_plan
 
 LISTINGS = json.loads(gzip.decompress((GOLDEN / "convert" / "listings.json.gz").read_bytes()))
+# Google's two have no listing from the original classes: names by hand, totals as published (54.52M, 172.46M, 173.05M).
+LISTINGS |= {
+    "google_tokenizer": {
+        "tensors": google_twin.tokenizer_shapes(**google_twin.TOKENIZER),
+        "parameters": 54_515_587,
+    },
+    **{
+        f"google_transformer_{size}": {
+            "tensors": google_twin.transformer_shapes(**(google_twin.TRANSFORMER | {"places": places})),
+            "parameters": parameters,
+        }
+        for size, places, parameters in ((256, 257, 172_457_193), (512, 1025, 173_047_017))
+    },
+}
 
 
 def found_in(listing: str) -> dict:
@@ -31,6 +46,8 @@ FULL_SIZE = {
     **{f"maskgil_gpt_{size}": "maskgil" for size in ("b", "l", "xl", "xxl")},
     **{f"llamagen_c2i_gpt_{size}": "llamagen-c2i" for size in ("b", "l", "xl", "xxl", "3b")},
     **{f"maskgil_masktransformer_base_{size}": "besnier-maskgit" for size in (1024, 8192, 16384, 262144)},
+    "google_tokenizer": "maskgit-jax-tokenizer",
+    **{f"google_transformer_{size}": "maskgit-jax" for size in (256, 512)},
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def add(command) -> None:
-    sub = command("convert", run_convert, "Turn a published weight file (PyTorch, safetensors) into a weights folder.")
+    sub = command("convert", run_convert, "Turn a published weight file (PyTorch, safetensors, flax) into a weights folder.")
     sub.add_argument("file", nargs="?", metavar="FILE", help="weight file or folder of shards; nothing in it is ever run")
     sub.add_argument("out", nargs="?", metavar="OUT", help="weights folder to write")
     sub.add_argument("--list", action="store_true", help="show the families of files that are known")
@@ -18,9 +18,11 @@ def add(command) -> None:
     sub.add_argument("--family", help="try it as this family (default: told by its names)")
     sub.add_argument("--key", help="outer key of the file to look into")
 
-    sub = command("export", run_export, "Write a weights folder as a file that the original PyTorch code loads.")
+    sub = command("export", run_export, "Write a weights folder as a file that the original code loads.")
     sub.add_argument("weights", metavar="WEIGHTS", help="weights folder, shipped name or hf://owner/repo")
-    sub.add_argument("out", metavar="OUT", help="file to write: .safetensors, or .pt (needs torch)")
+    sub.add_argument(
+        "out", metavar="OUT", help="file to write: .safetensors, or .pt (needs torch); .msgpack for Google's families"
+    )
     sub.add_argument("--to", required=True, metavar="FAMILY", help="see maskgil convert --list")
 
 

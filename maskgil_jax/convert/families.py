@@ -7,15 +7,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from maskgil_jax.config import BertConfig, LlamaConfig, VQConfig, choose
+from maskgil_jax.config import BertConfig, LlamaConfig, MaskGITConfig, MaskGITVQConfig, VQConfig, choose
 
 from . import generator_tables as generators
+from . import google_tables as google
 from . import tokenizer_tables as tokenizers
 from .checkpoint import Problem, shown
 from .rules import Table
 from .sizes import Sizes
 
 MIT = "MIT"
+GOOGLE = "Apache-2.0, the licence of the code they were published with"
 _MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False}
 _LLAMAGEN = {"positions": "2d", "class_position": "first", "mask_logit": False, "causal": True}
 _PLAIN = {"prefix_rotation": "zero", "qk_norm": "none", "post_norm": "none", "norm_eps": 1e-5, "rope_base": 10000.0}
@@ -28,6 +30,7 @@ class Family:
     title: what it is. kind: "tokenizer" or "generator". licence: of the published weights. container: outer key in the
     original's files. options: our dataclass. fixed: options that every file of the family has. settable: options that shapes
     do not tell. signs: patterns; a file whose names begin with each of them belongs to the family, but for `not_signs`.
+    flax: the original's files are flax msgpack. decode: options of `DecodeConfig` that the original samples with, if not ours.
     """
 
     title: str
@@ -41,6 +44,8 @@ class Family:
     sizes: Callable[[Sizes], dict[str, Any]]
     signs: tuple[str, ...]
     not_signs: tuple[str, ...] = ()
+    flax: bool = False
+    decode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self, sizes: Sizes) -> Any:
         """The network's options. Raises: Problem for a file whose sizes cannot be told."""
@@ -124,6 +129,33 @@ FAMILIES: dict[str, Family] = {
         sizes=generators.besnier_sizes,
         signs=(r"transformer\.layers\.0\.0\.fn\.mha\.in_proj_weight$",),
     ),
+    "maskgit-jax-tokenizer": Family(
+        title="Google's MaskGIT tokenizer (tokenizer_imagenet256_checkpoint, tokenizer_imagenet512_checkpoint)",
+        kind="tokenizer",
+        licence=GOOGLE,
+        container="params",
+        options=MaskGITVQConfig,
+        fixed={"norm_groups": 32},
+        settable=("image_size",),
+        table=google.tokenizer_table,
+        sizes=google.tokenizer_sizes,
+        signs=(r"encoder/ResBlock_0/", r"quantizer/codebook$"),
+        flax=True,
+    ),
+    "maskgit-jax": Family(
+        title="Google's MaskGIT Transformer (maskgit_imagenet256_checkpoint, maskgit_imagenet512_checkpoint)",
+        kind="generator",
+        licence=GOOGLE,
+        container="params",
+        options=MaskGITConfig,
+        fixed={},
+        settable=("num_classes",),
+        table=google.transformer_table,
+        sizes=google.transformer_sizes,
+        signs=(r"Embed_0/word_embeddings/", r"TransformerLayer_0/"),
+        flax=True,
+        decode={"steps": 16, "schedule": "cosine", "plan": "gamma", "guidance": 1.0, "choice_temperature": 4.5},
+    ),
 }
 
 # Families that are recognised but have no network here: name -> (title, signs). Looked at first: their signs are narrower.
@@ -132,8 +164,6 @@ UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
     "halton": ("Halton-MaskGIT's Transformer", (r"transformer\.layers\.0\.attn\.wq\.", r"reg_tokens\.")),
     "llamagen-t2i": ("LlamaGen's text-conditional generator", (r"cls_embedding\.cap_proj\.",)),
-    "maskgit-jax-tokenizer": ("Google's MaskGIT tokenizer", (r"encoder/ResBlock_0/", r"quantizer/codebook")),
-    "maskgit-jax": ("Google's MaskGIT Transformer", (r"Embed_0/", r"TransformerLayer_0/")),
     "inception": ("the FID Inception network", (r"Mixed_5b\.", r"Conv2d_1a_3x3\.")),
     "lpips": ("the LPIPS network", (r"lin0\.model\.", r"net\.slice1\.")),
 }

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from flax.serialization import msgpack_serialize
 from tqdm import tqdm
 
 from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_about, replace_folder
 from maskgil_jax.config import ConfigError, choose, require, to_dict
-from maskgil_jax.params import abstract_params, family_of, flatten
+from maskgil_jax.params import abstract_params, family_of, flatten, unflatten
 
 from .checkpoint import BadWeightFile, Checkpoint, Problem, check_finite, shown
 from .families import FAMILIES, UNSUPPORTED, named
@@ -82,6 +83,8 @@ def convert(
         "assumed": list(plan.notes),
     }
     about = {"format": FORMAT, "family": family_of(plan.cfg), "options": to_dict(plan.cfg), "source": source}
+    if plan.family.decode:
+        about["decode"] = dict(plan.family.decode)
     shapes = _shapes(plan)
     with replace_folder(out) as folder:
         write_safetensors(folder / "model.safetensors", shapes, dtype, _pieces(checkpoint, plan, shapes, dtype))
@@ -192,7 +195,7 @@ def inspect(path: str | os.PathLike, *, key: str | None = None, family: str | No
 
 def list_families() -> str:
     """The families, one a line, with what they are; those without a network here at the end."""
-    lines = [f"{name:<16}  {family.kind:<9}  {family.title}" for name, family in FAMILIES.items()]
+    lines = [f"{name:<21}  {family.kind:<9}  {family.title}" for name, family in FAMILIES.items()]
     lines += ["", "recognised, not supported yet:"]
     return "\n".join(lines + [f"{name:<21}  {title}" for name, (title, _) in UNSUPPORTED.items()])
 
@@ -228,14 +231,17 @@ def export(weights: str | os.PathLike, family: str) -> dict[str, np.ndarray]:
 
 
 def export_file(weights: str | os.PathLike, out: str | os.PathLike, family: str) -> pathlib.Path:
-    """Writes `export` as a .safetensors file, or as the .pt that the original code loads (needs torch). Returns its path.
+    """Writes `export` as a .safetensors file, or as the .pt that the original code loads (needs torch); families of flax
+    files as .msgpack, which their original code loads. Returns its path.
 
     Raises: ValueError as `export`, or if `out` exists or ends otherwise.
     """
     out = pathlib.Path(out)
-    require(out.suffix in (".safetensors", ".pt", ".pth", ".ckpt"), f"{out}: expected a name that ends in .safetensors or .pt")
+    flax_file = family in FAMILIES and FAMILIES[family].flax
+    suffixes = (".msgpack",) if flax_file else (".safetensors", ".pt", ".pth", ".ckpt")
+    require(out.suffix in suffixes, f"{out}: expected a name that ends in {' or '.join(suffixes[:2])}")
     require(not os.path.lexists(out), f"{out}: exists; remove it or choose another name")
-    if out.suffix != ".safetensors":
+    if out.suffix not in (".safetensors", ".msgpack"):
         try:
             import torch
         except ImportError:
@@ -250,6 +256,8 @@ def export_file(weights: str | os.PathLike, out: str | os.PathLike, family: str)
             from safetensors.numpy import save_file
 
             save_file(arrays, part, metadata={"format": "pt", "family": family})
+        elif flax_file:
+            part.write_bytes(msgpack_serialize({FAMILIES[family].container: unflatten(arrays)}))
         else:
             torch.save({FAMILIES[family].container: {name: torch.from_numpy(array) for name, array in arrays.items()}}, part)
         os.replace(part, out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -19,23 +20,33 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a foreign array lies: `axes`, its axes in our order (None: the same); `leading`, an extra first axis of 1."""
+    """How a foreign array lies: `axes`, its axes in our order (None: the same); `leading`, an extra first axis of 1;
+    `split`, (axis, parts): there, this axis of ours is two, the first of them as long as there are parts (attention heads)."""
 
     axes: tuple[int, ...] | None = None
     leading: bool = False
+    split: tuple[int, int] | None = None
 
     def ours(self, array: np.ndarray) -> np.ndarray:
         """Foreign -> ours, as a view."""
+        if self.split:
+            axis = self.split[0]
+            return array.reshape(*array.shape[:axis], math.prod(array.shape[axis : axis + 2]), *array.shape[axis + 2 :])
         array = array[0] if self.leading else array
         return array if self.axes is None else array.transpose(self.axes)
 
     def theirs(self, array: np.ndarray) -> np.ndarray:
         """Ours -> foreign, as a view."""
+        if self.split:
+            return array.reshape(self.their_shape(array.shape))
         array = array if self.axes is None else array.transpose(np.argsort(self.axes))
         return array[None] if self.leading else array
 
     def their_shape(self, shape: Shape) -> Shape:
         """Foreign shape of an array whose shape here is `shape`."""
+        if self.split:
+            axis, parts = self.split
+            return (*shape[:axis], parts, shape[axis] // parts, *shape[axis + 1 :])
         shape = shape if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
         return (1, *shape) if self.leading else shape
 
