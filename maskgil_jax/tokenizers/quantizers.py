@@ -46,14 +46,18 @@ def squared_distances(z_nd: jax.Array, codebook_kd: jax.Array) -> jax.Array:
 def nearest_codes(z_nd: jax.Array, codebook_kd: jax.Array, max_elements: int = _SEARCH_ELEMENTS) -> jax.Array:
     """Index (n,) int32 of the codebook row nearest to each vector; the lowest index wins ties. Carries no gradient.
 
-    Works in float32 over blocks of vectors, so that no more than about `max_elements` distances exist at a time.
+    Works in float32 over blocks of vectors, so that no more than about `max_elements` distances exist at a time. The vector's
+    own length is left out of them: equal for all codes, it would only push digits out of float32.
     """
     z_nd, codebook_kd = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (z_nd, codebook_kd))
     n, d = z_nd.shape
     block = max(1, min(n, max_elements // codebook_kd.shape[0]))
 
+    halves_1k = 0.5 * jnp.sum(jnp.square(codebook_kd), axis=-1)[None]
+
     def search(block_nd):
-        return jnp.argmin(squared_distances(block_nd, codebook_kd), axis=-1).astype(jnp.int32)
+        products_nk = jnp.matmul(block_nd, codebook_kd.T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.argmin(halves_1k - products_nk, axis=-1).astype(jnp.int32)
 
     if block == n:
         return search(z_nd)
