@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, VQConfig
+from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, MagvitConfig, VQConfig
 from maskgil_jax.models.bert import Bert
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.llama import Llama
+from maskgil_jax.tokenizers.magvit2 import Magvit2
 from maskgil_jax.tokenizers.vqgan import VQGAN
 
 # family name in `config.json` -> (options, network)
@@ -21,6 +22,7 @@ FAMILIES = {
     "llama": (LlamaConfig, Llama),
     "bert": (BertConfig, Bert),
     "vqgan": (VQConfig, VQGAN),
+    "magvit2": (MagvitConfig, Magvit2),
     "classifier": (ClassifierConfig, Classifier),
 }
 

@@ -7,11 +7,12 @@ from .base import ConfigError, choose, from_dict, require, to_dict
 from .classifier import ClassifierConfig
 from .decoding import PLANS, SCHEDULES, DecodeConfig
 from .generators import BERT_PRESETS, LLAMA_PRESETS, BertConfig, LlamaConfig
-from .tokenizers import VQ_PRESETS, VQConfig
+from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 
 __all__ = [
     "BERT_PRESETS",
     "LLAMA_PRESETS",
+    "MAGVIT_PRESETS",
     "PLANS",
     "SCHEDULES",
     "VQ_PRESETS",
@@ -20,6 +21,7 @@ __all__ = [
     "ConfigError",
     "DecodeConfig",
     "LlamaConfig",
+    "MagvitConfig",
     "VQConfig",
     "choose",
     "from_dict",

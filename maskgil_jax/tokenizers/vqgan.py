@@ -6,12 +6,13 @@ Sources: Esser et al. 2021 (VQGAN), Sun et al. 2024 (LlamaGen, whose VQ-16 the p
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskgil_jax.config import VQConfig, require
+from maskgil_jax.config import MagvitConfig, VQConfig, require
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 
 _LATER = nnx.initializers.zeros  # kernels are drawn together, by `draw_kernels`
@@ -37,17 +38,19 @@ def _numbered(modules) -> nnx.Dict:
     return nnx.Dict({str(i): module for i, module in enumerate(modules)})
 
 
-def _conv(cfg: VQConfig, inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (size, size), padding="SAME", dtype=cfg.dtype, rngs=rngs)
+def _conv(cfg: VQConfig | MagvitConfig, inputs: int, outputs: int, size: int, *, bias: bool = True, rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(inputs, outputs, (size, size), padding="SAME", use_bias=bias, dtype=cfg.dtype, rngs=rngs)
 
 
-def _norm(cfg: VQConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def _norm(cfg: VQConfig | MagvitConfig, channels: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """GroupNorm with `cfg.norm_groups` groups, or the most that divide both; statistics in float32."""
     groups = math.gcd(cfg.norm_groups, channels)
     return nnx.GroupNorm(
         channels,
         num_groups=groups,
         epsilon=1e-6,
+        use_bias=affine,
+        use_scale=affine,
         use_fast_variance=False,
         dtype=cfg.dtype,
         rngs=rngs,
@@ -57,12 +60,12 @@ def _norm(cfg: VQConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
 class ResBlock(nnx.Module):
     """Two normalised 3x3 convolutions beside the identity (a 1x1 convolution where the width changes)."""
 
-    def __init__(self, cfg: VQConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VQConfig | MagvitConfig, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
         self.norm1 = _norm(cfg, inputs, rngs=rngs)
-        self.conv1 = _conv(cfg, inputs, outputs, 3, rngs=rngs)
+        self.conv1 = _conv(cfg, inputs, outputs, 3, bias=bias, rngs=rngs)
         self.norm2 = _norm(cfg, outputs, rngs=rngs)
-        self.conv2 = _conv(cfg, outputs, outputs, 3, rngs=rngs)
-        self.shortcut = _conv(cfg, inputs, outputs, 1, rngs=rngs) if inputs != outputs else None
+        self.conv2 = _conv(cfg, outputs, outputs, 3, bias=bias, rngs=rngs)
+        self.shortcut = _conv(cfg, inputs, outputs, 1, bias=bias, rngs=rngs) if inputs != outputs else None
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         y_bhwc = self.conv1(nnx.silu(self.norm1(x_bhwc)))
@@ -216,12 +219,12 @@ class VQGAN(nnx.Module):
     """
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
-        self.cfg = cfg
-        self.encoder = Encoder(cfg, rngs=rngs)
+        self.cfg: Any = cfg
+        self.encoder: Any = Encoder(cfg, rngs=rngs)
         self.quant_conv = _conv(cfg, cfg.latent_dim, cfg.codebook_dim, 1, rngs=rngs)
-        self.codebook = VectorQuantizer(cfg.codebook_size, cfg.codebook_dim, cfg.l2_normalize, rngs=rngs)
+        self.codebook: Any = VectorQuantizer(cfg.codebook_size, cfg.codebook_dim, cfg.l2_normalize, rngs=rngs)
         self.post_quant_conv = _conv(cfg, cfg.codebook_dim, cfg.latent_dim, 1, rngs=rngs)
-        self.decoder = Decoder(cfg, rngs=rngs)
+        self.decoder: Any = Decoder(cfg, rngs=rngs)
         draw_kernels(self, rngs.params())
 
     def latents(self, images_bhwc: jax.Array) -> jax.Array:
@@ -237,7 +240,11 @@ class VQGAN(nnx.Module):
                 f"images: size {h}x{w} is not a multiple of the tokenizer's downsampling factor {factor}; resize or crop to "
                 f"{max(factor, h // factor * factor)}x{max(factor, w // factor * factor)}"
             )
-        return self.quant_conv(self.encoder(images_bhwc)).astype(jnp.float32)
+        return self.encode_features(images_bhwc).astype(jnp.float32)
+
+    def encode_features(self, images_bhwc: jax.Array) -> jax.Array:
+        """Images, already checked -> what the codebook is given, in the compute dtype."""
+        return self.quant_conv(self.encoder(images_bhwc))
 
     def quantize(self, z_bhwd: jax.Array, *, entropy: bool = False) -> Quantized:
         """Latents -> nearest codes, their vectors with straight-through gradient, and the codebook losses."""
