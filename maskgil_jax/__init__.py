@@ -16,6 +16,7 @@ _HOMES = {
     "ClassCondition": "maskgil_jax.models.condition",
     "DecodeConfig": "maskgil_jax.config",
     "LlamaConfig": "maskgil_jax.config",
+    "MagvitConfig": "maskgil_jax.config",
     "Pipeline": "maskgil_jax.pipeline",
     "TextCondition": "maskgil_jax.models.condition",
     "TrainState": "maskgil_jax.training.state",
@@ -33,7 +34,7 @@ _HOMES = {
 
 if TYPE_CHECKING:  # what editors and type checkers see: the same names, from the same homes
     from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer
-    from maskgil_jax.config import BertConfig, DecodeConfig, LlamaConfig, VQConfig
+    from maskgil_jax.config import BertConfig, DecodeConfig, LlamaConfig, MagvitConfig, VQConfig
     from maskgil_jax.decoding.masked import decode
     from maskgil_jax.masking import corrupt, masked_cross_entropy
     from maskgil_jax.models.condition import ClassCondition, TextCondition
@@ -47,6 +48,7 @@ __all__ = [
     "ClassCondition",
     "DecodeConfig",
     "LlamaConfig",
+    "MagvitConfig",
     "Pipeline",
     "TextCondition",
     "TrainState",

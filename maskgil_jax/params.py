@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, MaskGITConfig, MaskGITVQConfig, VQConfig
+from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, MagvitConfig, MaskGITConfig, MaskGITVQConfig, VQConfig
 from maskgil_jax.models.bert import Bert
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.llama import Llama
 from maskgil_jax.models.maskgit import MaskGIT
+from maskgil_jax.tokenizers.magvit2 import Magvit2
 from maskgil_jax.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskgil_jax.tokenizers.vqgan import VQGAN
 
@@ -25,6 +26,7 @@ FAMILIES = {
     "maskgit": (MaskGITConfig, MaskGIT),
     "vqgan": (VQConfig, VQGAN),
     "maskgit_vqgan": (MaskGITVQConfig, MaskGITVQGAN),
+    "magvit2": (MagvitConfig, Magvit2),
     "classifier": (ClassifierConfig, Classifier),
 }
 

@@ -71,7 +71,12 @@ def slices(x: np.ndarray, n: int) -> np.ndarray:
     return flat[np.linspace(0, flat.size - 1, n).astype(int)]
 
 
-SMALL_TOKENIZERS = {"llamagen_vq16": "llamagen-vq", "taming_f16_mid": "taming-vqgan", "chameleon_mid": "chameleon-vqgan"}
+SMALL_TOKENIZERS = {
+    "llamagen_vq16": "llamagen-vq",
+    "taming_f16_mid": "taming-vqgan",
+    "chameleon_mid": "chameleon-vqgan",
+    "open_magvit2": "open-magvit2",
+}
 
 
 @pytest.mark.parametrize(
@@ -85,18 +90,20 @@ def test_converted_tokenizers_give_the_published_codes_and_pixels(name, family, 
     assert done.plan.name == family and f"recognised as {family}" in str(done)
     tokenizer = load_tokenizer(tmp_path / "out")
     meta, arrays = golden("vq", name)
+    part_of_file = {"open-magvit2": "ema."}.get(family, "")  # this file holds its weights twice
     images = arrays["in.img1"] if "in.img1" in arrays else generated(meta["generated"]["img1"])
     got = jax.jit(lambda t, x: t.encode(x))(tokenizer, images.transpose(0, 2, 3, 1))
-    np.testing.assert_array_equal(got.reshape(-1), arrays["out.indices1"])
+    np.testing.assert_array_equal(got.reshape(-1), arrays[f"out.{part_of_file}indices1"])
     pixels = np.asarray(jax.jit(lambda t, c: t.decode(c))(tokenizer, arrays["in.codes1"])).transpose(0, 3, 1, 2)
     compared = 0
     for part, value in {"": pixels, ".slice32": slices(pixels, 32), ".slice512": slices(pixels, 512)}.items():
-        if f"out.rec_codes1{part}" in arrays:
-            atol = meta["atol"][f"rec_codes1{part}"]
-            np.testing.assert_allclose(value, arrays[f"out.rec_codes1{part}"], rtol=1e-5, atol=atol)
+        key = f"{part_of_file}rec_codes1{part}"
+        if f"out.{key}" in arrays:
+            np.testing.assert_allclose(value, arrays[f"out.{key}"], rtol=1e-5, atol=meta["atol"][key])
             compared += 1
     assert compared
     back = export(tmp_path / "out", family)
+    state = {n: a for n, a in state.items() if not part_of_file or n.startswith("model_ema.")}
     assert back.keys() == state.keys() and all(np.array_equal(back[n], state[n]) for n in state)
 
 

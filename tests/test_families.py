@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from recipe import GOLDEN
 
-from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, VQ_PRESETS
+from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, MAGVIT_PRESETS, VQ_PRESETS
 from maskgil_jax.convert.checkpoint import Problem
 from maskgil_jax.convert.plan import make_plan
 
@@ -43,6 +43,7 @@ FULL_SIZE = {
     "llamagen_vq8": "llamagen-vq",
     "taming_vqgan_f16_1024": "taming-vqgan",
     "chameleon_vqgan_8192": "chameleon-vqgan",
+    "open_magvit2_262144": "open-magvit2",
     **{f"maskgil_gpt_{size}": "maskgil" for size in ("b", "l", "xl", "xxl")},
     **{f"llamagen_c2i_gpt_{size}": "llamagen-c2i" for size in ("b", "l", "xl", "xxl", "3b")},
     **{f"maskgil_masktransformer_base_{size}": "besnier-maskgit" for size in (1024, 8192, 16384, 262144)},
@@ -57,9 +58,9 @@ def test_every_published_name_is_used_exactly_once(listing, family):
     plan, problems = make_plan(found)
     assert problems == [] and plan.name == family
     assert plan.needed.keys() | plan.ignored.keys() == found.keys() and not plan.needed.keys() & plan.ignored.keys()
-    left_out = {"llamagen_vq16": 1, "llamagen_vq8": 1, "taming_vqgan_f16_1024": 55}.get(listing, 0)
+    left_out = {"llamagen_vq16": 1, "llamagen_vq8": 1, "taming_vqgan_f16_1024": 55, "open_magvit2_262144": 409}.get(listing, 0)
     assert len(plan.ignored) == left_out
-    if family != "taming-vqgan":  # whose listing counts the loss too
+    if family not in ("taming-vqgan", "open-magvit2"):  # whose listings count the loss too
         assert plan.parameters == LISTINGS[listing]["parameters"]
     for name in ("codebook_used", "loss"):
         assert not any(name in needed for needed in plan.needed)
@@ -78,6 +79,7 @@ def test_sizes_told_by_shapes_are_the_published_ones():
     assert cfg("llamagen_c2i_gpt_b", grid=24).grid == (24, 24)
     baseline = cfg("maskgil_masktransformer_base_16384")
     assert (baseline.heads, baseline.depth) == (BERT_PRESETS["B-24"].heads, BERT_PRESETS["B-24"].depth)
+    assert cfg("open_magvit2_262144") == MAGVIT_PRESETS["MAGVIT2-256"]
     assert cfg("chameleon_vqgan_8192").attention_levels == () and cfg("chameleon_vqgan_8192").image_size == 512
 
 
@@ -93,7 +95,6 @@ def test_options_inside_the_file_are_used_and_checked():
 @pytest.mark.parametrize(
     "listing,family",
     {
-        "open_magvit2_262144": "open-magvit2",
         "halton_transformer_base": "halton",
         "llamagen_t2i_gpt_xl": "llamagen-t2i",
         "fid_inception_v3": "inception",

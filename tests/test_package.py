@@ -27,6 +27,7 @@ PUBLIC = {
         *("temperature", "choice_temperature", "top_k", "top_p", "remask"),
     ),
     "LlamaConfig": None,
+    "MagvitConfig": None,
     "Pipeline": None,
     "TextCondition": ("features_btd", "mask_bt"),
     "TrainState": ("step", "params", "ema", "opt_state"),

@@ -134,6 +134,20 @@ def test_search_is_exact_in_blocks_and_first_wins_ties():
         np.testing.assert_array_equal(nearest_codes(jnp.asarray(z), jnp.asarray(table), max_elements), exact)
 
 
+@pytest.mark.parametrize("normalize", [False, True], ids=["euclidean", "cosine"])
+def test_search_among_262144_codes_is_exact(normalize):
+    """In two blocks, against float64; the Euclidean table is a fresh one, tiny beside the latents."""
+    quantizer = VectorQuantizer(2, 8, normalize, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    table = rng.uniform(-1, 1, (2**18, 8)).astype(np.float32) * (1.0 if normalize else 2.0**-18)
+    quantizer.embedding = nnx.Param(jnp.asarray(table))
+    z = rng.normal(size=(1, 10, 7, 8)).astype(np.float32)
+    codes = np.asarray(jax.jit(lambda q, z: q.search(z))(quantizer, z)).reshape(-1)
+    table, z = np.asarray(quantizer.vectors(), np.float64), np.asarray(quantizer.normalized(jnp.asarray(z)), np.float64)
+    scores = np.square(table).sum(-1)[None] - 2 * z.reshape(-1, 8) @ table.T
+    np.testing.assert_array_equal(codes, scores.argmin(1))
+
+
 def test_search_memory_is_bounded():
     """262,144 codes and 4 images of 16x16 codes: 1 GiB of distances at once, unless in blocks."""
     shapes = jax.ShapeDtypeStruct((1024, 18), jnp.float32), jax.ShapeDtypeStruct((2**18, 18), jnp.float32)

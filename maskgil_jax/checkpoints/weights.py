@@ -153,7 +153,7 @@ def extra(about: dict) -> dict:
 
 def load_tokenizer(path) -> Any:
     """A tokenizer: `.encode(images_bhwc in [-1, 1]) -> codes_bhw int32`, `.decode(codes_bhw) -> images_bhwc float32`."""
-    return _load(path, "tokenizer", ("vqgan", "maskgit_vqgan")).build()
+    return _load(path, "tokenizer", ("vqgan", "magvit2", "maskgit_vqgan")).build()
 
 
 def load_generator(path) -> Any:

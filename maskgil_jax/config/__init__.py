@@ -8,11 +8,12 @@ from .classifier import ClassifierConfig
 from .decoding import PLANS, SCHEDULES, DecodeConfig
 from .generators import BERT_PRESETS, LLAMA_PRESETS, BertConfig, LlamaConfig
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
-from .tokenizers import VQ_PRESETS, VQConfig
+from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 
 __all__ = [
     "BERT_PRESETS",
     "LLAMA_PRESETS",
+    "MAGVIT_PRESETS",
     "MASKGIT_PRESETS",
     "MASKGIT_VQ_PRESETS",
     "PLANS",
@@ -23,6 +24,7 @@ __all__ = [
     "ConfigError",
     "DecodeConfig",
     "LlamaConfig",
+    "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
     "VQConfig",

@@ -7,28 +7,18 @@ import dataclasses
 from .base import choose, require
 
 
-@dataclasses.dataclass(frozen=True)
-class VQConfig:
-    """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it."""
+class _Levels:
+    """What convolutional tokenizers have in common: levels that each halve the one before, down to a grid of codes."""
 
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
-    res_blocks: int = 2  # per level in the encoder; the decoder has one more
-    attention_levels: tuple[int, ...] = (-1,)  # levels with attention besides the middle; negative counts from the lowest
-    latent_dim: int = 256  # encoder output width, before the projection to `codebook_dim`
-    codebook_size: int = 16384
-    codebook_dim: int = 8
-    norm_groups: int = 32  # of GroupNorm; a width it does not divide takes the greatest common divisor
-    l2_normalize: bool = True  # codes live on the unit sphere (cosine search), as in LlamaGen and ViT-VQGAN
-    image_size: int = 256  # training resolution; only a default: any multiple of `downsample` encodes
-    dtype: str = "float32"  # compute dtype of the convolutions; the code search is always float32
+    multipliers: tuple[int, ...]
+    image_size: int
+    dtype: str
 
     def __post_init__(self):
         choose("dtype", self.dtype, ("float32", "bfloat16"))
         require(
             len(self.multipliers) >= 1 and min(self.multipliers) >= 1, f"multipliers: need widths >= 1, got {self.multipliers}"
         )
-        require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
         require(
             self.image_size % self.downsample == 0,
             f"image_size: {self.image_size} is not a multiple of the downsampling factor {self.downsample}",
@@ -45,6 +35,27 @@ class VQConfig:
         return (self.image_size // self.downsample,) * 2
 
 
+@dataclasses.dataclass(frozen=True)
+class VQConfig(_Levels):
+    """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
+    res_blocks: int = 2  # per level in the encoder; the decoder has one more
+    attention_levels: tuple[int, ...] = (-1,)  # levels with attention besides the middle; negative counts from the lowest
+    latent_dim: int = 256  # encoder output width, before the projection to `codebook_dim`
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    norm_groups: int = 32  # of GroupNorm; a width it does not divide takes the greatest common divisor
+    l2_normalize: bool = True  # codes live on the unit sphere (cosine search), as in LlamaGen and ViT-VQGAN
+    image_size: int = 256  # training resolution; only a default: any multiple of `downsample` encodes
+    dtype: str = "float32"  # compute dtype of the convolutions; the code search is always float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
+
+
 # VQ-16 and VQ-8: LlamaGen, 71.88M and 70.11M parameters.
 VQ_PRESETS = {
     "VQ-16": VQConfig(),
@@ -52,4 +63,39 @@ VQ_PRESETS = {
     "small": VQConfig(
         channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, latent_dim=64, codebook_size=512, norm_groups=4, image_size=64
     ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MagvitConfig(_Levels):
+    """Open-MAGVIT2: convolutions without attention, and a code that is the signs of the latent, one bit a channel."""
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
+    res_blocks: int = 4  # per level and in the middle, in encoder and decoder alike
+    bits: int = 18  # channels of the latent; the codebook has 2^bits codes, none of them stored
+    norm_groups: int = 32  # of GroupNorm; a width it does not divide takes the greatest common divisor
+    image_size: int = 256  # training resolution; only a default: any multiple of `downsample` encodes
+    dtype: str = "float32"  # compute dtype of the convolutions; signs and losses are always float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(1 <= self.bits <= 30, f"bits: must be in 1..30, a code being one int32, got {self.bits}")
+
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are."""
+        return 2**self.bits
+
+    @property
+    def codebook_dim(self) -> int:
+        """Channels of a latent."""
+        return self.bits
+
+
+# Open-MAGVIT2's two published sizes (imagenet_256_L and imagenet_128_L: 16x16 codes each), and one for trying things out.
+MAGVIT_PRESETS = {
+    "MAGVIT2-256": MagvitConfig(),
+    "MAGVIT2-128": MagvitConfig(multipliers=(1, 2, 2, 4), image_size=128),
+    "MAGVIT2-small": MagvitConfig(channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, bits=9, norm_groups=4, image_size=64),
 }

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from maskgil_jax.config import BertConfig, LlamaConfig, MaskGITConfig, MaskGITVQConfig, VQConfig, choose
+from maskgil_jax.config import BertConfig, LlamaConfig, MagvitConfig, MaskGITConfig, MaskGITVQConfig, VQConfig, choose
 
 from . import generator_tables as generators
 from . import google_tables as google
+from . import magvit_tables as magvit
 from . import tokenizer_tables as tokenizers
 from .checkpoint import Problem, shown
 from .rules import Table
@@ -21,6 +22,16 @@ GOOGLE = "Apache-2.0, the licence of the code they were published with"
 _MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False}
 _LLAMAGEN = {"positions": "2d", "class_position": "first", "mask_logit": False, "causal": True}
 _PLAIN = {"prefix_rotation": "zero", "qk_norm": "none", "post_norm": "none", "norm_eps": 1e-5, "rope_base": 10000.0}
+
+
+_OPEN_MAGVIT2: dict[str, Any] = {
+    "kind": "tokenizer",
+    "licence": "Apache-2.0 (of the code)",
+    "container": "state_dict",
+    "options": MagvitConfig,
+    "fixed": {"norm_groups": 32},
+    "settable": ("image_size",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +104,20 @@ FAMILIES: dict[str, Family] = {
         signs=(r"encoder\.down\.0\.block\.", r"quantize\.embedding\.weight$"),
         not_signs=(r"encoder\.down\.\d+\.attn\.",),
     ),
+    "open-magvit2": Family(
+        title="Open-MAGVIT2's tokenizer, 2^18 codes: the averaged weights (imagenet_256_L.ckpt, imagenet_128_L.ckpt)",
+        table=magvit.averaged_table,
+        sizes=magvit.averaged_sizes,
+        signs=(r"model_ema\.decoderadaptive\d",),
+        **_OPEN_MAGVIT2,
+    ),
+    "open-magvit2-raw": Family(  # not told from the names where the average is there too: --family open-magvit2-raw
+        title="Open-MAGVIT2's tokenizer: the weights before averaging",
+        table=magvit.raw_table,
+        sizes=magvit.raw_sizes,
+        signs=(r"decoder\.adaptive\.\d",),
+        **_OPEN_MAGVIT2,
+    ),
     "maskgil": Family(
         title="MaskGIL's generator as its published trainer saves it (.pth), any size",
         kind="generator",
@@ -160,7 +185,6 @@ FAMILIES: dict[str, Family] = {
 
 # Families that are recognised but have no network here: name -> (title, signs). Looked at first: their signs are narrower.
 UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "open-magvit2": ("Open-MAGVIT2's lookup-free tokenizer", (r"decoder\.adaptive\.\d",)),
     "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
     "halton": ("Halton-MaskGIT's Transformer", (r"transformer\.layers\.0\.attn\.wq\.", r"reg_tokens\.")),
     "llamagen-t2i": ("LlamaGen's text-conditional generator", (r"cls_embedding\.cap_proj\.",)),

@@ -6,15 +6,14 @@ Sources: Esser et al. 2021 (VQGAN), Sun et al. 2024 (LlamaGen, whose VQ-16 the p
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskgil_jax.config import VQConfig, require
+from maskgil_jax.config import MagvitConfig, VQConfig, require
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
-
-_LATER = nnx.initializers.zeros  # kernels are drawn together, by `draw_kernels`
 
 
 def draw_kernels(module: nnx.Module, key: jax.Array) -> None:
@@ -37,17 +36,21 @@ def numbered(modules) -> nnx.Dict:
     return nnx.Dict({str(i): module for i, module in enumerate(modules)})
 
 
-def _conv(cfg: VQConfig, inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (size, size), padding="SAME", dtype=cfg.dtype, rngs=rngs)
+def conv_of(
+    cfg: VQConfig | MagvitConfig, inputs: int, outputs: int, size: int, *, bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Conv:
+    return nnx.Conv(inputs, outputs, (size, size), padding="SAME", use_bias=bias, dtype=cfg.dtype, rngs=rngs)
 
 
-def _norm(cfg: VQConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def norm_of(cfg: VQConfig | MagvitConfig, channels: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """GroupNorm with `cfg.norm_groups` groups, or the most that divide both; statistics in float32."""
     groups = math.gcd(cfg.norm_groups, channels)
     return nnx.GroupNorm(
         channels,
         num_groups=groups,
         epsilon=1e-6,
+        use_bias=affine,
+        use_scale=affine,
         use_fast_variance=False,
         dtype=cfg.dtype,
         rngs=rngs,
@@ -57,12 +60,12 @@ def _norm(cfg: VQConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
 class ResBlock(nnx.Module):
     """Two normalised 3x3 convolutions beside the identity (a 1x1 convolution where the width changes)."""
 
-    def __init__(self, cfg: VQConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.norm1 = _norm(cfg, inputs, rngs=rngs)
-        self.conv1 = _conv(cfg, inputs, outputs, 3, rngs=rngs)
-        self.norm2 = _norm(cfg, outputs, rngs=rngs)
-        self.conv2 = _conv(cfg, outputs, outputs, 3, rngs=rngs)
-        self.shortcut = _conv(cfg, inputs, outputs, 1, rngs=rngs) if inputs != outputs else None
+    def __init__(self, cfg: VQConfig | MagvitConfig, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs):
+        self.norm1 = norm_of(cfg, inputs, rngs=rngs)
+        self.conv1 = conv_of(cfg, inputs, outputs, 3, bias=bias, rngs=rngs)
+        self.norm2 = norm_of(cfg, outputs, rngs=rngs)
+        self.conv2 = conv_of(cfg, outputs, outputs, 3, bias=bias, rngs=rngs)
+        self.shortcut = conv_of(cfg, inputs, outputs, 1, bias=bias, rngs=rngs) if inputs != outputs else None
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         y_bhwc = self.conv1(nnx.silu(self.norm1(x_bhwc)))
@@ -74,11 +77,11 @@ class AttentionBlock(nnx.Module):
     """Single-head self-attention over all positions, added to its input; softmax in float32."""
 
     def __init__(self, cfg: VQConfig, channels: int, *, rngs: nnx.Rngs):
-        self.norm = _norm(cfg, channels, rngs=rngs)
-        self.q = _conv(cfg, channels, channels, 1, rngs=rngs)
-        self.k = _conv(cfg, channels, channels, 1, rngs=rngs)
-        self.v = _conv(cfg, channels, channels, 1, rngs=rngs)
-        self.out = _conv(cfg, channels, channels, 1, rngs=rngs)
+        self.norm = norm_of(cfg, channels, rngs=rngs)
+        self.q = conv_of(cfg, channels, channels, 1, rngs=rngs)
+        self.k = conv_of(cfg, channels, channels, 1, rngs=rngs)
+        self.v = conv_of(cfg, channels, channels, 1, rngs=rngs)
+        self.out = conv_of(cfg, channels, channels, 1, rngs=rngs)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
         b, h, w, c = x_bhwc.shape
@@ -141,7 +144,7 @@ class Encoder(nnx.Module):
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in cfg.multipliers]
         inputs, attention = [cfg.channels, *widths[:-1]], _attention_levels(cfg)
-        self.conv_in = _conv(cfg, 3, cfg.channels, 3, rngs=rngs)
+        self.conv_in = conv_of(cfg, 3, cfg.channels, 3, rngs=rngs)
         self.levels = numbered(
             Level(cfg, inputs[i], widths[i], cfg.res_blocks, i in attention, rngs=rngs) for i in range(len(widths))
         )
@@ -159,8 +162,8 @@ class Encoder(nnx.Module):
             for c in widths[:-1]
         )
         self.mid = Middle(cfg, widths[-1], rngs=rngs)
-        self.norm_out = _norm(cfg, widths[-1], rngs=rngs)
-        self.conv_out = _conv(cfg, widths[-1], cfg.latent_dim, 3, rngs=rngs)
+        self.norm_out = norm_of(cfg, widths[-1], rngs=rngs)
+        self.conv_out = conv_of(cfg, widths[-1], cfg.latent_dim, 3, rngs=rngs)
 
     def __call__(self, images_bhwc: jax.Array) -> jax.Array:
         x_bhwc = self.conv_in(images_bhwc)
@@ -180,14 +183,14 @@ class Decoder(nnx.Module):
             [widths[0], *widths[:-1]],
             {len(widths) - 1 - i for i in _attention_levels(cfg)},
         )
-        self.conv_in = _conv(cfg, cfg.latent_dim, widths[0], 3, rngs=rngs)
+        self.conv_in = conv_of(cfg, cfg.latent_dim, widths[0], 3, rngs=rngs)
         self.mid = Middle(cfg, widths[0], rngs=rngs)
         self.levels = numbered(
             Level(cfg, inputs[i], widths[i], cfg.res_blocks + 1, i in attention, rngs=rngs) for i in range(len(widths))
         )
-        self.upsample = numbered(_conv(cfg, c, c, 3, rngs=rngs) for c in widths[:-1])
-        self.norm_out = _norm(cfg, widths[-1], rngs=rngs)
-        self.conv_out = _conv(cfg, widths[-1], 3, 3, rngs=rngs)
+        self.upsample = numbered(conv_of(cfg, c, c, 3, rngs=rngs) for c in widths[:-1])
+        self.norm_out = norm_of(cfg, widths[-1], rngs=rngs)
+        self.conv_out = conv_of(cfg, widths[-1], 3, 3, rngs=rngs)
 
     def features(self, z_bhwd: jax.Array) -> jax.Array:
         """Everything but `conv_out`, whose kernel the adaptive adversarial weight is measured on."""
@@ -234,12 +237,12 @@ class VQGAN(nnx.Module):
     """
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
-        self.cfg = cfg
-        self.encoder = Encoder(cfg, rngs=rngs)
-        self.quant_conv = _conv(cfg, cfg.latent_dim, cfg.codebook_dim, 1, rngs=rngs)
-        self.codebook = VectorQuantizer(cfg.codebook_size, cfg.codebook_dim, cfg.l2_normalize, rngs=rngs)
-        self.post_quant_conv = _conv(cfg, cfg.codebook_dim, cfg.latent_dim, 1, rngs=rngs)
-        self.decoder = Decoder(cfg, rngs=rngs)
+        self.cfg: Any = cfg
+        self.encoder: Any = Encoder(cfg, rngs=rngs)
+        self.quant_conv = conv_of(cfg, cfg.latent_dim, cfg.codebook_dim, 1, rngs=rngs)
+        self.codebook: Any = VectorQuantizer(cfg.codebook_size, cfg.codebook_dim, cfg.l2_normalize, rngs=rngs)
+        self.post_quant_conv = conv_of(cfg, cfg.codebook_dim, cfg.latent_dim, 1, rngs=rngs)
+        self.decoder: Any = Decoder(cfg, rngs=rngs)
         draw_kernels(self, rngs.params())
 
     def latents(self, images_bhwc: jax.Array) -> jax.Array:
@@ -248,7 +251,11 @@ class VQGAN(nnx.Module):
         Raises ValueError unless the images are (b, H, W, 3) with both sides multiples of `cfg.downsample`.
         """
         check_images(images_bhwc, self.cfg.downsample)
-        return self.quant_conv(self.encoder(images_bhwc)).astype(jnp.float32)
+        return self.encode_features(images_bhwc).astype(jnp.float32)
+
+    def encode_features(self, images_bhwc: jax.Array) -> jax.Array:
+        """Images, already checked -> what the codebook is given, in the compute dtype."""
+        return self.quant_conv(self.encoder(images_bhwc))
 
     def quantize(self, z_bhwd: jax.Array, *, entropy: bool = False) -> Quantized:
         """Latents -> nearest codes, their vectors with straight-through gradient, and the codebook losses."""

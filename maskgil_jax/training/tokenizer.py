@@ -1,4 +1,4 @@
-"""Training of a VQ tokenizer (VQGAN): autoencoder and patch discriminator updated side by side in one jitted step."""
+"""Training of a tokenizer (VQGAN, MAGVIT2): autoencoder and patch discriminator updated side by side in one jitted step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flax import nnx
 
 from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import save_weights
-from maskgil_jax.config import VQ_PRESETS, VQConfig, choose, from_dict, require, to_dict
+from maskgil_jax.config import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig, choose, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import reconstruct
@@ -49,7 +49,7 @@ class TokenizerState:
         return self.ema or self.params
 
 
-def init_state(cfg: VQConfig, make_discriminator, tx, disc_tx, *, ema: bool):
+def init_state(cfg: VQConfig | MagvitConfig, make_discriminator, tx, disc_tx, *, ema: bool):
     """A function key -> TokenizerState."""
 
     def init(key: jax.Array) -> TokenizerState:
@@ -75,7 +75,9 @@ def restart_codes(key: jax.Array, embedding_kd, latents_nd, dead_k, noise: float
     return jnp.where(dead_k[:, None], moved_kd, embedding_kd)
 
 
-def jitted_step(cfg: VQConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, layout):
+def jitted_step(
+    cfg: VQConfig | MagvitConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, layout
+):
     """The program (state, batch, key, lpips) -> (state, metrics); the state is donated. `lpips`: None, or the network."""
     blueprint = nnx.graphdef(nnx.eval_shape(lambda: make_discriminator(jax.random.key(0)))) if make_discriminator else None
 
@@ -147,7 +149,7 @@ def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cf
     return jax.tree.map(lambda a, b: jnp.where(on > 0, a, b), new, state.disc), loss * on
 
 
-def sheet(params, images, cfg: VQConfig) -> np.ndarray:
+def sheet(params, images, cfg: VQConfig | MagvitConfig) -> np.ndarray:
     """Originals above their reconstructions, uint8 (h, w, 3)."""
     copies = jax.device_get(reconstruct(network.build(cfg, params), images))
     return grid_of(np.concatenate([images, copies]), columns=len(images))
@@ -173,10 +175,13 @@ def train(config, workdir) -> pathlib.Path:
     shown = next(image_batches(held_out, batch_size=min(16, len(held_out)), image_size=data.image_size, crop=crop))["image"]
 
     # model, losses, optimizers
-    choose("config.model.preset", config.model.preset, VQ_PRESETS)
+    presets: dict[str, VQConfig | MagvitConfig] = {**VQ_PRESETS, **MAGVIT_PRESETS}
+    preset = presets[choose("config.model.preset", config.model.preset, presets)]
     changes = {name: value for name, value in config.model.items() if name != "preset" and value is not None}
-    cfg = from_dict(
-        VQConfig, {**to_dict(VQ_PRESETS[config.model.preset]), **changes, "image_size": data.image_size}, "config.model"
+    cfg = from_dict(type(preset), {**to_dict(preset), **changes, "image_size": data.image_size}, "config.model")
+    require(
+        isinstance(cfg, VQConfig) or not config.restart_after,
+        f"config.restart_after: {config.model.preset} has no codebook whose codes could be moved; set it to 0",
     )
     loss_cfg = from_dict(VQLossConfig, config.loss.to_dict(), "config.loss")
     lpips = load_lpips(config.lpips or None) if loss_cfg.perceptual else None
