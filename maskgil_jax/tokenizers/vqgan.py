@@ -42,7 +42,7 @@ def conv_of(
     return nnx.Conv(inputs, outputs, (size, size), padding="SAME", use_bias=bias, dtype=cfg.dtype, rngs=rngs)
 
 
-def norm_of(cfg: VQConfig | MagvitConfig, channels: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def norm_of(cfg, channels: int, *, affine: bool = True, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """GroupNorm with `cfg.norm_groups` groups, or the most that divide both; statistics in float32."""
     groups = math.gcd(cfg.norm_groups, channels)
     return nnx.GroupNorm(
