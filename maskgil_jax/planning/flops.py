@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _of(equation) -> Flops:
         return max((count_flops(branch) for branch in parameters["branches"]), key=lambda f: f.products + f.others)
     if name == "while":
         raise ValueError("a while loop of unknown length cannot be counted")
-    inner = [p for p in parameters.values() if isinstance(p, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr)]
+    inner = [p for p in parameters.values() if isinstance(p, ClosedJaxpr | Jaxpr)]
     if inner:  # jit, remat, custom derivatives: one body each
         return count_flops(inner[0])
     return Flops() if name in MOVES else Flops(others=float(out))

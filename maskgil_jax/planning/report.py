@@ -29,16 +29,16 @@ class Plan:
     devices: int
     images: int
     peak: int
-    arguments: int | None
-    temporaries: int | None
     fits: bool
     products: float
     others: float
     useful: float
-    written: int | None
-    collectives: dict[str, tuple[int, int]] | None
-    cycles: dict[str, int] | None
     compile_seconds: float
+    arguments: int | None = None
+    temporaries: int | None = None
+    written: int | None = None
+    collectives: dict[str, tuple[int, int]] | None = None
+    cycles: dict[str, int] | None = None
 
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Seconds that products, memory and links would each take at the published peaks; a step takes the longest at least.
@@ -68,44 +68,45 @@ def make_plan(program: Program, devices: int, chip: Chip | None) -> Plan:
     """Traces, compiles and measures `program`, whose mesh has `devices` devices of `chip` (None: of this machine)."""
     traced = program.traced()
     total = count_flops(traced.jaxpr)
-    shares = dict(products=total.products / devices, others=total.others / devices, useful=program.useful_flops / devices)
     lowered, began = traced.lower(), time.perf_counter()
+
+    def plan(**found) -> Plan:
+        return Plan(
+            devices=devices,
+            images=program.images,
+            products=total.products / devices,
+            others=total.others / devices,
+            useful=program.useful_flops / devices,
+            compile_seconds=time.perf_counter() - began,
+            **found,
+        )
+
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _NEEDED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
+        needed = _NEEDED.search(str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
             raise
-        number, scale = found[1] or found[3], found[2] or found[4]
-        needed = int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[scale])
-        nothing = dict(arguments=None, temporaries=None, written=None, collectives=None, cycles=None)
-        return Plan(
-            devices, program.images, needed, fits=False, compile_seconds=time.perf_counter() - began, **nothing, **shares
-        )
-    seconds = time.perf_counter() - began
+        number, scale = needed[1] or needed[3], needed[2] or needed[4]
+        return plan(peak=int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[scale]), fits=False)
     memory, text = compiled.memory_analysis(), hlo.Program(compiled.as_text())
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    code = memory.generated_code_size_in_bytes
-    peak = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + code
-    return Plan(
-        devices,
-        program.images,
-        peak,
+    peak = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return plan(
+        peak=peak,
+        fits=chip is None or peak <= chip.memory,
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        fits=chip is None or peak <= chip.memory,
         written=text.written_bytes(),
         collectives=text.collectives(),
         cycles=text.cycles() or None,
-        compile_seconds=seconds,
-        **shares,
     )
 
 
 def as_text(plan: Plan, chip: Chip | None, heading: list[tuple[str, str]]) -> str:
     """The plan as aligned lines for people; every assumption of an estimate stands beside it."""
     rows = list(heading)
-    if plan.arguments is None:
+    if plan.arguments is None or plan.temporaries is None:
         rows.append(("memory a device", f"needs {plan.peak / GIB:.2f} GiB or more"))
     else:
         rows.append(
@@ -143,7 +144,7 @@ def _estimates(plan: Plan, chip: Chip) -> list[tuple[str, str]]:
             "(published); all three at their peak and at the same time",
         )
     )
-    if (seconds := plan.cycle_seconds(chip)) is not None:
+    if plan.cycles and (seconds := plan.cycle_seconds(chip)):
         by_kind = {kind: count / chip.clock for kind, count in plan.cycles.items() if count > 0.005 * sum(plan.cycles.values())}
         rows.append(("estimate, compiler's cycles", _timed(plan, seconds, chip) + ": " + _shares(by_kind)))
         rows.append(("  assumes", f"{chip.clock / 1e9:.2f} GHz; one instruction after another; collectives hidden behind them"))
