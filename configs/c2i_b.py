@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
             unmasked_weight=0.0,  # the paper's loss: masked tokens alone; the published code has 1.0
             class_dropout=0.1,
             accumulate=1,
+            loss_chunks=1,  # 16 or more for a codebook of 2^18, whose logits would not fit into memory at once
         )
     )
     config.optimizer = ConfigDict(
@@ -61,6 +62,7 @@ def get_config() -> ConfigDict:
             warmup_steps=0,
             decay="constant",
             ema_decay=0.0,
+            moment_dtype="float32",  # of the first moment; bfloat16 saves 2 bytes a parameter
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))

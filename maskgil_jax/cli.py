@@ -1,7 +1,7 @@
 """The `maskgil` command: its sub-commands, and what an error becomes. Each sub-command is a module of `commands/`.
 
-Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard, 4 no usable checkpoint, 75 try later (disk full),
-130 interrupted.
+Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard or a plan that does not fit, 4 no usable checkpoint,
+75 try later (disk full), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import argparse
 import logging
 import sys
 
-from maskgil_jax.commands import convert, demo, encode, pack, sample, train
+from maskgil_jax.commands import convert, demo, encode, pack, plan, sample, train
 
-COMMANDS = (demo, train, encode, pack, sample, convert)
+COMMANDS = (demo, train, encode, pack, sample, convert, plan)
 
 
 def main(argv: list[str] | None = None) -> int:

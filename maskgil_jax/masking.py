@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from maskgil_jax.config import choose
+from maskgil_jax.config import choose, require
 from maskgil_jax.schedules import mask_ratio
 
 MASKING_LAWS = ("exact", "bernoulli")
@@ -82,6 +84,37 @@ def masked_cross_entropy(
         "unmasked": jnp.sum(seen_bl),
     }
     return metrics["loss_sum"] / jnp.maximum(metrics["weight_sum"], 1e-8), metrics
+
+
+def chunked_cross_entropy(
+    logits_of: Callable[[jax.Array], jax.Array],
+    hidden_bld: jax.Array,
+    targets_bl: jax.Array,
+    mask_bl: jax.Array,
+    label_smoothing: float,
+    unmasked_weight: float,
+    chunks: int,
+) -> dict[str, jax.Array]:
+    """The sums of `masked_cross_entropy(logits_of(hidden_bld), ...)` without ever holding all logits.
+
+    The tokens of every image are taken in `chunks` equal parts, one after another, and the backward pass computes each
+    part's logits again: memory falls by that factor for the price of one more product with the head. The batch axis stays
+    whole, so it may be sharded. Raises a `ConfigError` if `chunks` does not divide the number of tokens.
+    """
+
+    def sums_of(rows):
+        hidden, targets, mask = rows
+        return masked_cross_entropy(logits_of(hidden), targets, mask, label_smoothing, unmasked_weight)[1]
+
+    b, l = targets_bl.shape
+    require(l % chunks == 0, f"objective.loss_chunks: {chunks} does not divide {l} tokens")
+    parts = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(b, chunks, l // chunks, *x.shape[2:]), 1, 0), (hidden_bld, targets_bl, mask_bl)
+    )
+    shapes = jax.eval_shape(sums_of, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    step = jax.checkpoint(lambda carry, rows: (jax.tree.map(jnp.add, carry, sums_of(rows)), None))
+    return jax.lax.scan(step, zeros, parts)[0]
 
 
 def mean_metrics(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:

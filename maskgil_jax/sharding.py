@@ -26,9 +26,10 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; one of the sizes may be -1 and takes what is left. Their product must be the device count."""
-    sizes, count = [data, fsdp, tensor], jax.device_count()
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
+    """A mesh over all devices, or over `devices`; one of the sizes may be -1 and takes what is left. Their product must be
+    the device count."""
+    sizes, count = [data, fsdp, tensor], jax.device_count() if devices is None else len(devices)
     require(sizes.count(-1) <= 1, f"mesh: only one axis may be -1, got {dict(zip(AXES, sizes, strict=True))}")
     require(all(s == -1 or s >= 1 for s in sizes), f"mesh: sizes must be positive, got {dict(zip(AXES, sizes, strict=True))}")
     known = 1
@@ -38,7 +39,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         sizes[sizes.index(-1)] = count // known
     named = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     require(-1 not in sizes and sizes[0] * sizes[1] * sizes[2] == count, f"mesh: {named} does not make {count} devices")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
 
 def path_name(path) -> str:

@@ -19,7 +19,7 @@ FLOORS = {
     2: ("models", "tokenizers", "decoding", "masking", "params"),
     3: ("checkpoints",),
     4: ("training", "pipeline", "convert"),
-    5: ("evaluation", "app"),
+    5: ("evaluation", "planning", "app"),
     6: ("demo", "commands", "cli", "__main__"),
 }
 # Sideways or downwards, but not here: (room, what it must not import, why).

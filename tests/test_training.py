@@ -13,7 +13,7 @@ from gpt_weights import llama_config, published_params, recipe_getter
 from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.masking import corrupt, drop_labels, masked_cross_entropy, mean_metrics
+from maskgil_jax.masking import chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy, mean_metrics
 from maskgil_jax.params import create, params_of
 from maskgil_jax.sharding import global_batch, make_mesh
 from maskgil_jax.training.generator import Objective, corrupt_batch, gradients, jitted_step
@@ -131,6 +131,41 @@ def test_accumulated_gradients_equal_the_big_batch():
     for parts in (2, 4):
         other, other_sums = in_parts(parts)
         chex.assert_trees_all_close((other, other_sums), (grads, sums), rtol=2e-4, atol=1e-7)
+
+
+def test_chunked_loss_equals_the_whole_one():
+    params = params_of(create(SMALL, jax.random.key(0)))
+    params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    codes = jax.random.randint(jax.random.key(2), (8, 16), 0, 16)
+
+    @functools.partial(jax.jit, static_argnames="chunks")
+    def in_chunks(chunks):
+        objective = Objective(loss_chunks=chunks, unmasked_weight=0.3)
+        batch = corrupt_batch(jax.random.key(3), codes, jnp.arange(8) % 3, SMALL, objective)
+        return gradients(params, batch, SMALL, objective)
+
+    whole = in_chunks(1)
+    chex.assert_trees_all_close(in_chunks(4), whole, rtol=2e-4, atol=1e-7)
+    with pytest.raises(ConfigError, match=r"loss_chunks: 3 does not divide 16"):
+        in_chunks(3)
+
+
+def test_chunked_loss_never_holds_all_logits():
+    hidden, head = jnp.ones((2, 64, 8)), jnp.ones((8, 4096))
+    tokens = jnp.zeros((2, 64), jnp.int32), jnp.ones((2, 64), bool)
+
+    def largest(chunks):
+        grad = jax.grad(lambda h: chunked_cross_entropy(lambda x: x @ h, hidden, *tokens, 0.1, 0.0, chunks)["loss_sum"])
+        return jax.jit(grad).lower(head).compile().memory_analysis().temp_size_in_bytes
+
+    assert largest(16) < largest(1) / 4
+
+
+def test_first_moment_may_be_half():
+    params = {"head": {"kernel": jnp.ones((4, 4))}}
+    state = make_optimizer(optimizer_options(moment_dtype="bfloat16"), 3).init(params)
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
+    assert kinds == [jnp.bfloat16, jnp.float32]
 
 
 def test_weight_decay_spares_norms_only():

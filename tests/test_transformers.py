@@ -14,6 +14,7 @@ from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, BertConfig, ConfigError, LlamaConfig
 from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.models.layers import dropout, mixed
 from maskgil_jax.models.rope import rotate, rotation_table
 from maskgil_jax.params import abstract_params, build, count_params, create, params_of
 
@@ -216,3 +217,20 @@ def test_networks_do_not_lean_on_nnx_graph_mode():
         env = dict(os.environ, NNX_GRAPH_MODE=mode, NNX_GRAPH_UPDATES=mode)
         outputs.append(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout)
     assert outputs[0] == outputs[1] and float(outputs[0]) != 0
+
+
+def test_dropout_masks_look_random():
+    x, keys = jnp.ones((64, 33, 48)), jax.random.split(jax.random.key(0), 64)
+    values = np.asarray(dropout(x, 0.25, keys))
+    kept = (values > 0).astype(np.float64)
+    assert np.unique(values).tolist() == [0.0, np.float32(1 / 0.75)]
+    assert abs(kept.mean() - 0.75) < 0.004  # 0.0014 is the standard deviation of a fair draw
+    for axes in ((0,), (1,), (2,)):  # no image, row or column is treated otherwise
+        share = kept.mean(axis=tuple({0, 1, 2} - set(axes)))
+        assert np.abs(share - 0.75).max() < 5 * np.sqrt(0.75 * 0.25 * share.size / kept.size)
+    centred = (kept - kept.mean()).reshape(64, -1)
+    for lag in (1, 2, 47, 48, 49, 96):  # neighbours in a row and in a column say nothing of each other
+        assert abs(np.mean(centred[:, lag:] * centred[:, :-lag]) / 0.1875) < 0.02
+    between = centred @ centred.T / centred.shape[1] / 0.1875 - np.eye(64)
+    assert np.abs(between).max() < 0.13  # 0.025 is the standard deviation
+    assert len(np.unique(np.asarray(mixed(jnp.arange(2**16, dtype=jnp.uint32))))) == 2**16

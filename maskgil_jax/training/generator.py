@@ -18,7 +18,7 @@ from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, DecodeConfig, choose
 from maskgil_jax.data.codes import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.masking import MASKING_LAWS, corrupt, drop_labels, image_keys, masked_cross_entropy
+from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, image_keys, masked_cross_entropy
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import to_pixels
@@ -40,10 +40,12 @@ class Objective:
     unmasked_weight: float = 0.0
     class_dropout: float = 0.1
     accumulate: int = 1  # parts a batch is computed in, one after another
+    loss_chunks: int = 1  # parts of each image's tokens whose logits exist at once: for codebooks too large for memory
 
     def __post_init__(self):
         choose("objective.law", self.law, MASKING_LAWS)
         require(self.accumulate >= 1, f"objective.accumulate: must be at least 1, got {self.accumulate}")
+        require(self.loss_chunks >= 1, f"objective.loss_chunks: must be at least 1, got {self.loss_chunks}")
 
 
 def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[int, int]):
@@ -76,9 +78,11 @@ def loss_sum(params: dict, part: dict, cfg, objective: Objective):
     """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
     model = network.build(cfg, params)
     hidden_bld = model.hidden(part["inputs"], ClassCondition(part["label"]), key_b=part["key"])
-    _, sums = masked_cross_entropy(
-        model.logits(hidden_bld), part["targets"], part["mask"], objective.label_smoothing, objective.unmasked_weight
-    )
+    tokens = part["targets"], part["mask"], objective.label_smoothing, objective.unmasked_weight
+    if objective.loss_chunks == 1:
+        sums = masked_cross_entropy(model.logits(hidden_bld), *tokens)[1]
+    else:
+        sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks)
     return sums["loss_sum"], sums
 
 

@@ -22,14 +22,19 @@ _log = logging.getLogger(__name__)
 
 
 def open_mesh(config, parts: int = 1) -> Mesh:
-    """The mesh of a run file. Raises unless the batch divides over its data axes (and `parts` of accumulation)."""
+    """The mesh of a run file, checked against its batch."""
     mesh = make_mesh(**config.mesh)
+    check_batch(config, mesh, parts)
+    return mesh
+
+
+def check_batch(config, mesh: Mesh, parts: int = 1) -> None:
+    """Raises unless the batch divides over the data axes of `mesh` (and `parts` of accumulation)."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     require(
         config.batch_size % (shards * parts) == 0,
         f"config.batch_size: {config.batch_size} is not a multiple of {shards} data x fsdp devices times {parts} parts",
     )
-    return mesh
 
 
 def process_rows(config) -> dict:

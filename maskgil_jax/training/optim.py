@@ -33,14 +33,18 @@ def decay_mask(params: dict) -> dict:
 
 
 def make_optimizer(opt, total_steps: int) -> optax.GradientTransformation:
-    """Clipped AdamW from the `optimizer` part of a run file. `decay_on="all"` also decays norms, as the published code does."""
+    """Clipped AdamW from the `optimizer` part of a run file. `decay_on="all"` also decays norms, as the published code does.
+    `moment_dtype="bfloat16"` halves the first moment; the second needs float32, whose small steps bfloat16 would round away.
+    """
     choose("optimizer.decay_on", opt.decay_on, ("matrices", "all"))
+    moment_dtype = choose("optimizer.moment_dtype", getattr(opt, "moment_dtype", "float32"), ("float32", "bfloat16"))
     return optax.chain(
         optax.clip_by_global_norm(opt.clip_norm) if opt.clip_norm else optax.identity(),
         optax.adamw(
             learning_rate(opt, total_steps),
             b1=opt.beta1,
             b2=opt.beta2,
+            mu_dtype=moment_dtype,
             weight_decay=opt.weight_decay,
             mask=decay_mask if opt.decay_on == "matrices" else None,
         ),

@@ -1,0 +1,81 @@
+"""maskgil plan: does it fit, and how long would it take, on a machine that is not here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from maskgil_jax.commands.run_files import read_run_file
+
+
+def add(command) -> None:
+    sub = command(
+        "plan",
+        run,
+        "Compile the train step of a run file (or sampling) for a TPU that need not be here: memory, FLOPs, estimated time. "
+        "Exit code 3: it does not fit.",
+        overrides=True,
+    )
+    sub.add_argument("--config", required=True, metavar="FILE", help="run file, e.g. configs/c2i_b.py")
+    sub.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:8x8 ... (extra [tpu]), or cpu:8")
+    sub.add_argument("--decode", type=int, metavar="BATCH", help="plan sampling of this many images at once instead")
+    sub.add_argument("--tokenizer", default="VQ-16", help="preset whose codebook and grid are assumed (default: VQ-16)")
+    sub.add_argument("--codebook-size", type=int, help="default: the tokenizer preset's")
+    sub.add_argument("--num-classes", type=int, default=1000)
+    sub.add_argument("--json", metavar="FILE", help="also write the figures here")
+
+
+def run(args, rest) -> int:
+    """maskgil plan"""
+    from maskgil_jax.config import VQ_PRESETS, choose, require
+
+    config = read_run_file(args.config, rest)
+    choose("config.task", config.task, ("generator",))
+    tokenizer = VQ_PRESETS[choose("--tokenizer", args.tokenizer, VQ_PRESETS)]
+    require(args.decode is None or args.decode >= 1, f"--decode: must be at least 1, got {args.decode}")
+    return plan(args, config, tokenizer)
+
+
+def plan(args, config, tokenizer) -> int:
+    """Builds, compiles, prints; the exit code."""
+    import jax
+
+    if not args.topology.startswith("cpu"):
+        jax.config.update("jax_platforms", "cpu")  # a TPU is compiled for, not used
+
+    from maskgil_jax.params import count_params
+    from maskgil_jax.planning.chips import open_topology
+    from maskgil_jax.planning.program import decode_program, network_options, train_program
+    from maskgil_jax.planning.report import as_text, make_plan
+    from maskgil_jax.sharding import AXES, make_mesh
+
+    devices, chip = open_topology(args.topology)
+    mesh = make_mesh(**config.mesh, devices=devices)
+    codes = args.codebook_size or tokenizer.codebook_size
+    cfg = network_options(
+        config, codebook_size=codes, num_classes=args.num_classes, downsample=tokenizer.downsample, on_tpu=chip is not None
+    )
+    if args.decode:
+        program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
+    else:
+        program = train_program(config, cfg, mesh)
+    found = make_plan(program, mesh.size, chip)
+    rows, columns = cfg.grid
+    model = config.model
+    heading = [
+        ("program", f"{'sampling' if args.decode else 'train step'} of {args.config}, {program.images} images a run"),
+        ("devices", f"{mesh.size} ({args.topology}), mesh " + " x ".join(f"{a}={mesh.shape[a]}" for a in AXES)),
+        (
+            "network",
+            f"{model.family} {model.preset}, {count_params(cfg) / 1e6:.1f}M parameters, {cfg.dtype}, remat {cfg.remat}",
+        ),
+        ("assumed", f"{rows}x{columns} codes of {codes} ({args.tokenizer}), {args.num_classes} classes; JAX {jax.__version__}"),
+    ]
+    print(as_text(found, chip, heading))
+    if args.json:
+        import json
+
+        from etils import epath
+
+        figures = dataclasses.asdict(found) | {"program": dict(heading), "topology": args.topology}
+        epath.Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return 0 if found.fits else 3

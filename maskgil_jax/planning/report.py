@@ -1,0 +1,160 @@
+"""The plan of a program: compiled for a machine that need not be here, and what that says about memory and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+
+import jax
+
+from maskgil_jax.planning import hlo
+from maskgil_jax.planning.chips import Chip
+from maskgil_jax.planning.flops import count_flops
+from maskgil_jax.planning.program import Program
+
+_NEEDED = re.compile(r"([\d.]+)([KMG])\)? exceeds available|Used ([\d.]+)([KMG]) of")
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Figures of one run of the program on one device, in bytes, FLOPs and seconds; None: not known.
+
+    peak: what the compiler reserves at once, or, if that is more than the device has, what it would have needed.
+    products, others: FLOPs of the whole program (`flops.Flops`) divided by the devices. useful: those the mathematics needs.
+    written: bytes that instructions write to memory. collectives: {kind: (how many, bytes)}. cycles: {kind: cycles}.
+    """
+
+    devices: int
+    images: int
+    peak: int
+    fits: bool
+    products: float
+    others: float
+    useful: float
+    compile_seconds: float
+    arguments: int | None = None
+    temporaries: int | None = None
+    written: int | None = None
+    collectives: dict[str, tuple[int, int]] | None = None
+    cycles: dict[str, int] | None = None
+
+    def roofline(self, chip: Chip) -> dict[str, float]:
+        """Seconds that products, memory and links would each take at the published peaks; a step takes the longest at least.
+
+        Memory: what is written is read once more, and the arguments are read. Links: a ring sends and receives about
+        twice an all-reduce's bytes and once those of the others.
+        """
+        if self.written is None or self.collectives is None:
+            return {"products": self.products / chip.flops}
+        sent = sum(moved * (2 if kind == "all-reduce" else 1) for kind, (_, moved) in self.collectives.items())
+        return {
+            "products": self.products / chip.flops,
+            "memory": (2 * self.written + (self.arguments or 0)) / chip.bandwidth,
+            "links": sent / chip.links,
+        }
+
+    def cycle_seconds(self, chip: Chip) -> float | None:
+        """Seconds by the compiler's estimated cycles, one instruction after another; without collectives."""
+        return sum(self.cycles.values()) / chip.clock if self.cycles else None
+
+    def utilisation(self, seconds: float, chip: Chip) -> float:
+        """MFU: the share of the chip's peak that the useful FLOPs are, if a run takes `seconds`."""
+        return self.useful / (seconds * chip.flops)
+
+
+def make_plan(program: Program, devices: int, chip: Chip | None) -> Plan:
+    """Traces, compiles and measures `program`, whose mesh has `devices` devices of `chip` (None: of this machine)."""
+    traced = program.traced()
+    total = count_flops(traced.jaxpr)
+    lowered, began = traced.lower(), time.perf_counter()
+
+    def plan(**found) -> Plan:
+        return Plan(
+            devices=devices,
+            images=program.images,
+            products=total.products / devices,
+            others=total.others / devices,
+            useful=program.useful_flops / devices,
+            compile_seconds=time.perf_counter() - began,
+            **found,
+        )
+
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _NEEDED.search(str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
+            raise
+        number, scale = needed[1] or needed[3], needed[2] or needed[4]
+        return plan(peak=int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[scale]), fits=False)
+    memory, text = compiled.memory_analysis(), hlo.Program(compiled.as_text())
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    return plan(
+        peak=peak,
+        fits=chip is None or peak <= chip.memory,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        written=text.written_bytes(),
+        collectives=text.collectives(),
+        cycles=text.cycles() or None,
+    )
+
+
+def as_text(plan: Plan, chip: Chip | None, heading: list[tuple[str, str]]) -> str:
+    """The plan as aligned lines for people; every assumption of an estimate stands beside it."""
+    rows = list(heading)
+    if plan.arguments is None or plan.temporaries is None:
+        rows.append(("memory a device", f"needs {plan.peak / GIB:.2f} GiB or more"))
+    else:
+        rows.append(
+            (
+                "memory a device",
+                f"{plan.peak / GIB:.2f} GiB: arguments {plan.arguments / GIB:.2f}, temporaries {plan.temporaries / GIB:.2f}",
+            )
+        )
+    if chip:
+        rows.append(("", f"{'fits' if plan.fits else 'DOES NOT FIT'} into the {chip.memory / GIB:.0f} GiB of a {chip.name}"))
+    rows.append(
+        (
+            "FLOPs a device",
+            f"{plan.products:.3e} in products, {plan.others:.3e} elsewhere; {plan.useful:.3e} needed "
+            f"({plan.useful / plan.products:.0%} of the products: 6ND + attention, or 2ND a call when sampling)",
+        )
+    )
+    for kind, (count, moved) in (plan.collectives or {}).items():
+        rows.append((kind, f"{count} a run, {moved / 2**20:.1f} MiB of results a device"))
+    if chip:
+        rows += _estimates(plan, chip)
+    rows.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _estimates(plan: Plan, chip: Chip) -> list[tuple[str, str]]:
+    parts = plan.roofline(chip)
+    longest = max(parts.values())
+    rows = [("estimate, roofline", _timed(plan, longest, chip) + ", at least: " + _shares(parts))]
+    rows.append(
+        (
+            "  assumes",
+            f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s of HBM, {chip.links / 1e9:.0f} GB/s of links "
+            "(published); all three at their peak and at the same time",
+        )
+    )
+    if plan.cycles and (seconds := plan.cycle_seconds(chip)):
+        by_kind = {kind: count / chip.clock for kind, count in plan.cycles.items() if count > 0.005 * sum(plan.cycles.values())}
+        rows.append(("estimate, compiler's cycles", _timed(plan, seconds, chip) + ": " + _shares(by_kind)))
+        rows.append(("  assumes", f"{chip.clock / 1e9:.2f} GHz; one instruction after another; collectives hidden behind them"))
+    return rows
+
+
+def _timed(plan: Plan, seconds: float, chip: Chip) -> str:
+    rate = plan.images / seconds
+    return f"{seconds * 1e3:.1f} ms, {rate:.0f} images/s, MFU {plan.utilisation(seconds, chip):.1%}"
+
+
+def _shares(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in parts.items())
