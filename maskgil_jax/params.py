@@ -10,18 +10,24 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, VQConfig
+from maskgil_jax.config import AdaLNConfig, BertConfig, ClassifierConfig, InceptionConfig, LlamaConfig, LPIPSConfig, VQConfig
+from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.bert import Bert
 from maskgil_jax.models.classifier import Classifier
+from maskgil_jax.models.inception import InceptionV3
 from maskgil_jax.models.llama import Llama
+from maskgil_jax.models.lpips import LPIPS
 from maskgil_jax.tokenizers.vqgan import VQGAN
 
 # family name in `config.json` -> (options, network)
 FAMILIES = {
     "llama": (LlamaConfig, Llama),
     "bert": (BertConfig, Bert),
+    "adaln": (AdaLNConfig, AdaLN),
     "vqgan": (VQConfig, VQGAN),
     "classifier": (ClassifierConfig, Classifier),
+    "inception": (InceptionConfig, InceptionV3),
+    "lpips": (LPIPSConfig, LPIPS),
 }
 
 

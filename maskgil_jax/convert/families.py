@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from maskgil_jax.config import BertConfig, LlamaConfig, VQConfig, choose
+from maskgil_jax.config import AdaLNConfig, BertConfig, InceptionConfig, LlamaConfig, LPIPSConfig, VQConfig, choose
 
 from . import generator_tables as generators
+from . import halton_tables as halton
+from . import judge_tables as judges
 from . import tokenizer_tables as tokenizers
 from .checkpoint import Problem, shown
 from .rules import Table
@@ -25,9 +27,10 @@ _PLAIN = {"prefix_rotation": "zero", "qk_norm": "none", "post_norm": "none", "no
 class Family:
     """One kind of published file.
 
-    title: what it is. kind: "tokenizer" or "generator". licence: of the published weights. container: outer key in the
-    original's files. options: our dataclass. fixed: options that every file of the family has. settable: options that shapes
-    do not tell. signs: patterns; a file whose names begin with each of them belongs to the family, but for `not_signs`.
+    title: what it is. kind: "tokenizer", "generator" or "judge". licence: of the published weights. container: outer key in
+    the original's files, or "bare". options: our dataclass. fixed: options that every file of the family has. settable:
+    options that shapes do not tell. signs: patterns; a file whose names begin with each of them belongs to the family, but
+    for `not_signs`. inside: prefix under which files of other families hold this network, looked for if it is asked for.
     """
 
     title: str
@@ -41,6 +44,7 @@ class Family:
     sizes: Callable[[Sizes], dict[str, Any]]
     signs: tuple[str, ...]
     not_signs: tuple[str, ...] = ()
+    inside: str = ""
 
     def config(self, sizes: Sizes) -> Any:
         """The network's options. Raises: Problem for a file whose sizes cannot be told."""
@@ -124,18 +128,52 @@ FAMILIES: dict[str, Family] = {
         sizes=generators.besnier_sizes,
         signs=(r"transformer\.layers\.0\.0\.fn\.mha\.in_proj_weight$",),
     ),
+    "halton": Family(
+        title="Halton-MaskGIT's Transformer, tiny to large (ImageNet_256_base.pth, ImageNet_384_large.pth ...)",
+        kind="generator",
+        licence=MIT,
+        container="model_state_dict",
+        options=AdaLNConfig,
+        fixed={"mask_logit": True},
+        settable=("heads",),
+        table=halton.halton_table,
+        sizes=halton.halton_sizes,
+        signs=(r"transformer\.layers\.0\.attn\.wq\.", r"last_norm\.norm_final\."),
+    ),
+    "inception": Family(
+        title="the FID InceptionV3 (pt_inception-2015-12-05-6726825d.pth)",
+        kind="judge",
+        licence="Apache-2.0",
+        container="bare",
+        options=InceptionConfig,
+        fixed={},
+        settable=(),
+        table=judges.inception_table,
+        sizes=lambda sizes: {},
+        signs=(r"Mixed_5b\.", r"Conv2d_1a_3x3\."),
+    ),
+    "lpips": Family(
+        title="LPIPS over VGG16, its own file or with --family inside a taming-transformers last.ckpt",
+        kind="judge",
+        licence="BSD-2-Clause (LPIPS), CC BY 4.0 (VGG16)",
+        container="bare",
+        options=LPIPSConfig,
+        fixed={},
+        settable=(),
+        table=judges.lpips_table,
+        sizes=judges.lpips_sizes,
+        signs=(r"lin0\.model\.", r"net\.slice1\."),
+        inside="loss.perceptual_loss.",
+    ),
 }
 
 # Families that are recognised but have no network here: name -> (title, signs). Looked at first: their signs are narrower.
 UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "open-magvit2": ("Open-MAGVIT2's lookup-free tokenizer", (r"decoder\.adaptive\.\d",)),
     "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
-    "halton": ("Halton-MaskGIT's Transformer", (r"transformer\.layers\.0\.attn\.wq\.", r"reg_tokens\.")),
     "llamagen-t2i": ("LlamaGen's text-conditional generator", (r"cls_embedding\.cap_proj\.",)),
     "maskgit-jax-tokenizer": ("Google's MaskGIT tokenizer", (r"encoder/ResBlock_0/", r"quantizer/codebook")),
     "maskgit-jax": ("Google's MaskGIT Transformer", (r"Embed_0/", r"TransformerLayer_0/")),
-    "inception": ("the FID Inception network", (r"Mixed_5b\.", r"Conv2d_1a_3x3\.")),
-    "lpips": ("the LPIPS network", (r"lin0\.model\.", r"net\.slice1\.")),
 }
 
 
