@@ -13,13 +13,15 @@ from torch_names import state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator
-from maskgil_jax.config import ADALN_PRESETS, AdaLNConfig, ConfigError
+from maskgil_jax.commands.run_files import read_run_file
+from maskgil_jax.config import ADALN_PRESETS, AdaLNConfig, ConfigError, DecodeConfig, from_dict
 from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export_file
 from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import abstract_params, build, count_params, create, params_of
 from maskgil_jax.sharding import make_mesh, shardings
+from maskgil_jax.training.generator import Objective, model_options
 
 CONFIG, IO = load_case("halton/tiny")
 H = CONFIG["hparams"]
@@ -204,6 +206,14 @@ def test_wrong_files_are_refused(spoil, match, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ training
+def test_the_run_file_describes_the_published_network():
+    config = read_run_file("c2i_halton_b", [])
+    cfg = model_options(config.model.to_dict(), codebook_size=16384, num_classes=1000, grid=(16, 16))
+    assert cfg == AdaLNConfig(**{**vars(ADALN_PRESETS["base"]), "dtype": "bfloat16"})
+    assert from_dict(DecodeConfig, config.decode.to_dict()).guidance == 1.7
+    assert from_dict(Objective, config.objective.to_dict()).label_smoothing == 0.0
+
+
 @pytest.mark.slow
 def test_it_trains_and_draws(tmp_path):
     """The whole loop with the shipped tokenizer, and a picture by masked decoding with guidance at the end."""

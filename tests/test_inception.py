@@ -11,6 +11,7 @@ from judge_weights import inception_state
 from safetensors.numpy import save_file
 from torch_names import GOLDEN, state_hash
 
+from maskgil_jax.checkpoints.weights import SHIPPED
 from maskgil_jax.config import InceptionConfig
 from maskgil_jax.convert.main import convert, export
 from maskgil_jax.convert.plan import make_plan
@@ -67,8 +68,8 @@ def test_wrong_weights_are_refused_by_name():
 
 
 def test_a_folder_of_another_network_is_refused():
-    with pytest.raises(ValueError, match="classifier: holds a classifier, expected a inception"):
-        load_inception("maskgil_jax/weights/demo/classifier")
+    with pytest.raises(ValueError, match="classifier: holds a classifier, expected inception"):
+        load_inception(SHIPPED / "demo" / "classifier")
 
 
 @pytest.mark.slow

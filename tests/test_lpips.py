@@ -107,6 +107,14 @@ def test_wrong_files_are_refused(change, match, tiny_state, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
+def test_the_heads_alone_are_not_enough(tiny_state, tmp_path):
+    """The vgg.pth of 7 kB that taming-transformers downloads."""
+    heads = {name: array for name, array in tiny_state.items() if name.startswith("lin")}
+    save_file(heads, tmp_path / "vgg.safetensors")
+    with pytest.raises(BadWeightFile, match=r"net\.slice1: missing; a file of the heads alone"):
+        convert(tmp_path / "vgg.safetensors", tmp_path / "out", family="lpips")
+
+
 @pytest.mark.slow
 def test_the_tokenizer_trains_with_it(tiny_state, tmp_path):
     save_file(tiny_state, tmp_path / "file.safetensors")

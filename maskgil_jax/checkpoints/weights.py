@@ -169,6 +169,6 @@ def load_network(path, family: str) -> Any:
 def _load(path, part: str, families: tuple[str, ...]) -> Weights:
     weights = load_weights(path, part)
     if (found := family_of(weights.cfg)) not in families:
-        expected = part if families == (part,) else f"{part} ({' or '.join(families)})"
-        raise ValueError(f"{weights.path}: holds a {found}, expected a {expected}")
+        expected = part if families == (part,) else f"a {part} ({' or '.join(families)})"
+        raise ValueError(f"{weights.path}: holds a {found}, expected {expected}")
     return weights

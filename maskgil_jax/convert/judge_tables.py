@@ -72,7 +72,9 @@ def lpips_sizes(sizes: Sizes) -> dict[str, Any]:
     """Options of `LPIPSConfig`: as many stages as heads, as many convolutions as a stage has weights."""
     stages = sizes.count(r"lin(\d+)\.model\.")
     convolutions = tuple(sizes.count(rf"net\.slice{i + 1}\.(\d+)\.") for i in range(stages))
-    if not stages or not all(convolutions):
-        raise Problem("lin0.model.1.weight: missing; the sizes of the network are read from the heads and net.slice1, 2, ...")
+    if not stages:
+        raise Problem("lin0.model.1.weight: missing; the number of stages is read from the heads lin0, lin1, ...")
+    if not all(convolutions):
+        raise Problem(f"net.slice{convolutions.index(0) + 1}: missing; a file of the heads alone, without VGG, is not enough")
     channels = tuple(sizes.of(f"lin{i}.model.1.weight", 4)[1] for i in range(stages))
     return {"channels": channels, "convolutions": convolutions}
