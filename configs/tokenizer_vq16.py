@@ -1,8 +1,9 @@
 """The LlamaGen VQ-16 tokenizer (72M parameters) on ImageNet 256x256: LlamaGen's recipe, 40 epochs.
 
-maskgil train --config configs/tokenizer_vq16.py --workdir runs/vq16 --config.lpips=weights/lpips_vgg16.safetensors
+maskgil train --config configs/tokenizer_vq16.py --workdir runs/vq16 --config.lpips=weights/lpips
 
-Without an LPIPS file the perceptual term is off, which the log says; reconstructions are then blurred.
+`maskgil convert` makes the LPIPS folder (docs/checkpoints.md). Without one the perceptual term is off, which the log says;
+reconstructions are then blurred.
 """
 
 import pathlib

@@ -10,10 +10,24 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from maskgil_jax.config import BertConfig, ClassifierConfig, LlamaConfig, MagvitConfig, MaskGITConfig, MaskGITVQConfig, VQConfig
+from maskgil_jax.config import (
+    AdaLNConfig,
+    BertConfig,
+    ClassifierConfig,
+    InceptionConfig,
+    LlamaConfig,
+    LPIPSConfig,
+    MagvitConfig,
+    MaskGITConfig,
+    MaskGITVQConfig,
+    VQConfig,
+)
+from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.bert import Bert
 from maskgil_jax.models.classifier import Classifier
+from maskgil_jax.models.inception import InceptionV3
 from maskgil_jax.models.llama import Llama
+from maskgil_jax.models.lpips import LPIPS
 from maskgil_jax.models.maskgit import MaskGIT
 from maskgil_jax.tokenizers.magvit2 import Magvit2
 from maskgil_jax.tokenizers.maskgit_vqgan import MaskGITVQGAN
@@ -24,10 +38,13 @@ FAMILIES = {
     "llama": (LlamaConfig, Llama),
     "bert": (BertConfig, Bert),
     "maskgit": (MaskGITConfig, MaskGIT),
+    "adaln": (AdaLNConfig, AdaLN),
     "vqgan": (VQConfig, VQGAN),
     "maskgit_vqgan": (MaskGITVQConfig, MaskGITVQGAN),
     "magvit2": (MagvitConfig, Magvit2),
     "classifier": (ClassifierConfig, Classifier),
+    "inception": (InceptionConfig, InceptionV3),
+    "lpips": (LPIPSConfig, LPIPS),
 }
 
 

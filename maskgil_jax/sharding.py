@@ -15,11 +15,11 @@ AXES = ("data", "fsdp", "tensor")
 # (end of the path, spec): the first match wins and no match is an error. Parameters, EMA and optimizer moments share the
 # rules, since the paths of the latter two end in the parameter's. `layers/` arrays have a leading axis for the stacked layers.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"layers/.*/(q|k|v|gate|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"layers/(.*/)?(q|k|v|gate|up|modulation)/kernel", P(None, "fsdp", "tensor")),
     (r"layers/.*/(o|down)/kernel", P(None, "tensor", "fsdp")),
     (r"layers/.*/(scale|bias)", P()),
-    (r"(tokens|classes|positions)/embedding", P(None, "fsdp")),
-    (r"(head|first_up|first_down|last_linear)/kernel", P("fsdp", "tensor")),
+    (r"(tokens|classes|positions|registers)/embedding", P(None, "fsdp")),
+    (r"(head|first_up|first_down|last_linear|modulation)/kernel", P("fsdp", "tensor")),
     (r"head_bias|scale|bias|step|count|mu|nu|last_used|waiting", P()),
     # Convolutional networks (tokenizer, discriminator, classifier) are small: every device holds them whole.
     (r"kernel|codebook(/embedding)?|mean|var", P()),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from recipe import GOLDEN
 
-from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, MAGVIT_PRESETS, VQ_PRESETS
+from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, MAGVIT_PRESETS, VQ_PRESETS, LPIPSConfig
 from maskgil_jax.convert.checkpoint import Problem
 from maskgil_jax.convert.plan import make_plan
 
@@ -49,6 +49,9 @@ FULL_SIZE = {
     **{f"maskgil_masktransformer_base_{size}": "besnier-maskgit" for size in (1024, 8192, 16384, 262144)},
     "google_tokenizer": "maskgit-jax-tokenizer",
     **{f"google_transformer_{size}": "maskgit-jax" for size in (256, 512)},
+    **{f"halton_transformer_{size}": "halton" for size in ("base", "large")},
+    "fid_inception_v3": "inception",
+    "lpips_vgg16": "lpips",
 }
 
 
@@ -58,11 +61,12 @@ def test_every_published_name_is_used_exactly_once(listing, family):
     plan, problems = make_plan(found)
     assert problems == [] and plan.name == family
     assert plan.needed.keys() | plan.ignored.keys() == found.keys() and not plan.needed.keys() & plan.ignored.keys()
-    left_out = {"llamagen_vq16": 1, "llamagen_vq8": 1, "taming_vqgan_f16_1024": 55, "open_magvit2_262144": 409}.get(listing, 0)
-    assert len(plan.ignored) == left_out
-    if family not in ("taming-vqgan", "open-magvit2"):  # whose listings count the loss too
+    left_out = {"llamagen_vq16": 1, "llamagen_vq8": 1, "taming_vqgan_f16_1024": 55, "fid_inception_v3": 94, "lpips_vgg16": 2}
+    left_out["open_magvit2_262144"] = 409
+    assert len(plan.ignored) == left_out.get(listing, family == "halton")
+    if family not in ("taming-vqgan", "open-magvit2", "inception"):  # whose listings count the loss too, or no statistics
         assert plan.parameters == LISTINGS[listing]["parameters"]
-    for name in ("codebook_used", "loss"):
+    for name in ("codebook_used", "loss", "head.weight"):
         assert not any(name in needed for needed in plan.needed)
 
 
@@ -80,6 +84,11 @@ def test_sizes_told_by_shapes_are_the_published_ones():
     baseline = cfg("maskgil_masktransformer_base_16384")
     assert (baseline.heads, baseline.depth) == (BERT_PRESETS["B-24"].heads, BERT_PRESETS["B-24"].depth)
     assert cfg("open_magvit2_262144") == MAGVIT_PRESETS["MAGVIT2-256"]
+    for size in ("base", "large"):
+        ours, preset = cfg(f"halton_transformer_{size}"), ADALN_PRESETS[size]
+        for option in ("width", "depth", "heads", "hidden", "codebook_size", "num_classes", "grid", "registers"):
+            assert getattr(ours, option) == getattr(preset, option), (size, option)
+    assert cfg("lpips_vgg16") == LPIPSConfig()
     assert cfg("chameleon_vqgan_8192").attention_levels == () and cfg("chameleon_vqgan_8192").image_size == 512
 
 
@@ -92,15 +101,14 @@ def test_options_inside_the_file_are_used_and_checked():
     assert problems == ["its options say vocab_size = 8192, its tensors make it 16384"]
 
 
-@pytest.mark.parametrize(
-    "listing,family",
-    {
-        "halton_transformer_base": "halton",
-        "llamagen_t2i_gpt_xl": "llamagen-t2i",
-        "fid_inception_v3": "inception",
-        "lpips_vgg16": "lpips",
-    }.items(),
-)
+def test_lpips_is_found_inside_taming():
+    found = found_in("taming_vqgan_f16_1024")
+    plan, problems = make_plan(found, family="lpips")
+    assert problems == [] and plan.cfg == LPIPSConfig() and plan.parameters == LISTINGS["lpips_vgg16"]["parameters"]
+    assert {name for name in found if "perceptual" in name} == plan.needed.keys() | plan.repeats.keys()
+
+
+@pytest.mark.parametrize("listing,family", {"llamagen_t2i_gpt_xl": "llamagen-t2i"}.items())
 def test_families_without_a_network_are_refused_by_name(listing, family):
     with pytest.raises(Problem, match=f"recognised as {family} .*not supported yet; supported are llamagen-vq"):
         make_plan(found_in(listing))

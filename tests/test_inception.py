@@ -1,31 +1,43 @@
 """The FID network against its reference activations, the input protocols, and extraction over batches and devices."""
 
 import functools
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from inception_names import our_layout, our_name, recipe_tensor
+from judge_weights import INCEPTION as FACTS
+from judge_weights import inception_state
+from safetensors.numpy import save_file
+from torch_names import GOLDEN, state_hash
 
-from maskgil_jax.evaluation import inception, protocols
+from maskgil_jax.checkpoints.weights import SHIPPED
+from maskgil_jax.config import InceptionConfig
+from maskgil_jax.convert.main import convert, export
+from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.evaluation import protocols
 from maskgil_jax.evaluation.features import FeatureExtractor, local_mesh, rebatch
-from maskgil_jax.params import flatten, unflatten
+from maskgil_jax.evaluation.inception import inception_features, load_inception
+from maskgil_jax.models import inception
+from maskgil_jax.params import abstract_params, build, flatten, unflatten
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "metrics"
-REFERENCE = np.load(GOLDEN / "inception_recipe.npz")
-FACTS = json.loads((GOLDEN / "inception_recipe.json").read_text())
+REFERENCE = np.load(GOLDEN / "metrics" / "inception_recipe.npz")
 
 
 @pytest.fixture(scope="module")
-def network():
-    flat = {}
-    for name, (shape, _) in FACTS["keys"].items():
-        if path := our_name(name):
-            flat[path] = our_layout(recipe_tensor(name, tuple(shape), FACTS["recipe"]))
-    return inception.build_inception(unflatten(flat), "the recipe")
+def folder(tmp_path_factory):
+    """The recipe's weights as a published file, converted."""
+    path, state = tmp_path_factory.mktemp("inception"), inception_state()
+    assert state_hash(state) == FACTS["state_sha256"]
+    save_file(state, path / "published.safetensors")
+    done = convert(path / "published.safetensors", path / "weights")
+    assert done.plan.name == "inception" and set(done.plan.ignored.values()) == {"a counter of training"}
+    return path / "weights"
+
+
+@pytest.fixture(scope="module")
+def network(folder):
+    return load_inception(folder)
 
 
 def images(name):
@@ -37,31 +49,40 @@ def images(name):
 
 
 # ------------------------------------------------------------------------------------------------ names and sizes
-def test_every_published_name_fills_one_parameter():
-    expected = flatten(inception.abstract_inception())
-    filled = {}
-    for name, (shape, _) in FACTS["keys"].items():
-        if path := our_name(name):
-            assert path not in filled
-            filled[path] = our_layout(np.empty(shape)).shape
-    assert filled == {path: leaf.shape for path, leaf in expected.items()}
+def test_every_published_name_is_used_or_named():
+    found = {name: (tuple(shape), np.dtype(kind.removeprefix("torch."))) for name, (shape, kind) in FACTS["keys"].items()}
+    plan, problems = make_plan(found)
+    assert (plan.name, plan.cfg, problems) == ("inception", InceptionConfig(), [])
+    assert plan.needed.keys() | plan.ignored.keys() == found.keys() and len(plan.ignored) == 94
     # 23 850 960 trained parameters and the running means and variances.
-    statistics = sum(int(np.prod(leaf.shape)) for path, leaf in expected.items() if path.endswith(("/mean", "/var")))
-    assert sum(int(np.prod(leaf.shape)) for leaf in expected.values()) - statistics == 23_850_960
+    statistics = sum(int(np.prod(tensor.shape)) for name, tensor in plan.needed.items() if "running_" in name)
+    assert plan.parameters - statistics == 23_850_960
 
 
 def test_wrong_weights_are_refused_by_name():
-    flat = dict(flatten(inception.abstract_inception()))
+    flat = dict(flatten(abstract_params(InceptionConfig())))
     flat["fc/kernel"] = np.zeros((2048, 1000), np.float32)
     flat["mixed_5b/branch1x1/gamma"] = flat.pop("mixed_5b/branch1x1/scale")
     with pytest.raises(ValueError, match=r"a\.pth.*missing mixed_5b/branch1x1/scale.*unexpected .*gamma.*\(2048, 1000\)"):
-        inception.build_inception(unflatten(flat), "a.pth")
+        build(InceptionConfig(), unflatten(flat), "a.pth")
+
+
+def test_a_folder_of_another_network_is_refused():
+    with pytest.raises(ValueError, match="classifier: holds a classifier, expected inception"):
+        load_inception(SHIPPED / "demo" / "classifier")
+
+
+@pytest.mark.slow
+def test_the_weights_come_back_bit_for_bit(folder):
+    back, state = export(folder, "inception"), inception_state()
+    assert back.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
+    assert all(np.array_equal(back[name], state[name]) for name in back)
 
 
 # ------------------------------------------------------------------------------------------------ parity
 @jax.jit
 def _activations(net, images_bhwc):
-    inputs_bhwc = inception.preprocess(images_bhwc, "pytorch-fid")
+    inputs_bhwc = protocols.preprocess(images_bhwc, "pytorch-fid")
     outputs = net(inputs_bhwc)
     return {**outputs, "resized": (inputs_bhwc + 1) / 2, "softmax": jax.nn.softmax(outputs["logits"])}
 
@@ -96,7 +117,7 @@ def test_spatial_tap_is_the_first_seven_channels_of_the_1x1_branch_of_6d(network
             x_bhwc, _ = getattr(net, block)(x_bhwc)
         return net.mixed_6d.branch1x1(x_bhwc)
 
-    small = inception.preprocess(jnp.asarray(images("small")), "adm")
+    small = protocols.preprocess(jnp.asarray(images("small")), "adm")
     spatial = np.asarray(jax.jit(lambda net, x: net(x)["spatial"])(network, small))
     assert spatial.shape == (2, 17 * 17 * 7)
     expected_bhwc = np.asarray(jax.jit(branch)(network, small))
@@ -201,7 +222,7 @@ def test_the_work_is_split_over_all_devices():
 def test_features_on_eight_devices_equal_those_on_one(network):
     photos, protocol = (
         _photos(8, 48),
-        functools.partial(inception.inception_features, protocol="adm", taps=("pool3", "spatial")),
+        functools.partial(inception_features, protocol="adm", taps=("pool3", "spatial")),
     )
     one = jax.sharding.Mesh(local_mesh().devices[:1], local_mesh().axis_names)
     (many,) = FeatureExtractor(protocol, network, batch_size=8)([photos])
@@ -222,7 +243,7 @@ def test_features_on_eight_devices_equal_those_on_one(network):
         (lambda: list(rebatch([_photos(1)[0]], 4)), r"got shape \(6, 6, 3\)"),
         (lambda: FeatureExtractor(_colours, np.zeros((3, 2)), batch_size=12), "batch_size: 12 is not a multiple of 8 devices"),
         (
-            lambda: inception.inception_features(lambda x: {"pool3": x}, _photos(1), "adm", ("pool",)),
+            lambda: inception_features(lambda x: {"pool3": x}, _photos(1), "adm", ("pool",)),
             "tap: unknown value 'pool'",
         ),
     ],

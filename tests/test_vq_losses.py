@@ -1,4 +1,4 @@
-"""Tokenizer losses, discriminator and LPIPS against reference values of the published code."""
+"""Tokenizer losses and discriminator against reference values of the published code."""
 
 import functools
 import re
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
-from torch_names import draw_all, generated, golden, state_hash, to_flax
+from judge_weights import lpips_network
+from torch_names import draw_all, golden, state_hash, to_flax
 
 from maskgil_jax.config import ConfigError
 from maskgil_jax.tokenizers.quantizers import VectorQuantizer
 from maskgil_jax.training.discriminator import PatchGAN
-from maskgil_jax.training.lpips import LPIPS, _unit_channels, load_lpips
 from maskgil_jax.training.vq_losses import (
     VQLossConfig,
     adaptive_weight,
@@ -25,10 +25,6 @@ from maskgil_jax.training.vq_losses import (
 )
 
 RTOL = 1e-5  # beside each value's own atol: ten times the reference's float32 error against float64
-SCALING = {
-    "scaling_layer.shift": np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 3, 1, 1),
-    "scaling_layer.scale": np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 3, 1, 1),
-}
 
 
 @functools.cache
@@ -67,24 +63,6 @@ def discriminator_of(state: dict, width: int):
             path = f"convs/{number}/" + {"weight": "kernel"}.get(leaf, leaf)
             flat[path] = to_flax(path, array)
     return fill(PatchGAN, flat, width=width), stats
-
-
-def lpips_flat(state: dict) -> dict:
-    """Published LPIPS names -> our paths. VGG's convolutions are numbered through, five stages long."""
-    flat, seen = {}, {}
-    for name, array in state.items():
-        if match := re.fullmatch(r"net\.slice(\d)\.(\d+)\.(weight|bias)", name):
-            stage = int(match[1]) - 1
-            conv = seen.setdefault((stage, match[2]), sum(1 for s, _ in seen if s == stage))
-            path = f"vgg/{stage}/{conv}/" + {"weight": "kernel"}.get(match[3], match[3])
-            flat[path] = to_flax(path, array)
-        elif match := re.fullmatch(r"lin(\d)\.model\.1\.weight", name):
-            flat[f"heads/{match[1]}"] = array.reshape(-1)
-    return flat
-
-
-def lpips_state(recipe: dict) -> dict:
-    return draw_all(golden("vq_losses", "lpips_vgg16")[0]["shapes"], recipe, SCALING)
 
 
 # ------------------------------------------------------------------------------------------------ codebook
@@ -155,7 +133,7 @@ def test_whole_loss_below_and_above_the_start_step():
     meta, arrays = losses_case()
     full = meta["full"]
     cfg = VQLossConfig(adversarial=full["disc_weight"], disc_start=full["disc_start"])
-    lpips = fill(LPIPS, lpips_flat(lpips_state(full["lpips_recipe"])))
+    lpips = lpips_network(full["lpips_recipe"])
     shapes = golden("vq_losses", "patchgan")[0]["shapes"]
     keep = {name: np.zeros((), np.int64) for name in shapes if name.endswith("num_batches_tracked")}
     discriminator, stats = discriminator_of(draw_all(shapes, full["disc_recipe"], keep), full["disc_dim"])
@@ -245,62 +223,3 @@ def test_discriminator_size_and_group_norm():
     np.testing.assert_allclose(together[:1], alone, atol=1e-5)
     with pytest.raises(ConfigError, match="norm: unknown value 'layer'"):
         PatchGAN(width=8, norm="layer", rngs=nnx.Rngs(0))
-
-
-# ------------------------------------------------------------------------------------------------ LPIPS
-@pytest.mark.slow
-def test_lpips_matches_the_published_code():
-    meta, arrays = golden("vq_losses", "lpips_vgg16")
-    state = lpips_state(meta["recipe"])
-    assert state_hash(state) == meta["state_sha256"]
-    lpips = fill(LPIPS, lpips_flat(state))
-    a, b = (nhwc(generated(meta["generated"][n])) for n in "ab")
-    distance = jax.jit(lambda m, x, y: (m(x, y), m.features(x)))
-    for case, pair in {"lpips": (a, b), "lpips_ba": (b, a), "lpips_aa": (a, a)}.items():
-        value, stages = distance(lpips, *pair)
-        atol = max(meta["atol"][case], 1e-12)  # the two passes may be compiled apart: equal images differ by 1e-15, not 0
-        np.testing.assert_allclose(value, arrays[f"out.{case}"].reshape(-1), RTOL, atol, err_msg=case)
-        if case == "lpips":
-            for stage, name in zip(stages, ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"), strict=True):
-                flat = np.asarray(stage).transpose(0, 3, 1, 2).reshape(-1)
-                picks = flat[np.linspace(0, flat.size - 1, 32).astype(int)]
-                for part, kept in {"mean": flat.mean(), "std": flat.std(ddof=1), "slice32": picks}.items():
-                    key = f"{name}.{part}"
-                    np.testing.assert_allclose(kept, arrays[f"out.{key}"], RTOL, meta["atol"][key], err_msg=key)
-
-
-def test_lpips_gradient_is_finite_where_no_channel_is_active():
-    grad = jax.grad(lambda x: _unit_channels(x).sum())(jnp.array([[0.0, 0.0], [3.0, 4.0]]))
-    np.testing.assert_allclose(grad, [[1.0, 1.0], [0.032, -0.024]], atol=1e-6)
-
-
-def test_lpips_file(tmp_path, caplog):
-    """Weights come back from both kinds of file; anything else is refused by name."""
-    from safetensors.numpy import save_file
-
-    with caplog.at_level("INFO"):
-        assert load_lpips(None) is None
-    assert "perceptual loss off" in caplog.text
-    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0)))))
-    expected = traverse_util.flatten_dict(state, sep="/")
-    flat = {name: np.full(leaf.shape, i, np.float32) for i, (name, leaf) in enumerate(expected.items())}
-    np.savez(tmp_path / "w.npz", **flat)
-    save_file(flat, tmp_path / "w.safetensors")
-    for name in ("w.npz", "w.safetensors"):
-        lpips = load_lpips(tmp_path / name)
-        np.testing.assert_array_equal(lpips.vgg["2"]["1"].kernel, flat["vgg/2/1/kernel"])
-        np.testing.assert_array_equal(lpips.heads["4"], flat["heads/4"])
-    del flat["heads/3"]
-    np.savez(tmp_path / "short.npz", **flat)
-    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 64)
-    (tmp_path / "bad.npz").write_bytes(b"not a zip")
-    (tmp_path / "w.pth").write_bytes(b"")
-    for name, message in {
-        "short.npz": "heads/3 is missing",
-        "bad.safetensors": "not a readable safetensors",
-        "bad.npz": "not a readable npz",
-        "w.pth": "must be a .safetensors or .npz",
-        "none.npz": "no such LPIPS weights file",
-    }.items():
-        with pytest.raises(ValueError, match=f"{name}.*{message}"):
-            load_lpips(tmp_path / name)

@@ -158,11 +158,17 @@ def load_tokenizer(path) -> Any:
 
 def load_generator(path) -> Any:
     """A generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
-    return _load(path, "generator", ("llama", "bert", "maskgit")).build()
+    return _load(path, "generator", ("llama", "bert", "adaln", "maskgit")).build()
+
+
+def load_network(path, family: str) -> Any:
+    """A network of one family, such as "inception" or "lpips", from its weights folder."""
+    return _load(path, family, (family,)).build()
 
 
 def _load(path, part: str, families: tuple[str, ...]) -> Weights:
     weights = load_weights(path, part)
-    if family_of(weights.cfg) not in families:
-        raise ValueError(f"{weights.path}: holds a {family_of(weights.cfg)}, expected a {part} ({' or '.join(families)})")
+    if (found := family_of(weights.cfg)) not in families:
+        expected = part if families == (part,) else f"a {part} ({' or '.join(families)})"
+        raise ValueError(f"{weights.path}: holds a {found}, expected {expected}")
     return weights

@@ -4,13 +4,14 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. This ro
 """
 
 from .base import ConfigError, choose, from_dict, require, to_dict
-from .classifier import ClassifierConfig
 from .decoding import PLANS, SCHEDULES, DecodeConfig
-from .generators import BERT_PRESETS, LLAMA_PRESETS, BertConfig, LlamaConfig
+from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig
+from .judges import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 
 __all__ = [
+    "ADALN_PRESETS",
     "BERT_PRESETS",
     "LLAMA_PRESETS",
     "MAGVIT_PRESETS",
@@ -19,10 +20,13 @@ __all__ = [
     "PLANS",
     "SCHEDULES",
     "VQ_PRESETS",
+    "AdaLNConfig",
     "BertConfig",
     "ClassifierConfig",
     "ConfigError",
     "DecodeConfig",
+    "InceptionConfig",
+    "LPIPSConfig",
     "LlamaConfig",
     "MagvitConfig",
     "MaskGITConfig",

@@ -126,3 +126,57 @@ BERT_PRESETS = {
     "B": BertConfig(),  # the paper's 12 layers, 12 heads, 768
     "B-24": BertConfig(depth=24, heads=16),  # the size in the published code
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaLNConfig:
+    """Halton-MaskGIT's Transformer: the class modulates every norm (AdaLN-zero), learned positions, register tokens, tied head.
+
+    Besnier et al. 2025 (arXiv 2503.17076); the defaults are its published base size.
+    """
+
+    codebook_size: int = 16384
+    num_classes: int = 1000
+    grid: tuple[int, int] = (16, 16)
+    width: int = 768
+    depth: int = 12
+    heads: int = 12  # each int(width / heads) wide, so all of them together may be narrower than the width
+    mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
+    registers: int = 1  # learned tokens after those of the image, which only lend room to think
+    dropout: float = 0.1  # on the output of attention and inside the MLP, in training only
+    mask_logit: bool = True  # train the head on codebook_size + 1 classes, as published; [MASK] is never sampled
+    dtype: str = "float32"
+    layers: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self):
+        choose("layers", self.layers, ("auto", "scan", "unroll"))
+        choose("remat", self.remat, ("none", "dots", "full", "offload"))
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
+        require(1 <= self.heads <= self.width, f"heads: must be between 1 and width {self.width}, got {self.heads}")
+        require(self.registers >= 0, f"registers: must be at least 0, got {self.registers}")
+
+    @property
+    def mask_id(self) -> int:
+        """Token id of [MASK]: one past the codebook."""
+        return self.codebook_size
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the SwiGLU MLP."""
+        return self.mlp_width or _round_up(int(8 * self.width / 3), 256)
+
+
+# The published sizes: 23M, 69M, 142M and 480M parameters. Small's six heads are 85 wide, 510 together; small and base were
+# published for a grid of 24x24 too, large for that one alone.
+ADALN_PRESETS = {
+    "tiny": AdaLNConfig(width=384, depth=6, heads=6),
+    "small": AdaLNConfig(width=512, depth=12, heads=6),
+    "base": AdaLNConfig(),
+    "large": AdaLNConfig(width=1024, depth=24, heads=16, grid=(24, 24)),
+}

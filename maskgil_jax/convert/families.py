@@ -7,10 +7,23 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from maskgil_jax.config import BertConfig, LlamaConfig, MagvitConfig, MaskGITConfig, MaskGITVQConfig, VQConfig, choose
+from maskgil_jax.config import (
+    AdaLNConfig,
+    BertConfig,
+    InceptionConfig,
+    LlamaConfig,
+    LPIPSConfig,
+    MagvitConfig,
+    MaskGITConfig,
+    MaskGITVQConfig,
+    VQConfig,
+    choose,
+)
 
 from . import generator_tables as generators
 from . import google_tables as google
+from . import halton_tables as halton
+from . import judge_tables as judges
 from . import magvit_tables as magvit
 from . import tokenizer_tables as tokenizers
 from .checkpoint import Problem, shown
@@ -38,9 +51,10 @@ _OPEN_MAGVIT2: dict[str, Any] = {
 class Family:
     """One kind of published file.
 
-    title: what it is. kind: "tokenizer" or "generator". licence: of the published weights. container: outer key in the
-    original's files. options: our dataclass. fixed: options that every file of the family has. settable: options that shapes
-    do not tell. signs: patterns; a file whose names begin with each of them belongs to the family, but for `not_signs`.
+    title: what it is. kind: "tokenizer", "generator" or "judge". licence: of the published weights. container: outer key in
+    the original's files, or "bare". options: our dataclass. fixed: options that every file of the family has. settable:
+    options that shapes do not tell. signs: patterns; a file whose names begin with each of them belongs to the family, but
+    for `not_signs`. inside: prefix under which files of other families hold this network, looked for if it is asked for.
     flax: the original's files are flax msgpack. decode: options of `DecodeConfig` that the original samples with, if not ours.
     """
 
@@ -57,6 +71,7 @@ class Family:
     not_signs: tuple[str, ...] = ()
     flax: bool = False
     decode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inside: str = ""
 
     def config(self, sizes: Sizes) -> Any:
         """The network's options. Raises: Problem for a file whose sizes cannot be told."""
@@ -181,15 +196,49 @@ FAMILIES: dict[str, Family] = {
         flax=True,
         decode={"steps": 16, "schedule": "cosine", "plan": "gamma", "guidance": 1.0, "choice_temperature": 4.5},
     ),
+    "halton": Family(
+        title="Halton-MaskGIT's Transformer, tiny to large (ImageNet_256_base.pth, ImageNet_384_large.pth ...)",
+        kind="generator",
+        licence=MIT,
+        container="model_state_dict",
+        options=AdaLNConfig,
+        fixed={"mask_logit": True},
+        settable=("heads",),
+        table=halton.halton_table,
+        sizes=halton.halton_sizes,
+        signs=(r"transformer\.layers\.0\.attn\.wq\.", r"last_norm\.norm_final\."),
+    ),
+    "inception": Family(
+        title="the FID InceptionV3 (pt_inception-2015-12-05-6726825d.pth)",
+        kind="judge",
+        licence="Apache-2.0",
+        container="bare",
+        options=InceptionConfig,
+        fixed={},
+        settable=(),
+        table=judges.inception_table,
+        sizes=lambda sizes: {},
+        signs=(r"Mixed_5b\.", r"Conv2d_1a_3x3\."),
+    ),
+    "lpips": Family(
+        title="LPIPS over VGG16, its own file or with --family inside a taming-transformers last.ckpt",
+        kind="judge",
+        licence="BSD-2-Clause (LPIPS), CC BY 4.0 (VGG16)",
+        container="bare",
+        options=LPIPSConfig,
+        fixed={},
+        settable=(),
+        table=judges.lpips_table,
+        sizes=judges.lpips_sizes,
+        signs=(r"lin0\.model\.", r"net\.slice1\."),
+        inside="loss.perceptual_loss.",
+    ),
 }
 
 # Families that are recognised but have no network here: name -> (title, signs). Looked at first: their signs are narrower.
 UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
-    "halton": ("Halton-MaskGIT's Transformer", (r"transformer\.layers\.0\.attn\.wq\.", r"reg_tokens\.")),
     "llamagen-t2i": ("LlamaGen's text-conditional generator", (r"cls_embedding\.cap_proj\.",)),
-    "inception": ("the FID Inception network", (r"Mixed_5b\.", r"Conv2d_1a_3x3\.")),
-    "lpips": ("the LPIPS network", (r"lin0\.model\.", r"net\.slice1\.")),
 }
 
 

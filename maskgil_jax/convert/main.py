@@ -123,7 +123,7 @@ def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def _pieces(checkpoint: Checkpoint, plan: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Iterator[np.ndarray]:
     """Our arrays in the order of `shapes`, layer by layer. Raises: BadWeightFile, at the end, with all that is wrong."""
-    problems: list[str] = []
+    problems = _wrong_repeats(checkpoint, plan)
     places, since = sources(plan.needed), 0
     total = sum(checkpoint.entries[name].nbytes for name in plan.needed)
     with tqdm(total=total, unit="B", unit_scale=True, desc="convert", disable=None, leave=False) as bar:
@@ -150,6 +150,22 @@ def _pieces(checkpoint: Checkpoint, plan: Plan, shapes: Mapping[str, tuple[int, 
                     since = 0
     if problems:
         raise BadWeightFile(checkpoint.path, dict.fromkeys(problems))
+
+
+def _wrong_repeats(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """A sentence for each tensor that should repeat another one, or a constant of the network, and does not."""
+    problems: list[str] = []
+    for name, what in plan.repeats.items():
+        try:
+            found = checkpoint[name]
+            expected = checkpoint[what] if isinstance(what, str) else what
+        except BadWeightFile as bad:
+            problems += bad.problems
+            continue
+        if not np.array_equal(found, expected.astype(found.dtype)):
+            equal = f"equal {what}" if isinstance(what, str) else f"be {np.array2string(expected.ravel(), precision=4)}"
+            problems.append(f"{name}: should {equal} and does not, so this is another network")
+    return problems
 
 
 def _sha256(checkpoint: Checkpoint) -> str:
@@ -259,7 +275,8 @@ def export_file(weights: str | os.PathLike, out: str | os.PathLike, family: str)
         elif flax_file:
             part.write_bytes(msgpack_serialize({FAMILIES[family].container: unflatten(arrays)}))
         else:
-            torch.save({FAMILIES[family].container: {name: torch.from_numpy(array) for name, array in arrays.items()}}, part)
+            tensors, container = {name: torch.from_numpy(array) for name, array in arrays.items()}, FAMILIES[family].container
+            torch.save(tensors if container == "bare" else {container: tensors}, part)
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from maskgil_jax.params import abstract_params, flatten
 
 from .checkpoint import Problem, shown
 from .families import Family, detect, named
-from .rules import Foreign, Shape, check, foreign_tensors, left_out
+from .rules import Foreign, Shape, check, foreign_tensors, inside, left_out, repeated
 from .sizes import Sizes, contradictions, given_by
 
 
@@ -21,6 +21,7 @@ class Plan:
     """How one file becomes one network.
 
     name, family: what it is. cfg: the network's options. needed: foreign tensors by name. ignored: name -> why.
+    repeats: ignored tensors that must equal something: an array, or another tensor of the file, by name.
     notes: what had to be assumed, one sentence each.
     """
 
@@ -29,6 +30,7 @@ class Plan:
     cfg: Any
     needed: dict[str, Foreign]
     ignored: dict[str, str]
+    repeats: dict[str, np.ndarray | str]
     notes: tuple[str, ...]
 
     @property
@@ -52,7 +54,9 @@ def make_plan(
     """
     name = family or detect(found)
     about, extras = named(name), extras or {}
-    sizes = Sizes({key: tuple(shape) for key, (shape, _) in found.items()}, given_by(options or {}, about.settable, extras))
+    prefix = about.inside if about.inside and any(key.startswith(about.inside) for key in found) else ""
+    shapes = {key.removeprefix(prefix): tuple(shape) for key, (shape, _) in found.items() if key.startswith(prefix)}
+    sizes = Sizes(shapes, given_by(options or {}, about.settable, extras))
     try:
         cfg = about.config(sizes)
     except Problem as problem:
@@ -63,11 +67,11 @@ def make_plan(
         raise Problem(f"its sizes make no {name} network ({shown(str(error), 200)})") from None
     if empty := [path for path, shape in leaves.items() if min(shape) < 1]:
         raise Problem(f"its sizes make no {name} network ({empty[0]} would be empty)")
-    table = about.table(cfg)
+    table = inside(about.table(cfg), prefix) if prefix else about.table(cfg)
     needed = foreign_tensors(table, leaves)
     problems = contradictions(cfg, extras) + check(table, needed, found, shown)
-    ignored = left_out(table, [key for key in found if key not in needed])
-    return Plan(name, about, cfg, needed, ignored, tuple(sizes.notes)), problems
+    others = [key for key in found if key not in needed]
+    return Plan(name, about, cfg, needed, left_out(table, others), repeated(table, others), tuple(sizes.notes)), problems
 
 
 def export_problems(name: str, cfg: Any) -> list[str]:

@@ -62,8 +62,8 @@ class Rule:
     """Where some of our leaves lie in a foreign file.
 
     paths: our path; several if the foreign tensor holds them one after the other along its first axis. In both, `{i}` stands
-    for a number, `{side:encoder|decoder}` for one of these words; `{layer}`, only in `name`, is the place along the first
-    axis of our leaf, where layers are stacked. zero_rows: last rows of our leaf that the foreign one lacks; zeros.
+    for a number, `{side:encoder|decoder}` for what this expression matches; `{layer}`, only in `name`, is the place along the
+    first axis of our leaf, where layers are stacked. zero_rows: last rows of our leaf that the foreign one lacks; zeros.
     """
 
     paths: tuple[str, ...]
@@ -76,12 +76,14 @@ class Rule:
 class Ignored:
     """Foreign tensors that inference does not need. `name`: regular expression of the whole name.
 
-    zeros: shape of a tensor of this very name that the original code insists on finding; written as zeros on the way back.
+    written: what the original code insists on finding under this very name, written on the way back: an array, or the name of
+    the tensor that it repeats. exact: a file that holds anything else there is refused, since the network would differ.
     """
 
     name: str
     why: str
-    zeros: Shape | None = None
+    written: np.ndarray | str | None = None
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,17 @@ class Table:
 def rule(path: str, name: str, layout: Layout = SAME) -> Rule:
     """A rule for one leaf."""
     return Rule((path,), name, layout)
+
+
+def inside(table: Table, prefix: str) -> Table:
+    """The table of a file that holds the network under `prefix`, among other things; those are left out."""
+    rules = tuple(dataclasses.replace(rule, name=prefix + rule.name) for rule in table.rules)
+    within = re.escape(prefix)
+    ignored = tuple(
+        dataclasses.replace(i, name=within + i.name, written=prefix + i.written if isinstance(i.written, str) else i.written)
+        for i in table.ignored
+    )
+    return Table(rules, (*ignored, Ignored(rf"(?!{within}).*", f"not under {prefix}")))
 
 
 def linear(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
@@ -210,8 +223,17 @@ def _assemble(name: str, rule: Rule, found: dict[int, tuple[str, int | None, Sha
 # ------------------------------------------------------------------------------------------------ checking a file
 def left_out(table: Table, names: Iterable[str]) -> dict[str, str]:
     """{name: why} for the names that the table ignores."""
-    matches = ((name, next((i.why for i in table.ignored if re.fullmatch(i.name, name)), None)) for name in names)
-    return {name: why for name, why in matches if why is not None}
+    return {name: ignored.why for name, ignored in _ignored(table, names).items()}
+
+
+def repeated(table: Table, names: Iterable[str]) -> dict[str, np.ndarray | str]:
+    """{name: what it must hold} for the names whose `Ignored` is exact: an array, or the name of a tensor of the file."""
+    return {name: i.written for name, i in _ignored(table, names).items() if i.exact and i.written is not None}
+
+
+def _ignored(table: Table, names: Iterable[str]) -> dict[str, Ignored]:
+    matches = ((name, next((i for i in table.ignored if re.fullmatch(i.name, name)), None)) for name in names)
+    return {name: ignored for name, ignored in matches if ignored is not None}
 
 
 def check(
@@ -254,11 +276,11 @@ def import_arrays(needed: Mapping[str, Foreign], arrays: Mapping[str, np.ndarray
 
 
 def export_arrays(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our leaves ({path: array}) under foreign names and in foreign layout, the zero tensors of `Ignored` included.
+    """Our leaves ({path: array}) under foreign names and in foreign layout, and what `Ignored.written` adds.
 
     Raises: LookupError as `foreign_tensors`.
     """
     needed = foreign_tensors(table, {path: tuple(leaf.shape) for path, leaf in params.items()})
     result = {name: tensor.theirs(params.__getitem__) for name, tensor in needed.items()}
-    extra = {i.name.replace("\\", ""): np.zeros(i.zeros, np.float32) for i in table.ignored if i.zeros is not None}
-    return result | extra
+    written = {i.name.replace("\\", ""): i.written for i in table.ignored if i.written is not None}
+    return result | {name: result[what].copy() if isinstance(what, str) else what for name, what in written.items()}

@@ -11,8 +11,8 @@ from maskgil_jax.config import choose, require
 from .checkpoint import Problem, shown
 
 HEAD_WIDTH = 64
-# (width, depth) -> heads, where they are not 64 wide; depth 0 stands for any.
-KNOWN_HEADS = {(3200, 0): 32, (4096, 0): 32, (768, 24): 16}
+# (width of all heads together, depth) -> heads, where they are not 64 wide; depth 0 stands for any.
+KNOWN_HEADS = {(3200, 0): 32, (4096, 0): 32, (768, 24): 16, (510, 0): 6, (1152, 28): 16}
 # Where trainers keep their options, and how they call what our options hold.
 CLAIMING = ("args", "hparams", "hyper_parameters", "config")
 CLAIMS = {

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from maskgil_jax.config import VQConfig
 
 from .checkpoint import Problem
@@ -45,7 +47,7 @@ def llamagen_table(cfg: VQConfig) -> Table:
             *conv("encoder/downsample/{i}", "encoder.conv_blocks.{i}.downsample.conv"),
             *conv("decoder/upsample/{i}", "decoder.conv_blocks.{i}.upsample.conv"),
         ),
-        (Ignored(r"quantize\.codebook_used", "a statistic of training", zeros=(65536,)),),
+        (Ignored(r"quantize\.codebook_used", "a statistic of training", written=np.zeros(65536, np.float32)),),
     )
 
 

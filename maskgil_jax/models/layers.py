@@ -23,6 +23,12 @@ def embedding(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
     return nnx.Embed(rows, width, embedding_init=normal_init, rngs=rngs)
 
 
+def unit_rms(x: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) over the last axis, computed in float32 and cast back."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale; the mean square is taken in float32, then cast back, then scaled (as in LLaMA)."""
 
@@ -31,9 +37,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
+        return unit_rms(x, self.eps) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
 
 
 class LayerNorm(nnx.Module):

@@ -14,7 +14,7 @@ from clu.metrics import Average
 
 from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, DecodeConfig, choose, from_dict, require, to_dict
+from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, DecodeConfig, choose, from_dict, require, to_dict
 from maskgil_jax.data.codes import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.masked import decode
@@ -27,7 +27,7 @@ from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_row
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
-PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS}
+PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln": ADALN_PRESETS}
 
 
 @dataclasses.dataclass(frozen=True)

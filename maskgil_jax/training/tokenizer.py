@@ -15,7 +15,7 @@ from clu.metrics import Average
 from flax import nnx
 
 from maskgil_jax import params as network
-from maskgil_jax.checkpoints.weights import save_weights
+from maskgil_jax.checkpoints.weights import load_network, save_weights
 from maskgil_jax.config import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig, choose, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.pictures import grid_of
@@ -23,7 +23,6 @@ from maskgil_jax.pipeline import reconstruct
 from maskgil_jax.sharding import replicated
 from maskgil_jax.training.discriminator import PatchGAN
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.lpips import load_lpips
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
 
@@ -184,8 +183,11 @@ def train(config, workdir) -> pathlib.Path:
         f"config.restart_after: {config.model.preset} has no codebook whose codes could be moved; set it to 0",
     )
     loss_cfg = from_dict(VQLossConfig, config.loss.to_dict(), "config.loss")
-    lpips = load_lpips(config.lpips or None) if loss_cfg.perceptual else None
-    lpips = jax.device_put(lpips, replicated(mesh)) if lpips is not None else None
+    lpips = None
+    if loss_cfg.perceptual and config.lpips:
+        lpips = jax.device_put(load_network(config.lpips, "lpips"), replicated(mesh))
+    elif loss_cfg.perceptual:
+        _log.info("perceptual loss off: config.lpips names no weights folder")
     require(config.usage_window >= 1, f"config.usage_window: must be at least 1 step, got {config.usage_window}")
     make_discriminator = None
     if loss_cfg.adversarial:
