@@ -5,7 +5,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. This ro
 
 from .base import ConfigError, choose, from_dict, require, to_dict
 from .classifier import ClassifierConfig
-from .decoding import PLANS, SCHEDULES, DecodeConfig
+from .decoding import PLANS, SCHEDULES, CausalConfig, DecodeConfig
 from .generators import BERT_PRESETS, LLAMA_PRESETS, BertConfig, LlamaConfig
 from .tokenizers import VQ_PRESETS, VQConfig
 
@@ -16,6 +16,7 @@ __all__ = [
     "SCHEDULES",
     "VQ_PRESETS",
     "BertConfig",
+    "CausalConfig",
     "ClassifierConfig",
     "ConfigError",
     "DecodeConfig",
