@@ -26,7 +26,6 @@ def make_causal(config: ConfigDict) -> ConfigDict:
             cfg_interval=config_dict.placeholder(int),
         )
     )
-    config.sample_every = 0
     return config
 
 

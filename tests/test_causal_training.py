@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.commands.run_files import read_run_file
@@ -71,12 +72,13 @@ def test_an_interrupted_run_continues_exactly(tmp_path):
     hashes, lines = [], []
     for name, stops in (("whole", (4,)), ("parts", (2, 4))):
         for steps in stops:
-            weights = train(small_run(tmp_path / "tokenizer", total_steps=steps, sample_every=0), tmp_path / name)
+            weights = train(small_run(tmp_path / "tokenizer", total_steps=steps, sample_every=4), tmp_path / name)
         found = load_weights(weights, "generator")
         hashes.append(found.hash)
         rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         lines.append({row["step"]: (row["loss"], row["accuracy"]) for row in rows})
     assert hashes[0] == hashes[1] and lines[0] == lines[1] and sorted(lines[0]) == [1, 2, 3, 4]
+    assert Image.open(tmp_path / "parts" / "images" / "samples_0000004.png").size[0] > 64
     assert found.cfg.causal and from_dict(CausalConfig, found.about["decode"]) == CausalConfig()
 
 

@@ -30,6 +30,7 @@ FULL_SIZE = {
     "chameleon_vqgan_8192": "chameleon-vqgan",
     **{f"maskgil_gpt_{size}": "maskgil" for size in ("b", "l", "xl", "xxl")},
     **{f"llamagen_c2i_gpt_{size}": "llamagen-c2i" for size in ("b", "l", "xl", "xxl", "3b")},
+    "llamagen_t2i_gpt_xl": "llamagen-t2i",
     **{f"maskgil_masktransformer_base_{size}": "besnier-maskgit" for size in (1024, 8192, 16384, 262144)},
 }
 
@@ -43,7 +44,8 @@ def test_every_published_name_is_used_exactly_once(listing, family):
     left_out = {"llamagen_vq16": 1, "llamagen_vq8": 1, "taming_vqgan_f16_1024": 55}.get(listing, 0)
     assert len(plan.ignored) == left_out
     if family != "taming-vqgan":  # whose listing counts the loss too
-        assert plan.parameters == LISTINGS[listing]["parameters"]
+        buffers = 120 * 2048 if family == "llamagen-t2i" else 0  # the null text, which the original does not train
+        assert plan.parameters - buffers == LISTINGS[listing]["parameters"]
     for name in ("codebook_used", "loss"):
         assert not any(name in needed for needed in plan.needed)
 
@@ -59,6 +61,9 @@ def test_sizes_told_by_shapes_are_the_published_ones():
             assert getattr(ours, option) == getattr(preset, option), (size, option)
     assert cfg("llamagen_c2i_gpt_3b").head_dim == 100
     assert cfg("llamagen_c2i_gpt_b", grid=24).grid == (24, 24)
+    text = cfg("llamagen_t2i_gpt_xl", grid=32)
+    assert (text.condition, text.text_tokens, text.text_dim, text.grid) == ("text", 120, 2048, (32, 32))
+    assert (text.width, text.depth, text.heads, text.hidden) == (1280, 36, 20, LLAMA_PRESETS["XL"].hidden)
     baseline = cfg("maskgil_masktransformer_base_16384")
     assert (baseline.heads, baseline.depth) == (BERT_PRESETS["B-24"].heads, BERT_PRESETS["B-24"].depth)
     assert cfg("chameleon_vqgan_8192").attention_levels == () and cfg("chameleon_vqgan_8192").image_size == 512
@@ -78,7 +83,6 @@ def test_options_inside_the_file_are_used_and_checked():
     {
         "open_magvit2_262144": "open-magvit2",
         "halton_transformer_base": "halton",
-        "llamagen_t2i_gpt_xl": "llamagen-t2i",
         "fid_inception_v3": "inception",
         "lpips_vgg16": "lpips",
     }.items(),

@@ -17,6 +17,7 @@ from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_w
 from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, CausalConfig, DecodeConfig, choose, from_dict, require, to_dict
 from maskgil_jax.data.codes import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
+from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.masking import MASKING_LAWS, corrupt, drop_labels, image_keys, masked_cross_entropy
 from maskgil_jax.models.condition import ClassCondition
@@ -157,9 +158,13 @@ def open_data(config, tokenizer: Weights):
     return functools.partial(image_batches, source, **options), ("image", "label"), source.class_names, grid
 
 
-def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig) -> np.ndarray:
+def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig | CausalConfig) -> np.ndarray:
     """A contact sheet of generated images, uint8 (h, w, 3)."""
-    tokens_bl = decode(network.build(cfg, params), ClassCondition(label_b), jax.random.clone(key), decode_cfg)
+    generator, condition, key = network.build(cfg, params), ClassCondition(label_b), jax.random.clone(key)
+    if isinstance(decode_cfg, CausalConfig):
+        tokens_bl = decode_causal(generator, condition, key, decode_cfg)
+    else:
+        tokens_bl = decode(generator, condition, key, decode_cfg)
     return grid_of(jax.device_get(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
 
 
@@ -185,10 +190,6 @@ def train(config, workdir) -> pathlib.Path:
         config.model.to_dict(), codebook_size=tokenizer.cfg.codebook_size, num_classes=len(class_names), grid=grid
     )
     decode_cfg = from_dict(CausalConfig if is_causal(cfg) else DecodeConfig, config.decode.to_dict(), "config.decode")
-    require(
-        not (is_causal(cfg) and config.sample_every),
-        "config.sample_every: masked decoding cannot sample a causal model; set it to 0",
-    )
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
 
     # pictures: some classes, the same at every step, as many as fill the devices
