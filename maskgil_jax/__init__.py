@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # name -> the module it lives in
 _HOMES = {
     "BertConfig": "maskgil_jax.config",
+    "CausalConfig": "maskgil_jax.config",
     "ClassCondition": "maskgil_jax.models.condition",
     "DecodeConfig": "maskgil_jax.config",
     "LlamaConfig": "maskgil_jax.config",
@@ -23,6 +24,8 @@ _HOMES = {
     "VQConfig": "maskgil_jax.config",
     "corrupt": "maskgil_jax.masking",
     "decode": "maskgil_jax.decoding.masked",
+    "decode_causal": "maskgil_jax.decoding.causal",
+    "decode_hybrid": "maskgil_jax.decoding.hybrid",
     "load": "maskgil_jax.pipeline",
     "load_generator": "maskgil_jax.checkpoints.weights",
     "load_tokenizer": "maskgil_jax.checkpoints.weights",
@@ -34,7 +37,9 @@ _HOMES = {
 
 if TYPE_CHECKING:  # what editors and type checkers see: the same names, from the same homes
     from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer
-    from maskgil_jax.config import BertConfig, DecodeConfig, LlamaConfig, MagvitConfig, VQConfig
+    from maskgil_jax.config import BertConfig, CausalConfig, DecodeConfig, LlamaConfig, MagvitConfig, VQConfig
+    from maskgil_jax.decoding.causal import decode_causal
+    from maskgil_jax.decoding.hybrid import decode_hybrid
     from maskgil_jax.decoding.masked import decode
     from maskgil_jax.masking import corrupt, masked_cross_entropy
     from maskgil_jax.models.condition import ClassCondition, TextCondition
@@ -45,6 +50,7 @@ if TYPE_CHECKING:  # what editors and type checkers see: the same names, from th
 
 __all__ = [
     "BertConfig",
+    "CausalConfig",
     "ClassCondition",
     "DecodeConfig",
     "LlamaConfig",
@@ -56,6 +62,8 @@ __all__ = [
     "__version__",
     "corrupt",
     "decode",
+    "decode_causal",
+    "decode_hybrid",
     "load",
     "load_generator",
     "load_tokenizer",

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.config import ConfigError, DecodeConfig, from_dict, require
+from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, from_dict, require
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.images import to_uint8, to_unit
+from maskgil_jax.decoding.causal import decode_causal
+from maskgil_jax.decoding.hybrid import decode_hybrid
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 
@@ -59,14 +61,17 @@ class Pipeline:
     """A generator with its tokenizer.
 
     `pipeline(labels=["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its place in
-    the request, its label and the decoding options; not on batch size or device count.
+    the request, its label and the decoding options; not on batch size or device count. cfg: decoding options, a `CausalConfig`
+    if the generator is causal. ar: a causal network beside a masked generator, for `ar_ratio`; ar_cfg: its decoding options.
     """
 
     tokenizer: Any
     generator: Any
     class_names: tuple[str, ...]
-    cfg: DecodeConfig
+    cfg: DecodeConfig | CausalConfig
     name: str = ""
+    ar: Any = None
+    ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
 
     def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
         """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
@@ -103,16 +108,19 @@ class Pipeline:
         *,
         seed: int = 0,
         key: jax.Array | None = None,
-        cfg: DecodeConfig | None = None,
+        cfg: DecodeConfig | CausalConfig | None = None,
         grid: tuple[int, int] | None = None,
         batch_size: int | None = None,
+        ar_ratio: float = 0.0,
     ) -> np.ndarray:
         """Generates one image per label: uint8 (b, height, width, 3).
 
         key: used instead of `seed`. cfg: default `self.cfg`, the options stored with the weights. grid: (rows, columns) of
-        codes; default the training canvas. batch_size: images per network call; default all at once.
+        codes; default the training canvas. batch_size: images per network call; default all at once. ar_ratio: share of the
+        tokens that the causal network `ar` writes before masked decoding (0..1; needs `load(path, ar=...)`).
         """
-        return np.concatenate(list(self.batches(labels, seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size)))
+        made = self.batches(labels, seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size, ar_ratio=ar_ratio)
+        return np.concatenate(list(made))
 
     def batches(
         self,
@@ -123,6 +131,7 @@ class Pipeline:
         cfg=None,
         grid=None,
         batch_size: int | None = None,
+        ar_ratio: float = 0.0,
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation."""
         ids_b = self.label_ids(labels)
@@ -133,14 +142,29 @@ class Pipeline:
         for start in range(0, len(ids_b), size):
             # The last batch is filled up; the images made for the padding are thrown away.
             rows = np.minimum(np.arange(start, start + size), len(ids_b) - 1)
-            tokens_bl = self.tokens(ids_b[rows], jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows), cfg=cfg, grid=grid)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+            tokens_bl = self.tokens(ids_b[rows], keys, cfg=cfg, grid=grid, ar_ratio=ar_ratio)
             images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
             yield jax.device_get(images)[: len(ids_b) - start]
 
-    def tokens(self, label_b, key, *, cfg: DecodeConfig | None = None, grid=None, tokens_bl=None) -> jax.Array:
-        """The codes behind the images: int32 (b, rows * columns). `tokens_bl`: given ones, [MASK] where they are to be made."""
-        condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
-        return decode(self.generator, condition, key, cfg or self.cfg, tokens_bl, grid)
+    def tokens(
+        self, label_b, key, *, cfg: DecodeConfig | CausalConfig | None = None, grid=None, tokens_bl=None, ar_ratio: float = 0.0
+    ) -> jax.Array:
+        """The codes behind the images: int32 (b, rows * columns).
+
+        tokens_bl: given ones, [MASK] where they are to be made; for a causal generator the first ones of each image, (b, n).
+        """
+        condition, cfg = ClassCondition(jnp.asarray(label_b, jnp.int32)), cfg or self.cfg
+        if not isinstance(cfg, type(self.cfg)):
+            raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
+        if ar_ratio:
+            require(self.ar is not None, f"ar_ratio: {ar_ratio} needs a causal network; load the pipeline with ar=WEIGHTS")
+            require(tokens_bl is None, "ar_ratio: hybrid decoding starts from an empty canvas, tokens were given")
+        if isinstance(cfg, CausalConfig):
+            return decode_causal(self.generator, condition, key, cfg, tokens_bl, grid)
+        if ar_ratio:
+            return decode_hybrid(self.ar, self.generator, condition, key, self.ar_cfg, cfg, ar_ratio, grid)
+        return decode(self.generator, condition, key, cfg, tokens_bl, grid)
 
 
 def pack(path, out) -> None:
@@ -152,22 +176,48 @@ def pack(path, out) -> None:
     save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
 
 
-def load(path) -> Pipeline:
+def load(path, ar=None) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
+    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not belong together.
     """
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
     for weights, part, attribute in ((tokenizer, "tokenizer", "downsample"), (generator, "generator", "num_classes")):
         if not hasattr(weights.cfg, attribute):
             raise ConfigError(f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
+    _check_tokenizer(path, generator, tokenizer)
+    names, cfg = _class_names(generator), _decoding(generator)
+    if ar is None:
+        return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path))
+    causal = load_weights(ar, "generator")
+    if not getattr(causal.cfg, "causal", False):
+        raise ConfigError(f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
+    if isinstance(cfg, CausalConfig):
+        raise ConfigError(f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
+    _check_tokenizer(ar, causal, tokenizer, str(path))
+    if _class_names(causal) != names:
+        raise ConfigError(f"{ar}: was trained on other classes than {path}; both networks must know the same ones")
+    ar_cfg = _decoding(causal)
+    return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path), causal.build(), ar_cfg)
+
+
+def _check_tokenizer(path, generator: Weights, tokenizer: Weights, holder: str = "this folder") -> None:
+    """Refuses the generator of `path` if its codes are not those of this tokenizer, which lies in `holder`."""
     if generator.cfg.codebook_size != tokenizer.cfg.codebook_size:
         raise ConfigError(
             f"{path}: the generator has {generator.cfg.codebook_size} codes, the tokenizer {tokenizer.cfg.codebook_size}"
         )
     trained_with = generator.about.get("tokenizer_hash")
     if trained_with and trained_with != tokenizer.hash:
-        raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, this folder has {tokenizer.hash}")
-    names = tuple(generator.about.get("class_names") or map(str, range(generator.cfg.num_classes)))
-    cfg = from_dict(DecodeConfig, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")
-    return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path))
+        raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, {holder} has {tokenizer.hash}")
+
+
+def _class_names(generator: Weights) -> tuple[str, ...]:
+    return tuple(generator.about.get("class_names") or map(str, range(generator.cfg.num_classes)))
+
+
+def _decoding(generator: Weights) -> Any:
+    """The decoding options stored with a generator, of the kind its network needs."""
+    kind = CausalConfig if getattr(generator.cfg, "causal", False) else DecodeConfig
+    return from_dict(kind, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")

@@ -31,6 +31,13 @@ def llama_config(hparams: dict, **changes) -> LlamaConfig:
     return LlamaConfig(**(options | changes))
 
 
+def llamagen_config(hparams: dict, grid: tuple[int, int], **changes) -> LlamaConfig:
+    """LlamaGen's causal layout for a golden case's hyper-parameters: class- or text-conditional."""
+    text = {"condition": "text", "text_tokens": hparams["cls_token_num"], "text_dim": hparams.get("caption_dim")}
+    options = dict(grid=grid, positions="2d", class_position="first", mask_logit=False, causal=True)
+    return llama_config(hparams, **options, **(text if hparams["model_type"] == "t2i" else {}), **changes)
+
+
 def published_tensors(family: str, cfg) -> dict[str, Foreign]:
     """{PyTorch name: tensor} of a network with these options."""
     return foreign_tensors(FAMILIES[family].table(cfg), {n: tuple(p.shape) for n, p in flatten(abstract_params(cfg)).items()})

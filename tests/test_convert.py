@@ -172,7 +172,7 @@ def test_export_refuses_what_the_family_cannot_express(maskgil_file, tmp_path):
         "llamagen-c2i": "has positions = '1d_shifted', llamagen-c2i always has '2d'",
         "besnier-maskgit": "is a network of LlamaConfig, besnier-maskgit has BertConfig",
         "maskgit-jax": "is a network of LlamaConfig, maskgit-jax has MaskGITConfig",
-        "llamagen-t2i": "recognised as llamagen-t2i",
+        "taming-gumbel": "recognised as taming-gumbel",
         "maskgill": "Did you mean 'maskgil'",
     }.items():
         with pytest.raises(ValueError, match=match):
@@ -246,7 +246,7 @@ def test_wrong_options_are_named(maskgil_file, tmp_path):
     for options, match in (
         (dict(family="maskgill"), "--family: unknown value 'maskgill'.*Did you mean 'maskgil'"),
         (dict(family="llamagen-vq"), r"encoder\.conv_in\.weight: missing; the sizes of the network are read from it"),
-        (dict(family="llamagen-t2i"), "recognised as llamagen-t2i"),
+        (dict(family="taming-gumbel"), "recognised as taming-gumbel"),
         (dict(options={"depth": 3}), "--set: unknown value 'depth'; choose from heads, grid"),
         (dict(options={"heads": 0}), "--set heads: expected a whole number, got 0"),
         (dict(options={"heads": 7}), r"wqkv\.weight: its \d+ rows are not 7 heads|width: \d+ is not a multiple of heads 7"),

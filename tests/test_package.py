@@ -21,6 +21,7 @@ HEAVY = ("jax", "flax", "numpy", "torch", "tensorflow", "tensorflow_datasets", "
 # The public names and, for functions and dataclasses, the arguments that outside callers rely on, in order.
 PUBLIC = {
     "BertConfig": None,
+    "CausalConfig": ("guidance", "temperature", "top_k", "top_p", "cfg_interval"),
     "ClassCondition": ("label_b",),
     "DecodeConfig": (
         *("steps", "schedule", "plan", "guidance", "guidance_ramp", "order"),
@@ -34,7 +35,9 @@ PUBLIC = {
     "VQConfig": None,
     "corrupt": ("key", "tokens_bl", "schedule", "mask_id"),
     "decode": ("generator", "condition", "key", "cfg", "tokens_bl", "grid"),
-    "load": ("path",),
+    "decode_causal": ("generator", "condition", "key", "cfg", "tokens_bn", "grid"),
+    "decode_hybrid": ("ar", "generator", "condition", "key", "ar_cfg", "cfg", "ratio", "grid"),
+    "load": ("path", "ar"),
     "load_generator": ("path",),
     "load_tokenizer": ("path",),
     "make_mesh": ("data", "fsdp", "tensor"),

@@ -16,9 +16,9 @@ def add(command) -> None:
     sub.add_argument("--out", default="samples", help="folder for the images and grid.png (default: samples)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch-size", type=int, default=32)
-    from maskgil_jax.config import DecodeConfig
-
-    for field in dataclasses.fields(DecodeConfig):
+    sub.add_argument("--ar", help="weights of a causal network with the same tokenizer, for --ar-ratio")
+    sub.add_argument("--ar-ratio", type=float, help="share of the tokens it writes before masked decoding (default: 0.25)")
+    for field in decoding_options():
         kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
         sub.add_argument(
             f"--{field.name.replace('_', '-')}", type=kind, help="decoding option (default: stored with the weights)"
@@ -30,18 +30,20 @@ def run(args, rest) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from maskgil_jax.config import DecodeConfig, require
+    from maskgil_jax.config import require
     from maskgil_jax.pictures import grid_of, save_png
     from maskgil_jax.pipeline import load
 
     prepare_jax()
     require(args.per_class >= 1, f"--per-class: must be at least 1, got {args.per_class}")
-    pipeline = load(args.weights)
+    require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
+    pipeline = load(args.weights, ar=args.ar)
+    ar_ratio = 0.0 if args.ar is None else 0.25 if args.ar_ratio is None else args.ar_ratio
     if args.labels == "list":
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
         return
-    changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
-    cfg = dataclasses.replace(pipeline.cfg, **{name: value for name, value in changes.items() if value is not None})
+    changes = {field.name: getattr(args, field.name) for field in decoding_options()}
+    pipeline = with_options(pipeline, {name: value for name, value in changes.items() if value is not None})
     wanted = (
         range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
     )
@@ -50,13 +52,38 @@ def run(args, rest) -> None:
     out.mkdir(parents=True, exist_ok=True)
     images = []
     with tqdm(total=len(labels), unit="image", disable=None) as bar:
-        for batch in pipeline.batches(labels, seed=args.seed, cfg=cfg, batch_size=args.batch_size):
+        for batch in pipeline.batches(labels, seed=args.seed, batch_size=args.batch_size, ar_ratio=ar_ratio):
             for image in batch:
                 save_png(out / f"{len(images):06d}.png", image)
                 images.append(image)
             bar.update(len(batch))
     save_png(out / "grid.png", grid_of(np.stack(images), columns=args.per_class if len(labels) > args.per_class else None))
     print(f"{len(images)} images and grid.png in {out}")
+
+
+def decoding_options() -> list[dataclasses.Field]:
+    """Options of masked and of causal decoding, each name once."""
+    from maskgil_jax.config import CausalConfig, DecodeConfig
+
+    fields = {field.name: field for kind in (CausalConfig, DecodeConfig) for field in dataclasses.fields(kind)}
+    return list(fields.values())
+
+
+def with_options(pipeline, changes: dict):
+    """The pipeline with these decoding options; with a causal network beside it, both take those they have."""
+    from maskgil_jax.config import require
+
+    def names(cfg):
+        return {field.name for field in dataclasses.fields(cfg)}
+
+    def changed(cfg):
+        return dataclasses.replace(cfg, **{name: value for name, value in changes.items() if name in names(cfg)})
+
+    known = names(pipeline.cfg) | (names(pipeline.ar_cfg) if pipeline.ar is not None else set())
+    for name in changes.keys() - known:
+        kind = "masked" if hasattr(pipeline.cfg, "steps") else "causal"
+        require(False, f"--{name.replace('_', '-')}: {pipeline.name} holds a {kind} generator, which has no such option")
+    return dataclasses.replace(pipeline, cfg=changed(pipeline.cfg), ar_cfg=changed(pipeline.ar_cfg))
 
 
 def split_labels(text: str, class_names) -> list[str]:

@@ -4,7 +4,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. This ro
 """
 
 from .base import ConfigError, choose, from_dict, require, to_dict
-from .decoding import PLANS, SCHEDULES, DecodeConfig
+from .decoding import PLANS, SCHEDULES, CausalConfig, DecodeConfig
 from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig
 from .judges import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
@@ -22,6 +22,7 @@ __all__ = [
     "VQ_PRESETS",
     "AdaLNConfig",
     "BertConfig",
+    "CausalConfig",
     "ClassifierConfig",
     "ConfigError",
     "DecodeConfig",

@@ -51,3 +51,28 @@ class DecodeConfig:
         )
         require(self.top_k is None or self.top_k >= 1, f"top_k: must be None or >= 1, got {self.top_k}")
         require(self.top_p is None or 0.0 < self.top_p <= 1.0, f"top_p: must be None or in (0, 1], got {self.top_p}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalConfig:
+    """How a causal (AR) network samples, one token after the other; static under jit.
+
+    guidance: classifier-free scale s in `uncond + s * (cond - uncond)`; 1 means no second branch. cfg_interval: LlamaGen's
+    option: steps are counted from 0 after the prefill (which is always guided), and those beyond `cfg_interval` are not
+    guided; so the first `cfg_interval + 2` new tokens are. None guides all. temperature, top_k, top_p, draw: as in
+    `DecodeConfig`. The defaults are LlamaGen's for its published figures.
+    """
+
+    guidance: float = 2.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    cfg_interval: int | None = None
+    draw: str = "auto"
+
+    def __post_init__(self):
+        DecodeConfig(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, draw=self.draw)
+        require(
+            self.cfg_interval is None or self.cfg_interval >= 0,
+            f"cfg_interval: must be None (guide every token) or >= 0, got {self.cfg_interval}",
+        )

@@ -22,6 +22,9 @@ class LlamaConfig:
     codebook_size: int = 16384
     num_classes: int = 1000
     grid: tuple[int, int] = (16, 16)  # training canvas; with 2-D positions any other grid works too
+    condition: str = "class"  # "class": one learned vector each; "text": features of a text encoder through an MLP (LlamaGen)
+    text_tokens: int = 120  # length of a text, padded on the left
+    text_dim: int = 2048  # width of its features
     width: int = 768
     depth: int = 12
     heads: int = 12
@@ -43,6 +46,13 @@ class LlamaConfig:
     remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
 
     def __post_init__(self):
+        choose("condition", self.condition, ("class", "text"))
+        require(
+            self.condition == "class" or (self.positions, self.class_position) == ("2d", "first"),
+            'condition: a text stands first and needs positions "2d", got '
+            f"positions {self.positions!r}, class_position {self.class_position!r}",
+        )
+        require(min(self.text_tokens, self.text_dim) >= 1, "text_tokens and text_dim: must be at least 1")
         choose("positions", self.positions, ("2d", "1d_shifted"))
         choose("prefix_rotation", self.prefix_rotation, ("zero", "identity"))
         choose("class_position", self.class_position, ("first", "last"))
@@ -67,6 +77,11 @@ class LlamaConfig:
     def mask_id(self) -> int:
         """Token id of [MASK]: one past the codebook."""
         return self.codebook_size
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Positions that the condition takes up in the sequence."""
+        return self.text_tokens if self.condition == "text" else 1
 
     @property
     def head_dim(self) -> int:

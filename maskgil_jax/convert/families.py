@@ -34,6 +34,7 @@ MIT = "MIT"
 GOOGLE = "Apache-2.0, the licence of the code they were published with"
 _MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False}
 _LLAMAGEN = {"positions": "2d", "class_position": "first", "mask_logit": False, "causal": True}
+_CLASS, _TEXT = {"condition": "class"}, {"condition": "text"}
 _PLAIN = {"prefix_rotation": "zero", "qk_norm": "none", "post_norm": "none", "norm_eps": 1e-5, "rope_base": 10000.0}
 
 
@@ -139,7 +140,7 @@ FAMILIES: dict[str, Family] = {
         licence="code without a licence file; no weights were published",
         container="model_state_dict",
         options=LlamaConfig,
-        fixed=_MASKGIL | _PLAIN,
+        fixed=_MASKGIL | _PLAIN | _CLASS,
         settable=("heads", "grid"),
         table=generators.maskgil_table,
         sizes=generators.maskgil_sizes,
@@ -151,11 +152,23 @@ FAMILIES: dict[str, Family] = {
         licence=MIT,
         container="model",
         options=LlamaConfig,
-        fixed=_LLAMAGEN | _PLAIN,
+        fixed=_LLAMAGEN | _PLAIN | _CLASS,
         settable=("heads", "grid"),
         table=generators.llamagen_table,
         sizes=generators.llamagen_sizes,
         signs=(r"tok_embeddings\.weight$", r"cls_embedding\.embedding_table\."),
+    ),
+    "llamagen-t2i": Family(
+        title="LlamaGen's text-conditional AR generator, XL (t2i_XL_stage1_256.pt, t2i_XL_stage2_512.pt)",
+        kind="generator",
+        licence=MIT,
+        container="model",
+        options=LlamaConfig,
+        fixed=_LLAMAGEN | _PLAIN | _TEXT,
+        settable=("heads", "grid"),
+        table=generators.llamagen_t2i_table,
+        sizes=generators.llamagen_t2i_sizes,
+        signs=(r"tok_embeddings\.weight$", r"cls_embedding\.cap_proj\.", r"cls_embedding\.uncond_embedding$"),
     ),
     "besnier-maskgit": Family(
         title="MaskGIT-pytorch's Transformer (MaskGIT_ImageNet_256.pth, MaskGIT_ImageNet_512.pth)",
@@ -238,7 +251,6 @@ FAMILIES: dict[str, Family] = {
 # Families that are recognised but have no network here: name -> (title, signs). Looked at first: their signs are narrower.
 UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
-    "llamagen-t2i": ("LlamaGen's text-conditional generator", (r"cls_embedding\.cap_proj\.",)),
 }
 
 

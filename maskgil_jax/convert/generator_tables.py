@@ -44,6 +44,16 @@ def llamagen_table(cfg: LlamaConfig) -> Table:
     return Table((*tables, *_LLAMA), (_ROPE,))
 
 
+def llamagen_t2i_table(cfg: LlamaConfig) -> Table:
+    """LlamaGen's text-conditional AR network: an MLP for the text's features, and the null text, random and never trained."""
+    caption = (
+        *linear("caption_up", "cls_embedding.cap_proj.fc1", bias=False),
+        *linear("caption_down", "cls_embedding.cap_proj.fc2", bias=False),
+        rule("caption_null", "cls_embedding.uncond_embedding"),
+    )
+    return Table((Rule(("tokens/embedding",), "tok_embeddings.weight", zero_rows=1), *caption, *_LLAMA), (_ROPE,))
+
+
 def besnier_table(cfg: BertConfig) -> Table:
     """MaskGIT-pytorch's Transformer: learned positions, a small MLP before and after the blocks, one bias per score."""
     block = "transformer.layers.{layer}."
@@ -85,6 +95,13 @@ def llamagen_sizes(sizes: Sizes) -> dict[str, Any]:
         "codebook_size": sizes.of("tok_embeddings.weight", 2)[0],
         "num_classes": sizes.of("cls_embedding.embedding_table.weight", 2)[0] - 1,
     }
+
+
+def llamagen_t2i_sizes(sizes: Sizes) -> dict[str, Any]:
+    """Options of `LlamaConfig` for LlamaGen's text-conditional network; the null text tells how long and wide a text is."""
+    text_tokens, text_dim = sizes.of("cls_embedding.uncond_embedding", 2)
+    codebook_size = sizes.of("tok_embeddings.weight", 2)[0]
+    return _llama(sizes) | {"codebook_size": codebook_size, "text_tokens": text_tokens, "text_dim": text_dim}
 
 
 def _llama(sizes: Sizes) -> dict[str, Any]:

@@ -15,7 +15,11 @@ class ClassCondition:
 
 @flax.struct.dataclass
 class TextCondition:
-    """Features of a frozen text encoder. `features_btd`: float (b, t, d); `mask_bt`: bool (b, t), True at real tokens."""
+    """Features of a frozen text encoder. `features_btd`: float (b, t, d); `mask_bt`: bool (b, t), True at real tokens.
+
+    t and d are the generator's `text_tokens` and `text_dim`. Texts are padded on the left, so that the last real token stands
+    before the image; padding is seen by nothing.
+    """
 
     features_btd: jax.Array
     mask_bt: jax.Array

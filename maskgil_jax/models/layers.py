@@ -96,10 +96,10 @@ REMAT_POLICIES: dict[str, Callable[[], Any]] = {
 }
 
 
-def walk_layers(
-    layers: nnx.Module, x_bld: jax.Array, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable
-):
+def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable):
     """Runs stacked `layers` (a leading axis of `depth` on every parameter) over `x_bld` with `call(layer, x, key_b)`.
+
+    Both may be pytrees, such as a network's layers with their numbers, and the states with a cache.
 
     `layers_mode` "scan" compiles one layer and loops (fast to compile, the choice on TPU and GPU), "unroll" writes all out
     (faster to run on CPU), "auto" chooses by platform. Both give the same numbers.

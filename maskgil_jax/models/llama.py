@@ -7,19 +7,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.cache import KVCache, attention_mask
+from maskgil_jax.models.condition import ClassCondition, TextCondition
 from maskgil_jax.models.layers import LayerNorm, RMSNorm, dropout, embedding, fold_keys, linear, walk_layers
 from maskgil_jax.models.rope import rotate, rotation_table
 
 
+def check_condition(cfg, condition, batch: int) -> None:
+    """Raises a `ConfigError` unless the condition is of the network's kind and for `batch` images."""
+    kind = getattr(cfg, "condition", "class")
+    if not isinstance(condition, TextCondition if kind == "text" else ClassCondition):
+        raise ConfigError(f"condition: this generator is {kind}-conditional, got {type(condition).__name__}")
+    if isinstance(condition, ClassCondition):
+        if condition.label_b.shape != (batch,):
+            raise ConfigError(f"condition: {condition.label_b.shape} labels for a batch of {batch} images")
+        return
+    expected = (batch, cfg.text_tokens, cfg.text_dim)
+    if condition.features_btd.shape != expected or condition.mask_bt.shape != expected[:2]:
+        found = f"{condition.features_btd.shape} and {condition.mask_bt.shape}"
+        raise ConfigError(f"condition: expected features {expected} and a mask {expected[:2]}, got {found}")
+
+
 def check_inputs(cfg, tokens_bl: jax.Array, condition, grid: tuple[int, int]) -> None:
     """Raises a `ConfigError` unless tokens, condition and grid fit together."""
-    if not isinstance(condition, ClassCondition):
-        raise ConfigError(f"condition: this generator is class-conditional, got {type(condition).__name__}")
+    check_condition(cfg, condition, tokens_bl.shape[0])
     if tokens_bl.ndim != 2 or tokens_bl.shape[1] != grid[0] * grid[1]:
         raise ConfigError(f"tokens: expected (batch, {grid[0]} * {grid[1]}) for grid {grid}, got shape {tokens_bl.shape}")
-    if condition.label_b.shape != tokens_bl.shape[:1]:
-        raise ConfigError(f"condition: {condition.label_b.shape} labels for a batch of {tokens_bl.shape[0]} images")
 
 
 class Attention(nnx.Module):
@@ -38,7 +51,11 @@ class Attention(nnx.Module):
             self.q_norm = norm(cfg.head_dim if per_head else cfg.width, eps=cfg.norm_eps, rngs=rngs)
             self.k_norm = norm(cfg.head_dim if per_head else kv_width, eps=cfg.norm_eps, rngs=rngs)
 
-    def __call__(self, x_bld: jax.Array, rotation) -> jax.Array:
+    def __call__(self, x_bld: jax.Array, rotation, mask=None, past=None) -> tuple[jax.Array, KVCache | None]:
+        """`mask`: bool (b, 1, l, s), what each query looks at; None: everything, or if causal everything before it.
+
+        `past`: (cache, layer, start) when the sequence goes on at position `start`; the cache comes back with it written.
+        """
         b, l, _ = x_bld.shape
         q, k, v = self.q(x_bld), self.k(x_bld), self.v(x_bld)
         if self.cfg.qk_norm == "full":
@@ -47,7 +64,13 @@ class Attention(nnx.Module):
         if self.cfg.qk_norm == "per_head":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-        return self.o(jax.nn.dot_product_attention(q, k, v, is_causal=self.cfg.causal).reshape(b, l, -1))
+        cache = None
+        if past is not None:
+            cache, layer, start = past
+            cache = cache.put(layer, start, k, v)
+            k, v = cache.of(layer)
+        causal = self.cfg.causal and mask is None
+        return self.o(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal).reshape(b, l, -1)), cache
 
 
 class SwiGLU(nnx.Module):
@@ -75,20 +98,22 @@ class Block(nnx.Module):
             self.attn_post_norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
             self.mlp_post_norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
 
-    def __call__(self, x_bld: jax.Array, rotation, key_b: jax.Array | None) -> jax.Array:
-        y = self.attn(x_bld if self.cfg.post_norm == "swin" else self.attn_norm(x_bld), rotation)
+    def __call__(
+        self, x_bld: jax.Array, rotation, key_b: jax.Array | None, mask=None, past=None
+    ) -> tuple[jax.Array, KVCache | None]:
+        y, cache = self.attn(x_bld if self.cfg.post_norm == "swin" else self.attn_norm(x_bld), rotation, mask, past)
         y = y if self.cfg.post_norm == "none" else self.attn_post_norm(y)
         x_bld = x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0))
         y = self.mlp(x_bld if self.cfg.post_norm == "swin" else self.mlp_norm(x_bld))
         y = y if self.cfg.post_norm == "none" else self.mlp_post_norm(y)
-        return x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 1))
+        return x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 1)), cache
 
 
 class Llama(nnx.Module):
-    """Tokens and a class -> logits over the codebook.
+    """Tokens and a class or a text -> logits over the codebook.
 
-    Bidirectional: logits at position i see every token. Causal: they see the class and tokens 0..i-1, so the same call
-    gives the next-token logits of AR training.
+    Bidirectional: logits at position i see every token. Causal: they see the condition and tokens 0..i-1, so the same call
+    gives the next-token logits of AR training, and `prefill` and `step` the same numbers one token at a time.
     """
 
     def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs):
@@ -96,36 +121,47 @@ class Llama(nnx.Module):
             raise ConfigError("class_position: a causal model needs its class token first")
         self.cfg = cfg
         self.tokens = embedding(cfg.codebook_size + 1, cfg.width, rngs=rngs)  # the last row is [MASK]
-        self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
+        if cfg.condition == "text":
+            self.caption_up = linear(cfg.text_dim, cfg.width, dtype=cfg.dtype, rngs=rngs)
+            self.caption_down = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs)
+            null_td = jax.random.normal(rngs.params(), (cfg.text_tokens, cfg.text_dim)) * cfg.text_dim**-0.5
+            self.caption_null = nnx.Param(null_td)
+        else:
+            self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
         self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
         self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
 
-    def null_condition(self, condition: ClassCondition) -> ClassCondition:
-        """The same batch with the learned null class, for classifier-free guidance."""
-        return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
+    def null_condition(self, condition):
+        """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
 
-    def hidden(
-        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
-    ) -> jax.Array:
+        The null text is as long as the text it stands for: LlamaGen keeps the text's mask. It is random and never trained.
+        """
+        if self.cfg.condition == "class":
+            return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
+        null_td = jax.lax.stop_gradient(self.caption_null[...]).astype(condition.features_btd.dtype)
+        return TextCondition(jnp.broadcast_to(null_td, condition.features_btd.shape), condition.mask_bt)
+
+    def prefix(self, condition) -> jax.Array:
+        """What stands before the image's tokens (b, p, d): the class's vector, or a text's features through the MLP."""
+        if self.cfg.condition == "class":
+            return self.classes(condition.label_b)[:, None]
+        return self.caption_down(jax.nn.gelu(self.caption_up(condition.features_btd), approximate=True))
+
+    def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)
-        count = tokens_bl.shape[1]
-        parts = [self.classes(condition.label_b)[:, None], self.tokens(tokens_bl)]
-        x = jnp.concatenate(parts if cfg.class_position == "first" else parts[::-1], axis=1).astype(cfg.dtype)
-        rotation = rotation_table(
-            grid,
-            cfg.head_dim,
-            cfg.rope_base,
-            positions=cfg.positions,
-            prefix=1,
-            prefix_rotation=cfg.prefix_rotation,
-            class_position=cfg.class_position,
-        )
-        if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the class) went in
-            x, rotation = x[:, :count], (rotation[0][:count], rotation[1][:count])
+        count, first = tokens_bl.shape[1], cfg.class_position == "first"
+        parts = [self.prefix(condition), self.tokens(tokens_bl)]
+        x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
+        rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
+        if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the end of the prefix) went in
+            start, x, rotation = start - 1, x[:, :-1], tuple(table[:-1] for table in rotation)
+        mask = None
+        if cfg.condition == "text":
+            mask = attention_mask(_visible(condition, x.shape[1]), jnp.arange(x.shape[1]), cfg.causal)
         x = walk_layers(
             self.layers,
             x,
@@ -133,17 +169,80 @@ class Llama(nnx.Module):
             depth=cfg.depth,
             layers_mode=cfg.layers,
             remat=cfg.remat,
-            call=lambda layer, x, key: layer(x, rotation, key),
+            call=lambda layer, x, key: layer(x, rotation, key, mask)[0],
         )
-        start = 0 if cfg.causal or cfg.class_position == "last" else 1
         return self.norm(x[:, start : start + count])
 
     def logits(self, hidden_bld: jax.Array) -> jax.Array:
         """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`."""
         return self.head(hidden_bld).astype(jnp.float32)
 
-    def __call__(
-        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
         return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]
+
+    def prefill(self, tokens_bn: jax.Array, condition, *, grid=None) -> tuple[jax.Array, KVCache]:
+        """Causal only: the condition and the first n tokens of a canvas (n may be 0, at most all but one) -> what `step` needs.
+
+        Returns logits (b, codebook_size), float32, of token n, and the cache. It has a place for the prefix and every token
+        but the last, which nothing follows: `prefix_tokens + rows * columns - 1` positions (see `KVCache` for the bytes).
+        """
+        cfg, b = self.cfg, tokens_bn.shape[0]
+        grid = tuple(grid or cfg.grid)
+        check_condition(cfg, condition, b)
+        if not cfg.causal:
+            raise ConfigError("prefill: this generator is bidirectional; only a causal one writes token by token")
+        length = cfg.prefix_tokens + grid[0] * grid[1] - 1
+        x = jnp.concatenate([self.prefix(condition), self.tokens(tokens_bn)], axis=1).astype(cfg.dtype)
+        if x.shape[1] > length:
+            raise ConfigError(f"prefill: {tokens_bn.shape[1]} tokens given, at most {grid[0] * grid[1] - 1} for grid {grid}")
+        empty = jnp.zeros((b, cfg.depth, length, cfg.kv_heads or cfg.heads, cfg.head_dim), cfg.dtype)
+        visible_bs = _visible(condition, length) if cfg.condition == "text" else jnp.ones((b, length), bool)
+        return self._extend(x, KVCache(empty, empty, visible_bs), 0, grid)
+
+    def step(self, token_b: jax.Array, cache: KVCache, index, *, grid=None) -> tuple[jax.Array, KVCache]:
+        """Causal only: token `index` of each canvas goes in; logits (b, codebook_size) of token `index + 1` and the cache."""
+        grid = tuple(grid or self.cfg.grid)
+        x = self.tokens(token_b)[:, None].astype(self.cfg.dtype)
+        return self._extend(x, cache, self.cfg.prefix_tokens + index, grid)
+
+    def _extend(self, x_bqd: jax.Array, cache: KVCache, start, grid: tuple[int, int]) -> tuple[jax.Array, KVCache]:
+        """Runs the q positions from `start` on and returns the logits after the last one."""
+        cfg, q = self.cfg, x_bqd.shape[1]
+        tables = (jnp.asarray(table) for table in self._rotation(grid))
+        rotation = tuple(jax.lax.dynamic_slice_in_dim(table, start, q) for table in tables)
+        mask = attention_mask(cache.visible_bs, start + jnp.arange(q), causal=True)
+
+        def call(place, carry, _):
+            (layer, number), (x, cache) = place, carry
+            return layer(x, rotation, None, mask, (cache, number, start))
+
+        x_bqd, cache = walk_layers(
+            (self.layers, jnp.arange(cfg.depth)),
+            (x_bqd, cache),
+            None,
+            depth=cfg.depth,
+            layers_mode=cfg.layers,
+            remat="none",
+            call=call,
+        )
+        return self.logits(self.norm(x_bqd[:, -1:]))[:, 0, : cfg.codebook_size], cache
+
+    def _rotation(self, grid: tuple[int, int]):
+        """(cos, sin) of the whole sequence, prefix included."""
+        cfg = self.cfg
+        return rotation_table(
+            grid,
+            cfg.head_dim,
+            cfg.rope_base,
+            positions=cfg.positions,
+            prefix=cfg.prefix_tokens,
+            prefix_rotation=cfg.prefix_rotation,
+            class_position=cfg.class_position,
+        )
+
+
+def _visible(condition: TextCondition, length: int) -> jax.Array:
+    """Bool (b, length): a text's real tokens and, after it, everything."""
+    mask_bt = condition.mask_bt.astype(bool)
+    return jnp.pad(mask_bt, ((0, 0), (0, length - mask_bt.shape[1])), constant_values=True)

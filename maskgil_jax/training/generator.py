@@ -14,9 +14,20 @@ from clu.metrics import Average
 
 from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, DecodeConfig, choose, from_dict, require, to_dict
+from maskgil_jax.config import (
+    ADALN_PRESETS,
+    BERT_PRESETS,
+    LLAMA_PRESETS,
+    CausalConfig,
+    DecodeConfig,
+    choose,
+    from_dict,
+    require,
+    to_dict,
+)
 from maskgil_jax.data.codes import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
+from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, image_keys, masked_cross_entropy
 from maskgil_jax.models.condition import ClassCondition
@@ -32,7 +43,11 @@ PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """How examples are made and scored; the defaults are the paper's (2.3, 4.3)."""
+    """How examples are made and scored; the defaults are the paper's (2.3, 4.3).
+
+    A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `law` and
+    `unmasked_weight` say nothing, and LlamaGen trains it without label smoothing.
+    """
 
     schedule: str = "arccos"
     law: str = "exact"
@@ -58,10 +73,15 @@ def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[in
     return from_dict(type(PRESETS[family][preset]), {**to_dict(PRESETS[family][preset]), **options, **fixed}, "config.model")
 
 
+def is_causal(cfg) -> bool:
+    """Whether a network of these options is trained, and drawn from, one token after the other."""
+    return getattr(cfg, "causal", False)
+
+
 def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) -> dict:
     """Codes and labels -> what one example needs: inputs, targets, mask, labels (some dropped), a dropout key per image."""
     mask_key, label_key, dropout_key = jax.random.split(key, 3)
-    if getattr(cfg, "causal", False):  # next-token training: everything is a target, the network shifts by itself
+    if is_causal(cfg):  # next-token training: everything is a target, the network shifts by itself
         inputs_bl, mask_bl = codes_bl, jnp.ones(codes_bl.shape, bool)
     else:
         inputs_bl, mask_bl = corrupt(mask_key, codes_bl, objective.schedule, cfg.mask_id, objective.law)
@@ -103,6 +123,18 @@ def gradients(params: dict, batch: dict, cfg, objective: Objective):
     return jax.tree.map(lambda g: g / jnp.maximum(sums["weight_sum"], 1e-8), total), sums
 
 
+def token_metrics(sums: dict, causal: bool) -> dict[str, Average]:
+    """What is logged of the sums of `masked_cross_entropy`; masked and unmasked apart unless every token is a target."""
+    loss = {"loss": Average(sums["loss_sum"], sums["weight_sum"])}
+    if causal:
+        return loss | {"accuracy": Average(sums["masked_hits"], sums["masked"])}
+    return loss | {
+        f"{kind}_{name}": Average(sums[f"{kind}_{total}"], sums[kind])
+        for kind in ("masked", "unmasked")
+        for name, total in (("loss", "loss"), ("accuracy", "hits"))
+    }
+
+
 def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, schedule, ema_decay: float, layout):
     """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated. `tokenizer`: None for codes."""
 
@@ -114,11 +146,7 @@ def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, sch
         grads, sums = gradients(state.params, examples, cfg, objective)
         one = jnp.ones(())
         metrics = {  # averages over tokens, or over steps
-            "loss": Average(sums["loss_sum"], sums["weight_sum"]),
-            "masked_loss": Average(sums["masked_loss"], sums["masked"]),
-            "masked_accuracy": Average(sums["masked_hits"], sums["masked"]),
-            "unmasked_loss": Average(sums["unmasked_loss"], sums["unmasked"]),
-            "unmasked_accuracy": Average(sums["unmasked_hits"], sums["unmasked"]),
+            **token_metrics(sums, is_causal(cfg)),
             "grad_norm": Average(optax.tree.norm(grads), one),
             "learning_rate": Average(jnp.asarray(schedule(state.step), jnp.float32), one),
         }
@@ -144,9 +172,13 @@ def open_data(config, tokenizer: Weights):
     return functools.partial(image_batches, source, **options), ("image", "label"), source.class_names, grid
 
 
-def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig) -> np.ndarray:
+def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig | CausalConfig) -> np.ndarray:
     """A contact sheet of generated images, uint8 (h, w, 3)."""
-    tokens_bl = decode(network.build(cfg, params), ClassCondition(label_b), jax.random.clone(key), decode_cfg)
+    generator, condition, key = network.build(cfg, params), ClassCondition(label_b), jax.random.clone(key)
+    if isinstance(decode_cfg, CausalConfig):
+        tokens_bl = decode_causal(generator, condition, key, decode_cfg)
+    else:
+        tokens_bl = decode(generator, condition, key, decode_cfg)
     return grid_of(jax.device_get(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
 
 
@@ -156,7 +188,6 @@ def train(config, workdir) -> pathlib.Path:
     A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
     """
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
-    decode_cfg = from_dict(DecodeConfig, config.decode.to_dict(), "config.decode")
     mesh = open_mesh(config, objective.accumulate)
     init_key, step_key, sample_key = (
         jax.device_put(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed), 3)
@@ -172,10 +203,7 @@ def train(config, workdir) -> pathlib.Path:
     cfg = model_options(
         config.model.to_dict(), codebook_size=tokenizer.cfg.codebook_size, num_classes=len(class_names), grid=grid
     )
-    require(
-        not (getattr(cfg, "causal", False) and config.sample_every),
-        "config.sample_every: masked decoding cannot sample a causal model; set it to 0",
-    )
+    decode_cfg = from_dict(CausalConfig if is_causal(cfg) else DecodeConfig, config.decode.to_dict(), "config.decode")
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
 
     # pictures: some classes, the same at every step, as many as fill the devices
@@ -188,7 +216,7 @@ def train(config, workdir) -> pathlib.Path:
         workdir,
         mesh,
         name="generator",
-        headline="masked_loss",
+        headline="loss" if is_causal(cfg) else "masked_loss",
         init=init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay),

@@ -10,8 +10,9 @@ import optax
 from maskgil_jax.config import choose
 from maskgil_jax.sharding import path_name
 
-# Paths without weight decay (first rule of `decay_on="matrices"`): norms and biases. Everything else is a matrix or a table.
-NO_DECAY = r"(^|/)(scale|bias|head_bias)$"
+# Paths without weight decay (first rule of `decay_on="matrices"`): norms, biases, the null text, which is never trained.
+# Everything else is a matrix or a table.
+NO_DECAY = r"(^|/)(scale|bias|head_bias|caption_null)$"
 
 
 def learning_rate(opt, total_steps: int) -> optax.Schedule:

@@ -1,0 +1,138 @@
+"""Text in front of the image: LlamaGen's text-conditional network against its original, and the masked network with a text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpt_weights import llamagen_config, published_params, published_tensors, recipe_getter
+from jax.sharding import PartitionSpec as P
+from recipe import load_case
+
+from maskgil_jax.checkpoints.weights import load_generator, save_weights
+from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig
+from maskgil_jax.convert.main import convert, export
+from maskgil_jax.decoding.causal import decode_causal
+from maskgil_jax.masking import token_losses
+from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.params import build, create, params_of
+from maskgil_jax.sharding import make_mesh, shardings
+
+SMALL = LlamaConfig(
+    codebook_size=16,
+    num_classes=3,
+    grid=(2, 3),
+    condition="text",
+    text_tokens=4,
+    text_dim=6,
+    width=32,
+    depth=2,
+    heads=2,
+    mlp_width=32,
+)
+
+
+@pytest.fixture(scope="module")
+def case():
+    """(network, condition, arrays, tolerances) of the original's small text-conditional network."""
+    config, io = load_case("llamagen_gpt/t2i_tiny")
+    cfg = llamagen_config(config["hparams"], (4, 4))
+    model = build(cfg, published_params("llamagen-t2i", cfg, recipe_getter(config)))
+    condition = TextCondition(jnp.asarray(io["in.cond"]), jnp.asarray(io["in.emb_mask"] > 0))
+    return model, condition, io, config["tolerance"]
+
+
+@pytest.mark.parametrize("suffix", ["", "_drop"])
+def test_training_logits_and_loss_equal_llamagen(case, suffix):
+    model, condition, io, tolerance = case
+    if suffix:
+        null = model.null_condition(condition)
+        dropped = jnp.asarray(io["in.drop"])[:, None, None]
+        condition = condition.replace(features_btd=jnp.where(dropped, null.features_btd, condition.features_btd))
+    codes = jnp.asarray(io["in.codes"], jnp.int32)
+    logits = jax.jit(lambda m, c: m(codes, c))(model, condition)
+    np.testing.assert_allclose(logits, io[f"out.train_logits{suffix}"], atol=tolerance["train_logits"]["atol"], rtol=1e-5)
+    loss = token_losses(logits, codes, 0.0)[io["in.valid"] > 0].mean()  # rows that are not valid are padding of the batch
+    np.testing.assert_allclose(loss, io[f"out.train_loss{suffix}"], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name,scale", [("cfg1", 1.0), ("cfg2", 2.0)])
+def test_greedy_tokens_equal_llamagen(case, name, scale):
+    model, condition, io, _ = case
+    got = decode_causal(model, condition, jax.random.key(0), CausalConfig(guidance=scale, temperature=0.0))
+    np.testing.assert_array_equal(got, io[f"out.gen_{name}.tokens"])
+
+
+def random_network(cfg, seed=0):
+    params = params_of(create(cfg, jax.random.key(seed)))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(seed + 1), params["head"]["kernel"].shape)
+    return build(cfg, params)
+
+
+def text(batch, key=7):
+    mask = jnp.asarray([[False, False, True, True], [False, True, True, True]])[jnp.arange(batch) % 2]
+    return TextCondition(jax.random.normal(jax.random.key(key), (batch, 4, 6)), mask)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_is_seen_by_nothing_and_words_are(causal):
+    model = random_network(LlamaConfig(**{**vars(SMALL), "causal": causal}))
+    tokens, condition = jnp.arange(12, dtype=jnp.int32).reshape(2, 6), text(2)
+    noise = 10.0 * jax.random.normal(jax.random.key(3), condition.features_btd.shape)
+    run = jax.jit(lambda text: model(tokens, text))
+    before = run(condition)
+    padding = condition.replace(
+        features_btd=jnp.where(condition.mask_bt[..., None], condition.features_btd, condition.features_btd + noise)
+    )
+    np.testing.assert_array_equal(before, run(padding))
+    words = condition.replace(features_btd=condition.features_btd.at[:, 3].add(noise[:, 3]))
+    assert float(jnp.abs(run(words) - before).max(axis=(1, 2)).min()) > 1e-3
+    null = model.null_condition(condition)
+    np.testing.assert_array_equal(null.mask_bt, condition.mask_bt)
+    assert float(jnp.abs(run(null) - before).max()) > 1e-3
+
+
+def test_the_null_text_gets_no_gradient_and_has_a_sharding():
+    model = random_network(SMALL)
+    tokens, condition = jnp.arange(6, dtype=jnp.int32)[None], text(1)
+    loss = jax.jit(jax.grad(lambda m: jnp.sum(m(tokens, m.null_condition(condition)) ** 2)))
+    grads = params_of(loss(model))
+    assert not np.any(grads["caption_null"]) and np.any(grads["caption_up"]["kernel"])
+    layout = shardings(params_of(model), make_mesh(data=2, fsdp=2, tensor=2))
+    assert layout["caption_null"].spec == P() and layout["caption_up"]["kernel"].spec == P("fsdp", "tensor")
+
+
+def test_weights_come_in_and_go_out_under_the_original_names(tmp_path, case):
+    from safetensors.numpy import save_file
+
+    model = case[0]
+    config, _ = load_case("llamagen_gpt/t2i_tiny")
+    get = recipe_getter(config)
+    original = {name: get(name, tensor.shape) for name, tensor in published_tensors("llamagen-t2i", model.cfg).items()}
+    assert {"cls_embedding.uncond_embedding", "cls_embedding.cap_proj.fc2.weight"} < original.keys() and len(original) == 20
+    save_file(original, tmp_path / "t2i.safetensors")
+    convert(tmp_path / "t2i.safetensors", tmp_path / "weights", options={"heads": 4, "grid": (4, 4)})
+    np.testing.assert_array_equal(load_generator(tmp_path / "weights").caption_null[...], model.caption_null[...])
+    back = export(tmp_path / "weights", "llamagen-t2i")
+    assert set(back) == set(original)
+    for name, array in original.items():
+        np.testing.assert_array_equal(back[name], array)
+    with pytest.raises(ValueError, match="condition = 'text', llamagen-c2i always has 'class'"):
+        export(tmp_path / "weights", "llamagen-c2i")
+
+
+def test_a_weights_folder_keeps_the_kind_of_condition(tmp_path):
+    save_weights(tmp_path / "w", SMALL, params_of(create(SMALL, jax.random.key(0))))
+    assert load_generator(tmp_path / "w").cfg == SMALL
+
+
+def test_what_does_not_fit_is_named():
+    model = random_network(SMALL)
+    tokens = jnp.zeros((2, 6), jnp.int32)
+    with pytest.raises(ConfigError, match="text-conditional, got ClassCondition"):
+        model(tokens, ClassCondition(jnp.zeros(2, jnp.int32)))
+    with pytest.raises(ConfigError, match=r"expected features \(2, 4, 6\) and a mask \(2, 4\), got \(1, 4, 6\)"):
+        model(tokens, text(1))
+    with pytest.raises(ConfigError, match="a text stands first"):
+        LlamaConfig(condition="text", class_position="last")
+    with pytest.raises(ConfigError, match="Did you mean 'text'"):
+        LlamaConfig(condition="texts")
