@@ -1,5 +1,6 @@
 """Hybrid decoding: the causal network's part, the masked network's part, their seam, and how people reach it."""
 
+import functools
 import json
 
 import jax
@@ -12,7 +13,7 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig, to_dict
 from maskgil_jax.decoding.causal import decode_causal
-from maskgil_jax.decoding.hybrid import causal_tokens, decode_hybrid, network_calls
+from maskgil_jax.decoding.hybrid import _decode_hybrid, causal_tokens, decode_hybrid, network_calls
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import build, create, fingerprint, params_of
@@ -25,6 +26,7 @@ DECODE, WRITE = DecodeConfig(steps=3), CausalConfig(guidance=1.5)
 NAMES = ["ant", "bee", "cat"]
 
 
+@functools.cache
 def parameters(cfg, seed):
     params = params_of(create(cfg, jax.random.key(seed)))
     params["layers"] = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim == 3 else leaf, params["layers"])
@@ -37,10 +39,14 @@ def networks():
     return build(CAUSAL, parameters(CAUSAL, 1)), build(MASKED, parameters(MASKED, 2))
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    return params_of(create(VQ, jax.random.key(0)))
+
+
 @pytest.fixture
-def folders(tmp_path):
+def folders(tmp_path, tokenizer):
     """Two pipeline folders of one tokenizer: (masked, causal)."""
-    tokenizer = params_of(create(VQ, jax.random.key(0)))
     about = {"class_names": NAMES, "tokenizer_hash": fingerprint(tokenizer), "image_size": 16}
     for name, cfg, decoding in (("masked", MASKED, DECODE), ("causal", CAUSAL, WRITE)):
         save_weights(tmp_path / name / "tokenizer", VQ, tokenizer)
@@ -69,12 +75,11 @@ def test_both_ends_are_one_network_alone(networks):
     assert (only_ar != only_masked).any()
 
 
-@pytest.mark.parametrize("ratio", [0.25, 0.9])
-def test_it_is_one_after_the_other(networks, ratio):
-    """Against the two decoders called apart; the second plans its steps on what is left (2 tokens in 3 steps at 90%)."""
+def test_it_is_one_after_the_other(networks):
+    """Against the two decoders called apart; the second plans its steps on what is left: 2 tokens in 3 steps."""
     ar, masked = networks
-    condition, key, written = labels(0, 1, 2), jax.random.key(4), round(16 * ratio)
-    got = decode_hybrid(ar, masked, condition, key, WRITE, DECODE, ratio)
+    condition, key, written = labels(0, 1, 2), jax.random.key(4), 14
+    got = decode_hybrid(ar, masked, condition, key, WRITE, DECODE, 0.9)
     prefix = decode_causal(ar, condition, key, WRITE)[:, :written]
     np.testing.assert_array_equal(got[:, :written], prefix)
     canvas = jnp.full((3, 16), MASKED.mask_id, jnp.int32).at[:, :written].set(prefix)
@@ -82,23 +87,15 @@ def test_it_is_one_after_the_other(networks, ratio):
     assert int(got.min()) >= 0 and int(got.max()) < 16
 
 
-def test_an_image_does_not_depend_on_its_batch(networks):
+def test_an_image_does_not_depend_on_its_batch_and_is_compiled_once(networks):
     ar, masked = networks
     keys = jax.random.split(jax.random.key(5), 3)
     together = decode_hybrid(ar, masked, labels(0, 1, 2), jax.random.clone(keys), WRITE, DECODE, 0.5)
-    alone = decode_hybrid(ar, masked, labels(2), keys[2:], WRITE, DECODE, 0.5)
-    np.testing.assert_array_equal(together[2], alone[0])
-
-
-def test_it_is_one_program_compiled_once(networks):
-    from maskgil_jax.decoding.hybrid import _decode_hybrid
-
-    ar, masked = networks
-    cfg = DecodeConfig(steps=2)
-    decode_hybrid(ar, masked, labels(0), jax.random.key(0), WRITE, cfg, 0.5)
     count = _decode_hybrid._cache_size()
-    decode_hybrid(ar, masked, labels(2), jax.random.key(1), WRITE, cfg, 0.5)
-    assert _decode_hybrid._cache_size() == count
+    for i in (1, 2):
+        alone = decode_hybrid(ar, masked, labels(i), jax.random.clone(keys[i : i + 1]), WRITE, DECODE, 0.5)
+        np.testing.assert_array_equal(together[i], alone[0])
+    assert _decode_hybrid._cache_size() == count + 1, "another label and key, the same program"
 
 
 def test_networks_of_the_wrong_kind_are_refused(networks):
