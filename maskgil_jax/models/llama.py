@@ -123,6 +123,8 @@ class Llama(nnx.Module):
             prefix=1,
             prefix_rotation=cfg.prefix_rotation,
             class_position=cfg.class_position,
+            trained=cfg.grid,
+            scaling=cfg.rope_scaling,
         )
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the class) went in
             x, rotation = x[:, :count], (rotation[0][:count], rotation[1][:count])
@@ -138,8 +140,11 @@ class Llama(nnx.Module):
         start = 0 if cfg.causal or cfg.class_position == "last" else 1
         return self.norm(x[:, start : start + count])
 
-    def logits(self, hidden_bld: jax.Array) -> jax.Array:
-        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`."""
+    def logits(self, hidden_bld: jax.Array, at_bl: jax.Array | None = None) -> jax.Array:
+        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`.
+
+        `at_bl`: which positions the states are of, if not all; every position has the same head here.
+        """
         return self.head(hidden_bld).astype(jnp.float32)
 
     def __call__(
