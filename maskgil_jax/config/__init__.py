@@ -5,14 +5,17 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. This ro
 
 from .base import ConfigError, choose, from_dict, require, to_dict
 from .classifier import ClassifierConfig
-from .decoding import PLANS, SCHEDULES, DecodeConfig
+from .decoding import DECODE_PRESETS, ORDERS, PLANS, REMASK_RULES, SCHEDULES, DecodeConfig, decode_preset
 from .generators import BERT_PRESETS, LLAMA_PRESETS, BertConfig, LlamaConfig
 from .tokenizers import VQ_PRESETS, VQConfig
 
 __all__ = [
     "BERT_PRESETS",
+    "DECODE_PRESETS",
     "LLAMA_PRESETS",
+    "ORDERS",
     "PLANS",
+    "REMASK_RULES",
     "SCHEDULES",
     "VQ_PRESETS",
     "BertConfig",
@@ -22,6 +25,7 @@ __all__ = [
     "LlamaConfig",
     "VQConfig",
     "choose",
+    "decode_preset",
     "from_dict",
     "require",
     "to_dict",
