@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.config import ConfigError, DecodeConfig, from_dict, require
+from maskgil_jax.config import ConfigError, DecodeConfig, decode_preset, from_dict, require
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.masked import decode
@@ -103,16 +103,20 @@ class Pipeline:
         *,
         seed: int = 0,
         key: jax.Array | None = None,
-        cfg: DecodeConfig | None = None,
+        cfg: DecodeConfig | str | None = None,
         grid: tuple[int, int] | None = None,
         batch_size: int | None = None,
+        on_step: Callable[[int, jax.Array], Any] | None = None,
     ) -> np.ndarray:
         """Generates one image per label: uint8 (b, height, width, 3).
 
-        key: used instead of `seed`. cfg: default `self.cfg`, the options stored with the weights. grid: (rows, columns) of
-        codes; default the training canvas. batch_size: images per network call; default all at once.
+        key: used instead of `seed`. cfg: default `self.cfg`, the options stored with the weights; or the name of a preset
+        (`config.DECODE_PRESETS`). grid: (rows, columns) of codes; default the training canvas. batch_size: images per network
+        call; default all at once. on_step: called as `on_step(step, tokens_bl)` after each step, 1 to `cfg.steps`, of each
+        batch, with the codes so far ([MASK] = `generator.cfg.mask_id`); the images are the same to the bit.
         """
-        return np.concatenate(list(self.batches(labels, seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size)))
+        batches = self.batches(labels, seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size, on_step=on_step)
+        return np.concatenate(list(batches))
 
     def batches(
         self,
@@ -123,6 +127,7 @@ class Pipeline:
         cfg=None,
         grid=None,
         batch_size: int | None = None,
+        on_step=None,
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation."""
         ids_b = self.label_ids(labels)
@@ -133,14 +138,24 @@ class Pipeline:
         for start in range(0, len(ids_b), size):
             # The last batch is filled up; the images made for the padding are thrown away.
             rows = np.minimum(np.arange(start, start + size), len(ids_b) - 1)
-            tokens_bl = self.tokens(ids_b[rows], jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows), cfg=cfg, grid=grid)
+            watch = on_step and functools.partial(_watch, on_step, len(ids_b) - start)
+            keys_b = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+            tokens_bl = self.tokens(ids_b[rows], keys_b, cfg=cfg, grid=grid, on_step=watch)
             images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
             yield jax.device_get(images)[: len(ids_b) - start]
 
-    def tokens(self, label_b, key, *, cfg: DecodeConfig | None = None, grid=None, tokens_bl=None) -> jax.Array:
+    def tokens(
+        self, label_b, key, *, cfg: DecodeConfig | str | None = None, grid=None, tokens_bl=None, on_step=None
+    ) -> jax.Array:
         """The codes behind the images: int32 (b, rows * columns). `tokens_bl`: given ones, [MASK] where they are to be made."""
         condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
-        return decode(self.generator, condition, key, cfg or self.cfg, tokens_bl, grid)
+        cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
+        return decode(self.generator, condition, key, cfg, tokens_bl, grid, on_step)
+
+
+def _watch(on_step, wanted: int, step: int, tokens_bl) -> None:
+    """Passes on what was asked for, without the images that only fill up the batch."""
+    on_step(step, tokens_bl[:wanted])
 
 
 def pack(path, out) -> None:
@@ -152,8 +167,11 @@ def pack(path, out) -> None:
     save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
 
 
-def load(path) -> Pipeline:
+def load(path, *, rope_scaling: str | None = None) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
+
+    rope_scaling: how the generator treats canvases larger than its training one, "none", "interpolate" or "ntk"
+    (`models.rope.angles_1d`); default what the folder says.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not belong together.
     """
@@ -170,4 +188,10 @@ def load(path) -> Pipeline:
         raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, this folder has {tokenizer.hash}")
     names = tuple(generator.about.get("class_names") or map(str, range(generator.cfg.num_classes)))
     cfg = from_dict(DecodeConfig, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")
+    if rope_scaling is not None:
+        require(
+            hasattr(generator.cfg, "rope_scaling"),
+            f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
+        )
+        generator = dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
     return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path))

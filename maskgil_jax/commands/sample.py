@@ -16,8 +16,9 @@ def add(command) -> None:
     sub.add_argument("--out", default="samples", help="folder for the images and grid.png (default: samples)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch-size", type=int, default=32)
-    from maskgil_jax.config import DecodeConfig
+    from maskgil_jax.config import DECODE_PRESETS, DecodeConfig
 
+    sub.add_argument("--preset", help=f"decoding options by name, below those given one by one: {', '.join(DECODE_PRESETS)}")
     for field in dataclasses.fields(DecodeConfig):
         kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
         sub.add_argument(
@@ -30,7 +31,7 @@ def run(args, rest) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from maskgil_jax.config import DecodeConfig, require
+    from maskgil_jax.config import DecodeConfig, decode_preset, require
     from maskgil_jax.pictures import grid_of, save_png
     from maskgil_jax.pipeline import load
 
@@ -41,7 +42,8 @@ def run(args, rest) -> None:
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
         return
     changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
-    cfg = dataclasses.replace(pipeline.cfg, **{name: value for name, value in changes.items() if value is not None})
+    start = decode_preset(args.preset) if args.preset else pipeline.cfg
+    cfg = dataclasses.replace(start, **{name: value for name, value in changes.items() if value is not None})
     wanted = (
         range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
     )
