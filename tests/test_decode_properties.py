@@ -73,7 +73,7 @@ def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
     assert cfg.remask is None or np.asarray(again).sum() > 0
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 8, 12, 13, 64, 255, 256])
+@pytest.mark.parametrize("steps", [1, 2, 12, 13, 64, 256])
 def test_any_number_of_steps_fills_every_canvas(steps):
     labels, keys, tokens = batch(b=5)
     cfg = DecodeConfig(steps=steps, order="halton", guidance=1.0, remask="rescale", remask_eta=0.5, loop="fori")
@@ -107,8 +107,7 @@ def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
     assert [i for i, _ in seen] == [1, 2, 3] * 2 and all(len(x.sharding.device_set) == 8 for _, x in seen)
 
 
-@pytest.mark.parametrize("loop", ["fori", "unrolled"])
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("loop, given", [("fori", True), ("fori", False), ("unrolled", False)])
 def test_watching_the_steps_changes_nothing_and_compiles_nothing(loop, given):
     labels, keys, tokens = batch()
     tokens, cfg = (tokens if given else None), DecodeConfig(steps=3, guidance_ramp="interval", guidance_from=0.5, loop=loop)
