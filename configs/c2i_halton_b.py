@@ -22,5 +22,5 @@ def get_config() -> ConfigDict:
     config.model.registers = config_dict.placeholder(int)
     config.objective.update(label_smoothing=0.0)
     config.optimizer.update(beta2=0.999, weight_decay=3e-2, decay_on="all", warmup_steps=2500, ema_decay=0.9999)
-    config.decode.update(steps=32, plan="gamma_ceil", guidance=1.7, order="random", choice_temperature=0.0)
+    config.decode.update(steps=32, plan="gamma_ceil", guidance=1.7, order="halton", choice_temperature=0.0)
     return config

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, from_dict, require
+from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, decode_preset, from_dict, require
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.causal import decode_causal
@@ -73,6 +73,11 @@ class Pipeline:
     ar: Any = None
     ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
 
+    @property
+    def masked(self) -> bool:
+        """Whether the generator fills in masked tokens, rather than writing one after the other."""
+        return isinstance(self.cfg, DecodeConfig)
+
     def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
         """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
         if isinstance(labels, (int, np.integer, str)):
@@ -108,19 +113,23 @@ class Pipeline:
         *,
         seed: int = 0,
         key: jax.Array | None = None,
-        cfg: DecodeConfig | CausalConfig | None = None,
+        cfg: DecodeConfig | CausalConfig | str | None = None,
         grid: tuple[int, int] | None = None,
         batch_size: int | None = None,
         ar_ratio: float = 0.0,
+        on_step: Callable[[int, jax.Array], Any] | None = None,
     ) -> np.ndarray:
         """Generates one image per label: uint8 (b, height, width, 3).
 
-        key: used instead of `seed`. cfg: default `self.cfg`, the options stored with the weights. grid: (rows, columns) of
-        codes; default the training canvas. batch_size: images per network call; default all at once. ar_ratio: share of the
-        tokens that the causal network `ar` writes before masked decoding (0..1; needs `load(path, ar=...)`).
+        key: used instead of `seed`. cfg: default `self.cfg`, the options stored with the weights; or the name of a preset
+        (`config.DECODE_PRESETS`). grid: (rows, columns) of codes; default the training canvas. batch_size: images per network
+        call; default all at once. ar_ratio: share of the tokens that the causal network `ar` writes before masked decoding
+        (0..1; needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after each step of masked decoding, 1
+        to `cfg.steps`, of each batch, with the codes so far ([MASK] = `generator.cfg.mask_id`); the images are the same to
+        the bit.
         """
-        made = self.batches(labels, seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size, ar_ratio=ar_ratio)
-        return np.concatenate(list(made))
+        options = dict(seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size, ar_ratio=ar_ratio, on_step=on_step)
+        return np.concatenate(list(self.batches(labels, **options)))
 
     def batches(
         self,
@@ -132,6 +141,7 @@ class Pipeline:
         grid=None,
         batch_size: int | None = None,
         ar_ratio: float = 0.0,
+        on_step=None,
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation."""
         ids_b = self.label_ids(labels)
@@ -142,29 +152,46 @@ class Pipeline:
         for start in range(0, len(ids_b), size):
             # The last batch is filled up; the images made for the padding are thrown away.
             rows = np.minimum(np.arange(start, start + size), len(ids_b) - 1)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
-            tokens_bl = self.tokens(ids_b[rows], keys, cfg=cfg, grid=grid, ar_ratio=ar_ratio)
+            keys_b = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+            watch = on_step and functools.partial(_watch, on_step, len(ids_b) - start)
+            tokens_bl = self.tokens(ids_b[rows], keys_b, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=watch)
             images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
             yield jax.device_get(images)[: len(ids_b) - start]
 
     def tokens(
-        self, label_b, key, *, cfg: DecodeConfig | CausalConfig | None = None, grid=None, tokens_bl=None, ar_ratio: float = 0.0
+        self,
+        label_b,
+        key,
+        *,
+        cfg: DecodeConfig | CausalConfig | str | None = None,
+        grid=None,
+        tokens_bl=None,
+        ar_ratio: float = 0.0,
+        on_step=None,
     ) -> jax.Array:
         """The codes behind the images: int32 (b, rows * columns).
 
         tokens_bl: given ones, [MASK] where they are to be made; for a causal generator the first ones of each image, (b, n).
         """
-        condition, cfg = ClassCondition(jnp.asarray(label_b, jnp.int32)), cfg or self.cfg
+        condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
+        cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
         if not isinstance(cfg, type(self.cfg)):
             raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
         if ar_ratio:
             require(self.ar is not None, f"ar_ratio: {ar_ratio} needs a causal network; load the pipeline with ar=WEIGHTS")
+            require(on_step is None, "on_step: masked decoding alone is watched, not together with ar_ratio")
             require(tokens_bl is None, "ar_ratio: hybrid decoding starts from an empty canvas, tokens were given")
         if isinstance(cfg, CausalConfig):
+            require(on_step is None, "on_step: a causal generator is not watched")
             return decode_causal(self.generator, condition, key, cfg, tokens_bl, grid)
         if ar_ratio:
             return decode_hybrid(self.ar, self.generator, condition, key, self.ar_cfg, cfg, ar_ratio, grid)
-        return decode(self.generator, condition, key, cfg, tokens_bl, grid)
+        return decode(self.generator, condition, key, cfg, tokens_bl, grid, on_step)
+
+
+def _watch(on_step, wanted: int, step: int, tokens_bl) -> None:
+    """Passes on what was asked for, without the images that only fill up the batch."""
+    on_step(step, tokens_bl[:wanted])
 
 
 def pack(path, out) -> None:
@@ -176,10 +203,13 @@ def pack(path, out) -> None:
     save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
 
 
-def load(path, ar=None) -> Pipeline:
+def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
     ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
+    rope_scaling: how the generator treats canvases larger than its training one, "none", "interpolate" or "ntk"
+    (`models.rope.angles_1d`); default what the folder says.
+
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not belong together.
     """
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
@@ -187,6 +217,12 @@ def load(path, ar=None) -> Pipeline:
         if not hasattr(weights.cfg, attribute):
             raise ConfigError(f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
     _check_tokenizer(path, generator, tokenizer)
+    if rope_scaling is not None:
+        require(
+            hasattr(generator.cfg, "rope_scaling"),
+            f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
+        )
+        generator = dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
     names, cfg = _class_names(generator), _decoding(generator)
     if ar is None:
         return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.config import PLANS, SCHEDULES, choose, require
+from maskgil_jax.config import PLANS, REMASK_RULES, SCHEDULES, choose, require
 
 # Larger than any rounding error of float64 here and smaller than any real distance from a tie.
 _TIE = 1e-9
@@ -93,6 +93,45 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
     # Tabulated for every possible number, so that the traced plan is the NumPy plan bit for bit.
     table = jnp.asarray(_table(plan, schedule, steps, max_masked))
     return table.at[num_masked].get(mode="fill", fill_value=-1)
+
+
+def most_left(plan: str, schedule: str, steps: int, max_masked: int) -> np.ndarray:
+    """Int64 (steps,): at most this many tokens are masked when each step begins, if `max_masked` are at the first.
+
+    A bound for every smaller number at the first step, too, so that it can size arrays whatever an image starts with.
+    """
+    table = _table(plan, schedule, steps, max_masked)
+    revealed = np.cumsum(table, axis=1) - table
+    return (np.arange(max_masked + 1)[:, None] - revealed).max(axis=0)
+
+
+def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096):
+    """How many of the tokens made so far ReMDM (2503.00307) hides again at each step: int32 JAX array (b, steps).
+
+    A step that reveals n tokens then reveals n + this many, so the plan of what stays masked holds all the same. In
+    ReMDM every token made so far is hidden with a probability sigma, at most sigma_max = min(1, left / made), where `left`
+    counts those masked after the step and `made` those made before it. Here the number is fixed, floor(sigma * made), and
+    only which ones is drawn, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
+    eta * sigma_max. Nothing is hidden at the first step (nothing is made yet) nor at the last (nothing may be left).
+    The published rules `conf` and `loop` are not here: see docs/decoding.md.
+
+    Args:
+      rule: one of `config.REMASK_RULES`.
+      eta: strength in [0, 1].
+      counts_bt: the plan, integers (b, steps), possibly traced: what `reveal_counts` gives.
+      max_masked: static upper bound of a plan's sum (the canvas length).
+
+    Raises:
+      ConfigError: unknown rule.
+    """
+    choose("remask", rule, REMASK_RULES)
+    after_bt = jnp.cumsum(counts_bt, axis=-1)
+    made_bt, left_bt = after_bt - counts_bt, after_bt[:, -1:] - after_bt
+    # Tabulated in float64 on the host, as the plans are: the number must not depend on the platform's rounding.
+    share = jnp.asarray(np.floor(eta * np.arange(max_masked + 1) + _TIE), jnp.int32)
+    if rule == "cap":
+        return jnp.minimum(share[made_bt], left_bt)
+    return share[jnp.minimum(made_bt, left_bt)]
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,124 +1,20 @@
 """Masked decoding: a plain-Python twin, promises that hold for any configuration, and what may not be recompiled."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, draws, hasty, twin  # noqa: F401
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskgil_jax.config import PLANS, SCHEDULES, ConfigError, DecodeConfig
-from maskgil_jax.decoding import masked
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
 from maskgil_jax.decoding.masked import decode, decode_steps, fill, reveal
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.schedules import reveal_counts
-
-CODES, CLASSES, GRID = 11, 3, (3, 4)
-LENGTH = GRID[0] * GRID[1]
-
-# These programs run once on a few numbers: optimising them takes most of the time and changes nothing.
-HASTY = {"xla_backend_optimization_level": 0}
-HASTY_DECODE = jax.jit(masked._decode.__wrapped__, static_argnames=("cfg", "grid", "trajectory"), compiler_options=HASTY)
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch):
-    """Compiles without optimising; a test that wants the program as shipped asks for this and calls `undo()`."""
-    monkeypatch.setattr(masked, "_decode", HASTY_DECODE)
-    return monkeypatch
-
-
-@dataclasses.dataclass(frozen=True)
-class StubConfig:
-    codebook_size: int = CODES
-    grid: tuple[int, int] = GRID
-
-    @property
-    def mask_id(self) -> int:
-        return self.codebook_size
-
-
-class Stub(nnx.Module):
-    """Random tables: logits depend on the token, its left neighbour, its position and the label. Counts its traces."""
-
-    traces = 0  # of the class: an instance is rebuilt from its arrays at every call
-    rows = 0  # of the last trace
-
-    def __init__(self, seed: int = 0):
-        self.cfg = StubConfig()
-        table = np.random.default_rng(seed).normal(scale=1.5, size=(4, 64, CODES)).astype(np.float32)
-        self.tables = nnx.Param(jnp.asarray(table))
-
-    def __call__(self, tokens_bl, condition, *, grid):
-        Stub.traces += 1
-        Stub.rows = tokens_bl.shape[0]
-        return stub_logits(self.tables[...], tokens_bl, condition.label_b, jnp)
-
-    def null_condition(self, condition):
-        return ClassCondition(jnp.full_like(condition.label_b, CLASSES))
-
-
-def stub_logits(tables, tokens_bl, label_b, xp):
-    token, left, place, label = tables
-    near_blv = token[tokens_bl] + left[xp.roll(tokens_bl, 1, axis=1)]
-    return (near_blv + place[None, : tokens_bl.shape[1]]) + label[label_b][:, None]
-
-
-def batch(b=4, length=LENGTH):
-    """Labels, one key per image, and canvases with none to all tokens given."""
-    rng = np.random.default_rng(0)
-    tokens = np.full((b, length), CODES, np.int32)
-    for row, n in zip(tokens, np.linspace(0, length, b).astype(int)):
-        row[rng.permutation(length)[:n]] = rng.integers(0, CODES, n)
-    return jnp.arange(b, dtype=jnp.int32) % CLASSES, jax.random.split(jax.random.key(1), b), jnp.asarray(tokens)
-
-
-@functools.partial(jax.jit, static_argnames=("steps", "length"), compiler_options=HASTY)
-def draws(keys, steps, length):
-    """What the loop draws from each image's key: noise for codes, and noise and uniform numbers for scores."""
-    fold = jax.vmap(jax.random.fold_in, (None, 0))
-    even, odd = (jax.vmap(fold, (0, None))(keys, 2 * jnp.arange(steps) + which) for which in (0, 1))
-    every = lambda law, keys, shape: jax.vmap(jax.vmap(lambda key: law(key, shape)))(keys)  # noqa: E731
-    return (
-        every(jax.random.gumbel, even, (length, CODES)),
-        every(jax.random.gumbel, odd, (length,)),
-        every(jax.random.uniform, jax.random.clone(odd), (length,)),
-    )
-
-
-def twin(stub, labels, noise, cfg, tokens_bl):
-    """One image after the other, one token after the other."""
-    tables, finished = np.asarray(stub.tables[...]), []
-    for b, (label, given) in enumerate(zip(labels, np.array(tokens_bl))):
-        tokens = given.copy()
-        counts = reveal_counts(cfg.plan, cfg.schedule, cfg.steps, int((tokens == CODES).sum()))
-        for i in range(cfg.steps):
-            done = i / (cfg.steps - 1) if cfg.steps > 1 else 1.0
-            scale = np.float32(cfg.guidance if cfg.guidance_ramp == "constant" else 1 + cfg.guidance * done)
-            cond, uncond = (stub_logits(tables, tokens[None], np.array([c]), np)[0] for c in (label, CLASSES))
-            logits = cond if scale == 1 else uncond + scale * (cond - uncond)
-            pick_gumbel, score_gumbel, score_uniform = (np.asarray(draw[b, i]) for draw in noise)
-            law = logits / np.float32(cfg.temperature or 1)
-            drawn = law + pick_gumbel if cfg.temperature else law
-            if cfg.top_k:
-                drawn = np.where(law >= np.sort(law)[:, -cfg.top_k, None], drawn, -np.inf)
-            picks = drawn.argmax(axis=-1)
-            log_p = law[np.arange(len(tokens)), picks] - np.log(np.exp(law.astype(np.float64)).sum(axis=-1))
-            scores = {
-                "confidence": log_p + cfg.choice_temperature * (1 - done) * score_gumbel,
-                "random": score_uniform,
-                "raster": -np.arange(len(tokens)),
-            }[cfg.order]
-            masked = [p for p in range(len(tokens)) if tokens[p] == CODES]
-            for p in sorted(masked, key=lambda p: (-scores[p], p))[: counts[i]]:
-                tokens[p] = picks[p]
-        finished.append(tokens)
-    return np.stack(finished)
 
 
 @pytest.mark.parametrize("ramp", ["constant", "linear"])
@@ -197,8 +93,8 @@ def test_an_image_depends_on_its_own_key_only(sampler):
     assert (np.asarray(single) != together).any()  # another key, another image
 
 
-def test_eight_devices_make_the_images_of_one(hasty):
-    hasty.undo()
+def test_eight_devices_make_the_images_of_one(monkeypatch):
+    monkeypatch.undo()
     labels, _, tokens = batch(b=16)
     stub, cfg, key = Stub(), DecodeConfig(steps=3), jax.random.key(2)
     one = decode(stub, ClassCondition(labels), jax.random.clone(key), cfg, tokens)
@@ -209,8 +105,8 @@ def test_eight_devices_make_the_images_of_one(hasty):
     np.testing.assert_array_equal(many, one)
 
 
-def test_new_labels_keys_and_weights_do_not_recompile(hasty):
-    hasty.undo()
+def test_new_labels_keys_and_weights_do_not_recompile(monkeypatch):
+    monkeypatch.undo()
     labels, keys, tokens = batch()
     cfg = DecodeConfig(steps=6)
     first = decode(Stub(0), ClassCondition(labels), keys[0], cfg, tokens)
@@ -239,8 +135,8 @@ def primitives(cfg):
     return str(jax.make_jaxpr(lambda *a: decode(Stub(), *a, cfg, tokens))(ClassCondition(labels), keys[0]))
 
 
-def test_one_sort_a_step_and_no_random_bits_when_nothing_is_random(hasty):
-    hasty.undo()
+def test_one_sort_a_step_and_no_random_bits_when_nothing_is_random(monkeypatch):
+    monkeypatch.undo()
     full = primitives(DecodeConfig(steps=2, top_k=4, top_p=0.8))
     assert full.count(" sort[") == 1 and full.count("top_k[") == 0
     assert "random_bits" in full
@@ -270,6 +166,13 @@ def test_reveal_breaks_ties_by_position_and_survives_nan():
         ({"top_k": 0}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
         ({"draw": "dice"}, "draw"),
+        ({"remask": "conf"}, "remask.*cap, rescale"),
+        ({"remask_eta": 1.5}, "remask_eta"),
+        ({"guidance_power": 0.0}, "guidance_power"),
+        ({"guidance_from": 0.6, "guidance_to": 0.5}, "guidance_from"),
+        ({"temperature_end": 0.0}, "temperature_end"),
+        ({"temperature": 0.0, "temperature_end": 0.5}, "temperature_end"),
+        ({"loop": "while"}, "loop"),
     ],
 )
 def test_impossible_options_are_named(options, named):

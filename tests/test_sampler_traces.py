@@ -14,17 +14,23 @@ import pytest
 from maskgil_jax.config import DecodeConfig
 from maskgil_jax.decoding.guidance import guidance_scales, mix, progress
 from maskgil_jax.decoding.masked import confidence, reveal
+from maskgil_jax.decoding.orders import halton_ranks
 from maskgil_jax.schedules import reveal_counts
 
 # Not a code: the published loop can draw its own [MASK] id, which then counts as known and is clamped at the end.
 HIDDEN = -1
 
 
+SAMPLERS = Path(__file__).parent / "golden/samplers"
+
+
 @pytest.fixture(scope="module")
 def traces():
-    with np.load(Path(__file__).parent / "golden/samplers/traces.npz") as file:
-        arrays = {name: file[name] for name in file.files}
-    params = json.loads(arrays.pop("params").tobytes())
+    arrays, params = {}, {}
+    for name in ("traces.npz", "halton.npz"):
+        with np.load(SAMPLERS / name) as file:
+            arrays |= {key: file[key] for key in file.files}
+        params |= json.loads(arrays.pop("params").tobytes())
     return lambda name: (params[name], {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(name + "/")})
 
 
@@ -126,3 +132,36 @@ def test_published_confidence_sampler(traces, name):
         # A defect of theirs: every known token is drawn again at each step; in the library known tokens never change.
         overwritten = np.where(tokens == params["V"], overwritten, picks)
     np.testing.assert_array_equal(overwritten, flat(trace["final"]))
+
+
+def test_published_halton_orders():
+    with np.load(SAMPLERS / "halton.npz") as file:
+        orders = {name: file[name] for name in file.files if name.startswith("order/")}
+    assert len(orders) == 3
+    for name, cells in orders.items():
+        rows, columns = map(int, name.split("/")[1].split("x"))
+        queue = np.argsort(halton_ranks((rows, columns)))
+        np.testing.assert_array_equal(np.stack([queue // columns, queue % columns], axis=1), cells, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["halton_trace_plain", "halton_trace_rolled_temp"])
+def test_published_halton_sampler(traces, name):
+    params, trace = traces(name)
+    steps, (b, size) = params["step"], trace["before"].shape[1:3]
+    plan = reveal_counts("gamma_ceil", "arccos", steps, size**2)
+    roll = trace["roll"] if params["randomize"] else np.zeros(b, int)
+    queue = -((halton_ranks((size, size)) + roll[:, None]) % size**2).astype(np.float32)
+    tokens = jnp.full((b, size**2), params["V"])
+    for i in range(steps):
+        np.testing.assert_array_equal(tokens, flat(trace["before"][i]))
+        # Their constant guidance is (1 + w) cond - w uncond, and the recorded temperature multiplies the logits.
+        logits = step_logits(trace, i, 1.0 + params["w"], trace["temperature"][i])
+        if i < params["warmup"]:  # a halved sharpness that the library does not have
+            logits = logits / 2
+        probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(probs[:, :8], trace["prob"][i], atol=2e-6)
+        tokens = reveal(
+            tokens, jnp.asarray(trace["given"][i], jnp.int32), jnp.asarray(queue), jnp.full(b, plan[i]), params["V"]
+        )
+        np.testing.assert_array_equal(np.asarray(tokens) != flat(trace["before"][i]), flat(trace["mask"][i]).astype(bool))
+    np.testing.assert_array_equal(tokens, flat(trace["final"]))

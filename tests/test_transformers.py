@@ -1,5 +1,6 @@
 """Llama and Bert against the original PyTorch networks (outputs stored as golden files), sizes against the paper."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -43,7 +44,11 @@ def test_llama_equals_the_published_network(case):
     assert model(tokens, condition_of(io, cfg)).shape == (2, 256, cfg.codebook_size), "the [MASK] logit is never sampled"
     if case == "tiny":
         small = jnp.asarray(io["in.idx_small"].reshape(2, -1), jnp.int32)
-        got = model.logits(model.hidden(small, condition_of(io, cfg), grid=(8, 8)))
+        with pytest.raises(ConfigError, match=r"'1d_shifted' number the tokens of \(16, 16\) canvases, got \(8, 8\)"):
+            model.hidden(small, condition_of(io, cfg), grid=(8, 8))
+        cfg = dataclasses.replace(cfg, grid=(8, 8))
+        model = build(cfg, params_of(model))
+        got = model.logits(model.hidden(small, condition_of(io, cfg)))
         np.testing.assert_allclose(got, io["out.logits_small"][:, :64], atol=1e-4, rtol=1e-5)
 
 

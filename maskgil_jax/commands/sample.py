@@ -18,6 +18,9 @@ def add(command) -> None:
     sub.add_argument("--batch-size", type=int, default=32)
     sub.add_argument("--ar", help="weights of a causal network with the same tokenizer, for --ar-ratio")
     sub.add_argument("--ar-ratio", type=float, help="share of the tokens it writes before masked decoding (default: 0.25)")
+    from maskgil_jax.config import DECODE_PRESETS
+
+    sub.add_argument("--preset", help=f"decoding options by name, below those given one by one: {', '.join(DECODE_PRESETS)}")
     for field in decoding_options():
         kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
         sub.add_argument(
@@ -30,7 +33,7 @@ def run(args, rest) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from maskgil_jax.config import require
+    from maskgil_jax.config import decode_preset, require
     from maskgil_jax.pictures import grid_of, save_png
     from maskgil_jax.pipeline import load
 
@@ -43,6 +46,9 @@ def run(args, rest) -> None:
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
         return
     changes = {field.name: getattr(args, field.name) for field in decoding_options()}
+    if args.preset:
+        require(pipeline.masked, f"--preset: {args.weights} holds a causal generator; presets are of masked decoding")
+        pipeline = dataclasses.replace(pipeline, cfg=decode_preset(args.preset))
     pipeline = with_options(pipeline, {name: value for name, value in changes.items() if value is not None})
     wanted = (
         range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
@@ -81,7 +87,7 @@ def with_options(pipeline, changes: dict):
 
     known = names(pipeline.cfg) | (names(pipeline.ar_cfg) if pipeline.ar is not None else set())
     for name in changes.keys() - known:
-        kind = "masked" if hasattr(pipeline.cfg, "steps") else "causal"
+        kind = "masked" if pipeline.masked else "causal"
         require(False, f"--{name.replace('_', '-')}: {pipeline.name} holds a {kind} generator, which has no such option")
     return dataclasses.replace(pipeline, cfg=changed(pipeline.cfg), ar_cfg=changed(pipeline.ar_cfg))
 

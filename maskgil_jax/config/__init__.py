@@ -4,7 +4,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. This ro
 """
 
 from .base import ConfigError, choose, from_dict, require, to_dict
-from .decoding import PLANS, SCHEDULES, CausalConfig, DecodeConfig
+from .decoding import DECODE_PRESETS, ORDERS, PLANS, REMASK_RULES, SCHEDULES, CausalConfig, DecodeConfig, decode_preset
 from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig
 from .judges import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
@@ -13,11 +13,14 @@ from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 __all__ = [
     "ADALN_PRESETS",
     "BERT_PRESETS",
+    "DECODE_PRESETS",
     "LLAMA_PRESETS",
     "MAGVIT_PRESETS",
     "MASKGIT_PRESETS",
     "MASKGIT_VQ_PRESETS",
+    "ORDERS",
     "PLANS",
+    "REMASK_RULES",
     "SCHEDULES",
     "VQ_PRESETS",
     "AdaLNConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "MaskGITVQConfig",
     "VQConfig",
     "choose",
+    "decode_preset",
     "from_dict",
     "require",
     "to_dict",

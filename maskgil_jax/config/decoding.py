@@ -1,4 +1,4 @@
-"""Options of the sampler."""
+"""Options of the sampler, and the named sets of them. docs/decoding.md has a section on each."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ from .base import choose, require
 
 SCHEDULES = ("root", "linear", "square", "cosine", "arccos")
 PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
+ORDERS = ("confidence", "halton", "halton_rolled", "random", "raster")
+GUIDANCE_RAMPS = ("constant", "linear", "cosine", "power-cosine", "interval")
+REMASK_RULES = ("cap", "rescale")
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """How masked decoding samples (paper 4.2); static under jit, so every distinct value compiles once.
 
-    guidance: classifier-free scale s in `uncond + s * (cond - uncond)`; 1 means no second branch. With
-    `guidance_ramp="linear"` the scale runs from 1 at the first step to `1 + guidance` at the last (the published code).
-    temperature: divides the logits; 0 takes the likeliest code. choice_temperature: weight of the Gumbel noise on the
-    confidence, falling to 0 at the last step. top_k, top_p: draw only from the likeliest codes. draw: how a code is
-    drawn, the same law either way: "gumbel" (Gumbel-max), "inverse" (inverse CDF), or by platform: inverse on CPU.
+    guidance: classifier-free scale s in `uncond + s * (cond - uncond)`; 1 means no second branch. guidance_ramp: how the
+    scale runs over the steps (`decoding.guidance.guidance_scales` has the formulas). Mind that "linear" runs from 1 to
+    `1 + guidance` (the published code), the others end at `guidance`. guidance_power: exponent of "power-cosine".
+    guidance_from, guidance_to: the part of the steps, in 0..1, that "interval" guides.
+    order: which tokens come first: the surest, along the Halton sequence (from its start, or from a random place for each
+    image: "halton_rolled"), any, or row by row.
+    temperature: divides the logits; 0 takes the likeliest code. temperature_end: the temperature of the last step, reached
+    on a straight line; None keeps it constant. choice_temperature: weight of the Gumbel noise on the confidence, falling to
+    0 at the last step. top_k, top_p: draw only from the likeliest codes. draw: how a code is drawn, the same law either
+    way: "gumbel" (Gumbel-max), "inverse" (inverse CDF), or by platform: inverse on CPU.
+    remask: hides some of the tokens made so far again at each step, by the rule "cap" or "rescale" of ReMDM with the
+    strength `remask_eta` (`schedules.remask_counts`). Given tokens are never hidden.
+    loop: "fori" compiles one step and repeats it; "unrolled" compiles every step by itself, which takes as many times
+    longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network.
     """
 
     steps: int = 8
@@ -33,22 +45,36 @@ class DecodeConfig:
     top_p: float | None = None
     remask: str | None = None
     draw: str = "auto"
+    guidance_power: float = 3.0
+    guidance_from: float = 0.0
+    guidance_to: float = 1.0
+    temperature_end: float | None = None
+    remask_eta: float = 0.05
+    loop: str = "fori"
 
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)
         choose("plan", self.plan, PLANS)
-        choose("guidance_ramp", self.guidance_ramp, ("constant", "linear"))
-        choose("order", self.order, ("confidence", "random", "raster"))
-        choose("remask", self.remask, (None,))
+        choose("guidance_ramp", self.guidance_ramp, GUIDANCE_RAMPS)
+        choose("order", self.order, ORDERS)
+        choose("remask", self.remask, (None, *REMASK_RULES))
         choose("draw", self.draw, ("auto", "gumbel", "inverse"))
+        choose("loop", self.loop, ("fori", "unrolled"))
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         require(whole and self.steps >= 1, f"steps: must be a whole number >= 1, got {self.steps!r}")
-        require(0.0 <= self.guidance < float("inf"), f"guidance: must be a finite number >= 0, got {self.guidance}")
-        require(0.0 <= self.temperature < float("inf"), f"temperature: must be a finite number >= 0, got {self.temperature}")
+        for name in ("guidance", "temperature", "choice_temperature"):
+            value = getattr(self, name)
+            require(0.0 <= value < float("inf"), f"{name}: must be a finite number >= 0, got {value}")
+        require(0.0 < self.guidance_power < float("inf"), f"guidance_power: must be above 0, got {self.guidance_power}")
         require(
-            0.0 <= self.choice_temperature < float("inf"),
-            f"choice_temperature: must be a finite number >= 0, got {self.choice_temperature}",
+            0.0 <= self.guidance_from <= self.guidance_to <= 1.0,
+            f"guidance_from, guidance_to: must be 0 <= from <= to <= 1, got {self.guidance_from}, {self.guidance_to}",
         )
+        if self.temperature_end is not None:
+            require(self.temperature > 0, "temperature_end: a temperature of 0 takes the likeliest code and cannot change")
+            finite = 0.0 < self.temperature_end < float("inf")
+            require(finite, f"temperature_end: must be None or a finite number > 0, got {self.temperature_end}")
+        require(0.0 <= self.remask_eta <= 1.0, f"remask_eta: must be in [0, 1], got {self.remask_eta}")
         require(self.top_k is None or self.top_k >= 1, f"top_k: must be None or >= 1, got {self.top_k}")
         require(self.top_p is None or 0.0 < self.top_p <= 1.0, f"top_p: must be None or in (0, 1], got {self.top_p}")
 
@@ -76,3 +102,24 @@ class CausalConfig:
             self.cfg_interval is None or self.cfg_interval >= 0,
             f"cfg_interval: must be None (guide every token) or >= 0, got {self.cfg_interval}",
         )
+
+
+# Starting points by name; docs/decoding.md says where each number comes from and what of the original cannot be expressed.
+DECODE_PRESETS = {
+    # The text of the paper (4.2): gamma(t/T) of the tokens stay masked, constant guidance, no noise on the confidence.
+    "paper": DecodeConfig(plan="gamma_ceil", choice_temperature=0.0),
+    # The published code: the defaults of its `sample`, with the guidance of its main script.
+    "release": DecodeConfig(steps=12, guidance=3.0, guidance_ramp="linear", draw="gumbel"),
+    # MaskGIT. Its noise falls with 1 - (i + 1) / T from 4.5, which is 4.5 * 7/8 on the line used here when T is 8.
+    "maskgit": DecodeConfig(schedule="cosine", plan="gamma", guidance=1.0, choice_temperature=4.5 * 7 / 8, draw="gumbel"),
+    # Halton-MaskGIT as in its table: 32 steps, and for the B network w = 0.7, which is a scale of 1.7.
+    "halton": DecodeConfig(steps=32, plan="gamma_ceil", guidance=1.7, order="halton_rolled", choice_temperature=0.0),
+    # The paper's loop with the second branch in the later half of the steps only. Not tuned.
+    "fast": DecodeConfig(plan="gamma_ceil", choice_temperature=0.0, guidance_ramp="interval", guidance_from=0.5),
+}
+
+
+def decode_preset(name: str) -> DecodeConfig:
+    """`DECODE_PRESETS[name]`, or a `ConfigError` that lists the names."""
+    choose("preset", name, tuple(DECODE_PRESETS))
+    return DECODE_PRESETS[name]

@@ -34,6 +34,7 @@ class LlamaConfig:
     prefix_rotation: str = "zero"  # rotation of the class token: "zero" (LlamaGen: q = k = 0) or "identity"
     class_position: str = "first"  # or "last"
     rope_base: float = 10000.0
+    rope_scaling: str = "none"  # on canvases larger than `grid`: "interpolate" or "ntk" (models/rope.py); 2-D positions only
     qk_norm: str = "none"  # "per_head": over each head; "full": over all heads together (both before the rotation)
     qk_norm_kind: str = "layer"  # "layer" (with bias, as Chameleon) or "rms"
     post_norm: str = "none"  # "sandwich": x + norm(f(norm(x))); "swin": x + norm(f(x))
@@ -54,6 +55,11 @@ class LlamaConfig:
         )
         require(min(self.text_tokens, self.text_dim) >= 1, "text_tokens and text_dim: must be at least 1")
         choose("positions", self.positions, ("2d", "1d_shifted"))
+        choose("rope_scaling", self.rope_scaling, ("none", "interpolate", "ntk"))
+        require(
+            self.rope_scaling == "none" or self.positions == "2d",
+            f"rope_scaling: {self.rope_scaling!r} needs positions='2d', got positions={self.positions!r}",
+        )
         choose("prefix_rotation", self.prefix_rotation, ("zero", "identity"))
         choose("class_position", self.class_position, ("first", "last"))
         choose("qk_norm", self.qk_norm, ("none", "per_head", "full"))

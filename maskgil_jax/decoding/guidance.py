@@ -10,6 +10,8 @@ import numpy as np
 
 from maskgil_jax.config import ConfigError, DecodeConfig
 
+_TIE = 1e-9  # far above float64 rounding, far below the distance of two steps
+
 
 def progress(steps: int) -> np.ndarray:
     """Where each step stands between the first (0) and the last (1), float64 (steps,); a single step is the last."""
@@ -17,14 +19,32 @@ def progress(steps: int) -> np.ndarray:
 
 
 def guidance_scales(cfg: DecodeConfig) -> np.ndarray:
-    """The scale s of `uncond + s * (cond - uncond)` at each step, float32 (steps,).
+    """The scale s of `uncond + s * (cond - uncond)` at each step i of T, float32 (steps,).
 
-    `constant`: `cfg.guidance` throughout (paper 4.2). `linear`: from 1 at the first step to `1 + cfg.guidance` at the
-    last (the published code, whose weights `(1 + w) cond - w uncond` are the same thing with s = 1 + w).
+    With g = `cfg.guidance` and p = i / (T - 1):
+    `constant`: g throughout (paper 4.2).
+    `linear`: 1 + g p, so 1 + g at the last step (the published code, whose weights `(1 + w) cond - w uncond` are the same
+    thing with s = 1 + w; Muse increases it linearly too).
+    `cosine`: 1 + (g - 1) (1 - cos(pi p)) / 2, from 1 to g, flat at both ends.
+    `power-cosine`: 1 + (g - 1) (1 - cos(pi (i / T)^a)) / 2 with a = `cfg.guidance_power` (MDT, as used by 1d-tokenizer; their
+    i / T falls short of 1, so the last scale falls short of g).
+    `interval`: g where `guidance_from <= (i + 1) / T <= guidance_to`, else 1 (eMIGM, whose time runs the other way:
+    its (t_min, t_max) is `(1 - guidance_to, 1 - guidance_from)`).
     """
+    gain, index = cfg.guidance - 1.0, np.arange(cfg.steps)
     if cfg.guidance_ramp == "constant":
-        return np.full(cfg.steps, cfg.guidance, np.float32)
-    return (1.0 + cfg.guidance * progress(cfg.steps)).astype(np.float32)
+        scales = np.full(cfg.steps, cfg.guidance)
+    elif cfg.guidance_ramp == "linear":
+        scales = 1.0 + cfg.guidance * progress(cfg.steps)
+    elif cfg.guidance_ramp == "cosine":
+        scales = 1.0 + gain * (1.0 - np.cos(np.pi * progress(cfg.steps))) / 2
+    elif cfg.guidance_ramp == "power-cosine":
+        scales = 1.0 + gain * (1.0 - np.cos(np.pi * (index / cfg.steps) ** cfg.guidance_power)) / 2
+    else:
+        done = (index + 1) / cfg.steps
+        inside = (done >= cfg.guidance_from - _TIE) & (done <= cfg.guidance_to + _TIE)
+        scales = np.where(inside, cfg.guidance, 1.0)
+    return scales.astype(np.float32)
 
 
 def guided_runs(scales: np.ndarray) -> list[tuple[int, int, bool]]:
@@ -39,20 +59,22 @@ def mix(cond, uncond, scale):
     return uncond + scale * (cond - uncond)
 
 
-def guided_logits(generator, tokens_bl, condition, scale, grid: tuple[int, int]):
+def guided_logits(generator, tokens_bl, condition, scale, grid: tuple[int, int], at_bm=None):
     """Logits float32 (b, l, v) of one network call; with a `scale` other than None both branches share a batch of 2b.
 
-    The two rows of an image are neighbours, so a batch sharded over devices keeps each image's branches together.
+    The two rows of an image are neighbours, so a batch sharded over devices keeps each image's branches together. With
+    positions `at_bm` int (b, m) the logits are those of these positions only, (b, m, v).
 
     Raises:
-      ConfigError: the generator's logits are not (rows, l, codebook_size).
+      ConfigError: the generator's logits are not (rows, positions, codebook_size).
     """
     if scale is None:
-        return _call(generator, tokens_bl, condition, grid)
+        return _call(generator, tokens_bl, condition, grid, at_bm)
     pairs = jax.tree.map(_pair, condition, generator.null_condition(condition))
-    logits_xlv = _call(generator, _pair(tokens_bl, tokens_bl), pairs, grid)
-    logits_b2lv = logits_xlv.reshape(-1, 2, *logits_xlv.shape[1:])
-    return mix(logits_b2lv[:, 0], logits_b2lv[:, 1], scale)
+    at_xm = None if at_bm is None else _pair(at_bm, at_bm)
+    logits_xmv = _call(generator, _pair(tokens_bl, tokens_bl), pairs, grid, at_xm)
+    logits_b2mv = logits_xmv.reshape(-1, 2, *logits_xmv.shape[1:])
+    return mix(logits_b2mv[:, 0], logits_b2mv[:, 1], scale)
 
 
 def _pair(cond, uncond):
@@ -60,9 +82,15 @@ def _pair(cond, uncond):
     return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])
 
 
-def _call(generator, tokens_xl, condition, grid):
-    logits_xlv = generator(tokens_xl, condition, grid=grid)
-    expected = (*tokens_xl.shape, generator.cfg.codebook_size)
-    if logits_xlv.shape != expected:
-        raise ConfigError(f"generator: expected logits of shape {expected} (rows, tokens, codes), got {logits_xlv.shape}")
-    return logits_xlv.astype(jnp.float32)
+def _call(generator, tokens_xl, condition, grid, at_xm):
+    codes = generator.cfg.codebook_size
+    if at_xm is None:
+        logits_xmv = generator(tokens_xl, condition, grid=grid)
+    else:
+        hidden_xld = generator.hidden(tokens_xl, condition, grid=grid)
+        hidden_xmd = jnp.take_along_axis(hidden_xld, at_xm[..., None], axis=1)
+        logits_xmv = generator.logits(hidden_xmd, at_xm)[..., :codes]
+    expected = (*(tokens_xl if at_xm is None else at_xm).shape, codes)
+    if logits_xmv.shape != expected:
+        raise ConfigError(f"generator: expected logits of shape {expected} (rows, tokens, codes), got {logits_xmv.shape}")
+    return logits_xmv.astype(jnp.float32)

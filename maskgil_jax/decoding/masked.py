@@ -1,25 +1,37 @@
 """Iterative masked decoding (paper 4.2): the whole loop is one compiled program.
 
 Each step predicts every masked token, draws a code for each, scores the draws, and reveals as many as the plan says;
-a token that is given or revealed never changes again.
+a token that is given never changes, one that is revealed only where `remask` asks for it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from maskgil_jax.config import ConfigError, DecodeConfig, require
 from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress
-from maskgil_jax.decoding.sampling import draw, image_keys, typed_key
-from maskgil_jax.schedules import reveal_counts
+from maskgil_jax.decoding.orders import queue_scores
+from maskgil_jax.decoding.sampling import draw, image_keys, temperatures, typed_key
+from maskgil_jax.schedules import most_left, remask_counts, reveal_counts
 
 
-def decode(generator, condition, key, cfg: DecodeConfig, tokens_bl=None, grid: tuple[int, int] | None = None):
+def decode(
+    generator,
+    condition,
+    key,
+    cfg: DecodeConfig,
+    tokens_bl=None,
+    grid: tuple[int, int] | None = None,
+    on_step: Callable[[int, jax.Array], Any] | None = None,
+):
     """Fills the masked tokens of a batch of canvases in `cfg.steps` network calls.
 
     Compiled once per configuration, grid and batch shape; new labels, keys or weights reuse the program. An image
@@ -27,28 +39,43 @@ def decode(generator, condition, key, cfg: DecodeConfig, tokens_bl=None, grid: t
 
     Args:
       generator: a pytree with `generator(tokens_bl, condition, grid=(h, w)) -> logits_blv`, `null_condition(condition)`
-        and `cfg.codebook_size`, `cfg.mask_id`, `cfg.grid`.
+        and `cfg.codebook_size`, `cfg.mask_id`, `cfg.grid`. If it also has `hidden(tokens_bl, condition, grid=) -> (b, l, d)`
+        and `logits(hidden_bmd, at_bm) -> (b, m, v)`, an unrolled loop asks for logits only where tokens may be masked.
       condition: pytree of arrays with a leading batch axis (`models.condition`).
       key: one key, from which image i gets `fold_in(key, i)`, or an array of b keys, one per image.
       cfg: how to sample; static.
       tokens_bl: int (b, h * w) in raster order, `mask_id` where a token is to be made, any number of them per image.
         Default: everything masked.
       grid: (rows, columns) of the canvas. Default: the generator's training grid.
+      on_step: called as `on_step(step, tokens_bl)` after each step, 1 to `cfg.steps`, with the canvas so far. The host then
+        starts every step by itself, with one compiled program for all of them.
 
     Returns:
       int32 (b, h * w) without `mask_id`.
 
     Raises:
-      ValueError: sizes of condition, key, tokens and grid do not belong together.
+      ValueError: sizes of condition, key, tokens and grid do not belong together; `on_step` inside a jitted function.
     """
     grid = _check(generator, condition, key, tokens_bl, grid)
-    return _decode(generator, condition, key, tokens_bl, cfg, grid, trajectory=False)
+    canvas_bl = _start(generator, condition, tokens_bl, grid)
+    steps = functools.partial(_decode, generator, condition, key, tokens_bl, cfg=cfg, grid=grid, trajectory=False)
+    if on_step is None:
+        return steps(canvas_bl, None)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((generator, condition, key, canvas_bl)))
+    require(not traced, "on_step: is called from the host, so decode must not stand inside a jitted function")
+    layout = canvas_bl.sharding
+    for i in range(cfg.steps):
+        # Back in the layout of the first canvas, so that every step finds the program that is there already.
+        canvas_bl = jax.device_put(steps(canvas_bl, _span(i, i + 1)), layout)
+        on_step(i + 1, canvas_bl)
+    return canvas_bl
 
 
 def decode_steps(generator, condition, key, cfg: DecodeConfig, tokens_bl=None, grid: tuple[int, int] | None = None):
     """As `decode`, but returns the canvas after every step: int32 (steps, b, h * w), `mask_id` where still masked."""
     grid = _check(generator, condition, key, tokens_bl, grid)
-    return _decode(generator, condition, key, tokens_bl, cfg, grid, trajectory=True)
+    canvas_bl = _start(generator, condition, tokens_bl, grid)
+    return _decode(generator, condition, key, tokens_bl, canvas_bl, None, cfg=cfg, grid=grid, trajectory=True)
 
 
 def confidence(logits_blv, picks_bl, noise_bl=None, weight=0.0):
@@ -61,25 +88,29 @@ def confidence(logits_blv, picks_bl, noise_bl=None, weight=0.0):
     return log_prob_bl if noise_bl is None else log_prob_bl + weight * noise_bl
 
 
-def reveal(tokens_bl, picks_bl, scores_bl, count_b, mask_id: int):
-    """Puts the `count_b` best-scored picks of each image in place of masks (all masks if there are fewer).
+def best(allowed_bl, scores_bl, count_b):
+    """The `count_b` best-scored of each image's allowed places (all of them if there are fewer): bool (b, l).
 
-    Equal scores go to the earlier position, so exactly `count_b` tokens change; others stay as they are.
+    Equal scores go to the earlier position, so exactly `count_b` are true.
     """
-    masked_bl = tokens_bl == mask_id
     # Broken weights give NaN; ranking it last keeps the promise that the last step leaves no mask.
-    scores_bl = jnp.where(masked_bl & ~jnp.isnan(scores_bl), scores_bl, -jnp.inf)
-    last_b1 = jnp.clip(count_b - 1, 0, tokens_bl.shape[1] - 1)[:, None]
+    scores_bl = jnp.where(allowed_bl & ~jnp.isnan(scores_bl), scores_bl, -jnp.inf)
+    last_b1 = jnp.clip(count_b - 1, 0, scores_bl.shape[1] - 1)[:, None]
     threshold_b1 = -jnp.take_along_axis(jnp.sort(-scores_bl, axis=-1), last_b1, axis=-1)
     above_bl = scores_bl > threshold_b1
-    tied_bl = masked_bl & (scores_bl == threshold_b1)
+    tied_bl = allowed_bl & (scores_bl == threshold_b1)
     room_b1 = count_b[:, None] - above_bl.sum(axis=-1, keepdims=True)
-    chosen_bl = above_bl | (tied_bl & (jnp.cumsum(tied_bl, axis=-1) <= room_b1))
-    return jnp.where(chosen_bl, picks_bl, tokens_bl)
+    return above_bl | (tied_bl & (jnp.cumsum(tied_bl, axis=-1) <= room_b1))
+
+
+def reveal(tokens_bl, picks_bl, scores_bl, count_b, mask_id: int):
+    """Puts the `count_b` best-scored picks of each image in place of masks (`best`); other tokens stay as they are."""
+    return jnp.where(best(tokens_bl == mask_id, scores_bl, count_b), picks_bl, tokens_bl)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "trajectory"))
-def _decode(generator, condition, key, tokens_bl, cfg: DecodeConfig, grid, trajectory: bool):
+def _decode(generator, condition, key, tokens_bl, canvas_bl, span, *, cfg: DecodeConfig, grid, trajectory: bool):
+    """Steps span[0] to span[1] (None: all) on `canvas_bl`, which began as `tokens_bl` (None: everything masked)."""
     b, l, mask_id = _batch(condition), math.prod(grid), generator.cfg.mask_id
     if tokens_bl is None:
         tokens_bl = jnp.full((b, l), mask_id, jnp.int32)
@@ -87,46 +118,113 @@ def _decode(generator, condition, key, tokens_bl, cfg: DecodeConfig, grid, traje
     else:
         tokens_bl = tokens_bl.astype(jnp.int32)
         counts_bt = reveal_counts(cfg.plan, cfg.schedule, cfg.steps, (tokens_bl == mask_id).sum(axis=-1), max_masked=l)
-    return fill(generator, condition, image_keys(key, b), tokens_bl, counts_bt, cfg, grid, trajectory)
+    left_t = most_left(cfg.plan, cfg.schedule, cfg.steps, l)
+    part = Part(canvas_bl.astype(jnp.int32), span, left_t)
+    return fill(generator, condition, image_keys(key, b), tokens_bl, counts_bt, cfg, grid, trajectory, part)
 
 
-def fill(generator, condition, key_b, tokens_bl, counts_bt, cfg: DecodeConfig, grid: tuple[int, int], trajectory: bool = False):
+class Part(NamedTuple):
+    """A stretch of the loop: the canvas it begins with, its first step and its end, and `schedules.most_left` of the plan.
+
+    A span is an array, so that every part is the same program; None stands for all steps, a loop of fixed length.
+    """
+
+    canvas_bl: jax.Array
+    span: Any
+    left_t: np.ndarray
+
+
+def fill(
+    generator,
+    condition,
+    key_b,
+    tokens_bl,
+    counts_bt,
+    cfg: DecodeConfig,
+    grid: tuple[int, int],
+    trajectory: bool = False,
+    part: Part | None = None,
+):
     """The loop itself, to be called under jit: reveals `counts_bt[:, i]` tokens (b, steps) of each image at step i.
 
-    Returns the last canvas, or with `trajectory` the canvas after every step (steps, b, l).
+    With `cfg.remask` that is the number on balance: what is hidden again is revealed on top. Returns the last canvas, or
+    with `trajectory` the canvas after every step (steps, b, l). `part`: only some of the steps; default all.
     """
-    mask_id, scales = generator.cfg.mask_id, guidance_scales(cfg)
-    folded = jax.vmap(jax.random.fold_in, (0, None))
+    mask_id, scales, heat = generator.cfg.mask_id, guidance_scales(cfg), temperatures(cfg)
+    l, folded = tokens_bl.shape[1], jax.vmap(jax.random.fold_in, (0, None))
+    queue_bl = None
+    if cfg.order not in ("confidence", "random"):
+        queue_bl = queue_scores(cfg.order, folded(key_b, 3 * cfg.steps), grid)
+    if cfg.remask is not None:
+        made_here_bl = tokens_bl == mask_id
+        again_bt = remask_counts(cfg.remask, cfg.remask_eta, counts_bt, l)
+        counts_bt = counts_bt + again_bt
 
-    def step(i, carry, guided: bool):
+    def step(i, carry, guided: bool, left: int = l):
         tokens_bl, canvases = carry
         scale = jnp.asarray(scales)[i] if guided else None
-        logits_blv = guided_logits(generator, tokens_bl, condition, scale, grid)
+        at_bm = jnp.argsort(tokens_bl != mask_id, axis=-1, stable=True)[:, :left] if left < l else None
+        logits_bmv = guided_logits(generator, tokens_bl, condition, scale, grid, at_bm)
         if cfg.temperature > 0:
-            logits_blv = logits_blv / cfg.temperature
-        picks_bl = draw(folded(key_b, 2 * i), logits_blv, cfg)
-        scores_bl = _scores(folded(key_b, 2 * i + 1), logits_blv, picks_bl, i, cfg)
-        tokens_bl = reveal(tokens_bl, picks_bl, scores_bl, counts_bt[:, i], mask_id)
-        return tokens_bl, (canvases.at[i].set(tokens_bl) if trajectory else None)
+            logits_bmv = logits_bmv / (cfg.temperature if cfg.temperature_end is None else jnp.asarray(heat)[i])
+        picks_bm = draw(folded(key_b, 2 * i), logits_bmv, cfg, l, at_bm)
+        scores_bl = queue_bl
+        if cfg.order == "confidence":
+            scores_bl = _spread(confidence(logits_bmv, picks_bm), at_bm, l)
+        scores_bl = _with_noise(folded(key_b, 2 * i + 1), scores_bl, l, i, cfg)
+        after_bl = reveal(tokens_bl, _spread(picks_bm, at_bm, l), scores_bl, counts_bt[:, i], mask_id)
+        if cfg.remask is not None:
+            chance_bl = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(folded(key_b, 2 * cfg.steps + i))
+            hidden_bl = best(made_here_bl & (tokens_bl != mask_id), chance_bl, again_bt[:, i])
+            after_bl = jnp.where(hidden_bl, mask_id, after_bl)
+        return after_bl, (canvases.at[i].set(after_bl) if trajectory else None)
 
-    carry = (tokens_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None)
-    for first, end, guided in guided_runs(scales):
-        carry = jax.lax.fori_loop(first, end, functools.partial(step, guided=guided), carry)
+    canvas_bl, span = (tokens_bl, None) if part is None else (part.canvas_bl, part.span)
+    carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None)
+    for start, stop, guided in guided_runs(scales):
+        if cfg.loop == "fori":
+            low, high = (start, stop) if span is None else jnp.clip(span, start, stop)
+            carry = jax.lax.fori_loop(low, high, functools.partial(step, guided=guided), carry)
+            continue
+        for i in range(start, stop):
+            left = max(1, int(part.left_t[i])) if part is not None and hasattr(generator, "hidden") else l
+            now = functools.partial(step, i, guided=guided, left=left)
+            carry = now(carry) if span is None else jax.lax.cond((span[0] <= i) & (i < span[1]), now, lambda c: c, carry)
     return carry[1] if trajectory else carry[0]
 
 
-def _scores(key_b, logits_blv, picks_bl, i, cfg: DecodeConfig):
-    """Float32 (b, l): the higher, the sooner a token is revealed."""
-    b, l = picks_bl.shape
-    if cfg.order == "raster":
-        return jnp.tile(-jnp.arange(l, dtype=jnp.float32), (b, 1))
+def _spread(values_bm, at_bm, length: int):
+    """(b, m) values at positions `at_bm` -> (b, length), 0 elsewhere; with None they are complete already."""
+    if at_bm is None:
+        return values_bm
+    empty_bl = jnp.zeros((len(values_bm), length), values_bm.dtype)
+    return jnp.put_along_axis(empty_bl, at_bm, values_bm, axis=-1, inplace=False)
+
+
+def _with_noise(key_b, scores_bl, length: int, i, cfg: DecodeConfig):
+    """Float32 (b, l), the higher, the sooner a token is revealed: what the order says, and what chance adds."""
     if cfg.order == "random":
-        return jax.vmap(lambda key: jax.random.uniform(key, (l,)))(key_b)
+        return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(key_b)
     weights = (cfg.choice_temperature * (1 - progress(cfg.steps))).astype(np.float32)
-    if not weights.any():
-        return confidence(logits_blv, picks_bl)
-    noise_bl = jax.vmap(lambda key: jax.random.gumbel(key, (l,)))(key_b)
-    return confidence(logits_blv, picks_bl, noise_bl, jnp.asarray(weights)[i])
+    if cfg.order != "confidence" or not weights.any():
+        return scores_bl
+    return scores_bl + jnp.asarray(weights)[i] * jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(key_b)
+
+
+def _start(generator, condition, tokens_bl, grid):
+    """The canvas before the first step: the given one, or a masked one on the devices of the condition."""
+    if tokens_bl is not None:
+        return jnp.asarray(tokens_bl, jnp.int32)
+    leaf = jax.tree.leaves(condition)[0]
+    canvas_bl = jnp.full((leaf.shape[0], math.prod(grid)), generator.cfg.mask_id, jnp.int32)
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(getattr(leaf, "sharding", None), NamedSharding):
+        return canvas_bl
+    return jax.device_put(canvas_bl, NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[:1])))
+
+
+def _span(first: int, end: int):
+    """Bounds of the loop as an argument of the program: any part of it is the same program."""
+    return jax.device_put(np.array([first, end], np.int32))
 
 
 def _batch(condition) -> int:
@@ -137,6 +235,8 @@ def _check(generator, condition, key, tokens_bl, grid) -> tuple[int, int]:
     """Compares the sizes of all inputs before anything is traced; returns the grid as a tuple."""
     grid = tuple(int(side) for side in (generator.cfg.grid if grid is None else grid))
     require(len(grid) == 2 and min(grid) >= 1, f"grid: expected (rows, columns), both at least 1, got {grid}")
+    causal = getattr(generator.cfg, "causal", False)
+    require(not causal, "generator: is causal, trained to write one token after the other: see decoding.causal")
     sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(condition)}
     if len(sizes) != 1 or sizes in ({()}, {(0,)}):
         raise ConfigError(f"condition: expected arrays with one common batch size of at least 1, got leading sizes {sizes}")

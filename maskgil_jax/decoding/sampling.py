@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskgil_jax.config import DecodeConfig
+from maskgil_jax.decoding.guidance import progress
 
 _BLOCK = 128  # codes per block of the two-level inverse CDF
 _ONE_BITS = 0x3F800000  # float32 1.0 as an integer
@@ -22,40 +26,55 @@ def typed_key(key):
     return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
-def draw(key_b, logits_blv, cfg: DecodeConfig):
-    """Codes int32 (b, l) from softmax(logits) after top-k and top-p, or the most likely ones if `cfg.temperature` is 0."""
+def temperatures(cfg: DecodeConfig) -> np.ndarray:
+    """What the logits are divided by at each step, float32 (steps,): on a straight line to `temperature_end` if given."""
+    end = cfg.temperature if cfg.temperature_end is None else cfg.temperature_end
+    return (cfg.temperature + (end - cfg.temperature) * progress(cfg.steps)).astype(np.float32)
+
+
+def draw(key_b, logits_bmv, cfg: DecodeConfig, length: int | None = None, at_bm=None):
+    """Codes int32 (b, m) from softmax(logits) after top-k and top-p, or the most likely ones if `cfg.temperature` is 0.
+
+    With `at_bm` the logits are those of these positions out of `length`; each gets the random numbers of its position, so
+    it makes no difference to a position which others are asked for.
+    """
     if cfg.temperature == 0:
-        return jnp.argmax(logits_blv, axis=-1)
-    logits_blv = keep_likely(logits_blv, cfg.top_k, cfg.top_p)
+        return jnp.argmax(logits_bmv, axis=-1)
+    logits_bmv = keep_likely(logits_bmv, cfg.top_k, cfg.top_p)
+    gumbel, inverse = (functools.partial(law, length=length, at_bm=at_bm) for law in (draw_gumbel, draw_inverse))
     if cfg.draw == "gumbel":
-        return draw_gumbel(key_b, logits_blv)
+        return gumbel(key_b, logits_bmv)
     if cfg.draw == "inverse":
-        return draw_inverse(key_b, logits_blv)
+        return inverse(key_b, logits_bmv)
     # Random bits are the cost of the Gumbel draw on a CPU (one per code); accelerators make them for next to nothing.
-    return jax.lax.platform_dependent(key_b, logits_blv, cpu=draw_inverse, default=draw_gumbel)
+    return jax.lax.platform_dependent(key_b, logits_bmv, cpu=inverse, default=gumbel)
 
 
-def draw_gumbel(key_b, logits_blv):
+def draw_gumbel(key_b, logits_bmv, length: int | None = None, at_bm=None):
     """One sample per position by Gumbel-max: a random number for every code."""
-    noise_blv = jax.vmap(lambda key: jax.random.gumbel(key, logits_blv.shape[1:]))(key_b)
-    return jnp.argmax(logits_blv + noise_blv, axis=-1)
+    _, m, v = logits_bmv.shape
+    noise_blv = jax.vmap(lambda key: jax.random.gumbel(key, (length or m, v)))(key_b)
+    noise_bmv = noise_blv if at_bm is None else jnp.take_along_axis(noise_blv, at_bm[..., None], axis=1)
+    return jnp.argmax(logits_bmv + noise_bmv, axis=-1)
 
 
-def draw_inverse(key_b, logits_blv):
+def draw_inverse(key_b, logits_bmv, length: int | None = None, at_bm=None):
     """One sample per position by inverse CDF: two random numbers, one for a block of codes and one for a code inside it.
 
     Summing whole blocks first needs one pass over the codes where a running sum over all of them needs many, and keeps
     the rounding of long float32 sums out of the law.
     """
-    b, l, v = logits_blv.shape
+    b, m, v = logits_bmv.shape
     blocks = -(-v // _BLOCK)
-    padded_blv = jnp.pad(logits_blv, ((0, 0), (0, 0), (0, blocks * _BLOCK - v)), constant_values=-jnp.inf)
-    weights_blv = jnp.exp(padded_blv - jnp.max(logits_blv, axis=-1, keepdims=True))
-    weights_blnk = weights_blv.reshape(b, l, blocks, _BLOCK)
-    uniform_b2l = jax.vmap(lambda key: jax.random.uniform(key, (2, l)))(key_b)
-    block_bl = _first_above(weights_blnk.sum(axis=-1), uniform_b2l[:, 0])
-    chosen_blk = jnp.take_along_axis(weights_blnk, block_bl[..., None, None], axis=2)[:, :, 0]
-    return block_bl * _BLOCK + _first_above(chosen_blk, uniform_b2l[:, 1])
+    padded_bmv = jnp.pad(logits_bmv, ((0, 0), (0, 0), (0, blocks * _BLOCK - v)), constant_values=-jnp.inf)
+    weights_bmv = jnp.exp(padded_bmv - jnp.max(logits_bmv, axis=-1, keepdims=True))
+    weights_bmnk = weights_bmv.reshape(b, m, blocks, _BLOCK)
+    uniform_b2m = jax.vmap(lambda key: jax.random.uniform(key, (2, length or m)))(key_b)
+    if at_bm is not None:
+        uniform_b2m = jnp.take_along_axis(uniform_b2m, at_bm[:, None], axis=2)
+    block_bm = _first_above(weights_bmnk.sum(axis=-1), uniform_b2m[:, 0])
+    chosen_bmk = jnp.take_along_axis(weights_bmnk, block_bm[..., None, None], axis=2)[:, :, 0]
+    return block_bm * _BLOCK + _first_above(chosen_bmk, uniform_b2m[:, 1])
 
 
 def _first_above(weights_bln, uniform_bl):

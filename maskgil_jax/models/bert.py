@@ -108,14 +108,19 @@ class Bert(nnx.Module):
         x = self.head_norm(jax.nn.gelu(self.last_linear(self.last_norm(x)), approximate=False))
         return x[:, 1:] if cfg.class_position == "first" else x[:, :-1]
 
-    def logits(self, hidden_bld: jax.Array) -> jax.Array:
-        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`."""
+    def logits(self, hidden_bld: jax.Array, at_bl: jax.Array | None = None) -> jax.Array:
+        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`.
+
+        `at_bl`: which positions the states are of, if not all (every position has its own bias).
+        """
         cfg = self.cfg
         classes, count = cfg.codebook_size + cfg.mask_logit, hidden_bld.shape[1]
         table = self.tokens.embedding[:classes].astype(cfg.dtype)
         start = 1 if cfg.class_position == "first" else 0
-        bias_lv = self.head_bias[start : start + count, :classes]
-        return jnp.einsum("bld,vd->blv", hidden_bld, table).astype(jnp.float32) + bias_lv[None]
+        bias_blv = (
+            self.head_bias[start : start + count, :classes][None] if at_bl is None else self.head_bias[start + at_bl, :classes]
+        )
+        return jnp.einsum("bld,vd->blv", hidden_bld, table).astype(jnp.float32) + bias_blv
 
     def __call__(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None

@@ -173,8 +173,11 @@ class Llama(nnx.Module):
         )
         return self.norm(x[:, start : start + count])
 
-    def logits(self, hidden_bld: jax.Array) -> jax.Array:
-        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`."""
+    def logits(self, hidden_bld: jax.Array, at_bl: jax.Array | None = None) -> jax.Array:
+        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`.
+
+        `at_bl`: which positions the states are of, if not all; every position has the same head here.
+        """
         return self.head(hidden_bld).astype(jnp.float32)
 
     def __call__(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
@@ -239,6 +242,8 @@ class Llama(nnx.Module):
             prefix=cfg.prefix_tokens,
             prefix_rotation=cfg.prefix_rotation,
             class_position=cfg.class_position,
+            trained=cfg.grid,
+            scaling=cfg.rope_scaling,
         )
 
 

@@ -9,36 +9,80 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskgil_jax.config import ConfigError
 
-def angles_1d(count: int, head_dim: int, base: float) -> np.ndarray:
-    """Angles (count, head_dim / 2): position p times base^(-2k / head_dim)."""
+
+def angles_1d(count: int, head_dim: int, base: float, trained: int | None = None, scaling: str = "none") -> np.ndarray:
+    """Angles (count, head_dim / 2): position p times base^(-2k / head_dim).
+
+    `trained` and `scaling` bring a side longer than the trained one back to angles the network knows, with r = count / trained:
+    "none": nothing; far positions turn by angles never seen in training.
+    "interpolate": positions are divided by r, so the whole side spans the trained angles and neighbours stand closer
+    (position interpolation, 2306.15595).
+    "ntk": the base grows to base * r^(d / (d - 2)), which slows the slowest pair by r exactly and leaves the fastest as it
+    is: neighbours stay apart, far positions stay within the trained range ("NTK-aware" scaling).
+    A side up to the trained one is left as it is: all its angles are known.
+    """
+    ratio = max(1.0, count / trained) if trained else 1.0
+    positions = np.arange(count, dtype=np.float64)
+    if scaling == "interpolate":
+        positions = positions / ratio
+    elif scaling == "ntk" and head_dim > 2:  # with one pair, the fastest is all there is
+        base = base * ratio ** (head_dim / (head_dim - 2))
     frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    return np.arange(count, dtype=np.float64)[:, None] * frequencies[None]
+    return positions[:, None] * frequencies[None]
 
 
-def angles_2d(grid: tuple[int, int], head_dim: int, base: float) -> np.ndarray:
-    """Angles (rows * columns, head_dim / 2), raster order: the first half of the pairs turns by row, the second by column."""
+def angles_2d(
+    grid: tuple[int, int], head_dim: int, base: float, trained: tuple[int, int] | None = None, scaling: str = "none"
+) -> np.ndarray:
+    """Angles (rows * columns, head_dim / 2), raster order: the first half of the pairs turns by row, the second by column.
+
+    Rows and columns are scaled each by its own ratio (`angles_1d`), so 16x32 keeps the rows of 16x16 as they are.
+    """
     rows, columns = grid
-    row = np.repeat(angles_1d(rows, head_dim // 2, base), columns, axis=0)
-    column = np.tile(angles_1d(columns, head_dim // 2, base), (rows, 1))
+    trained_rows, trained_columns = trained or grid
+    row = np.repeat(angles_1d(rows, head_dim // 2, base, trained_rows, scaling), columns, axis=0)
+    column = np.tile(angles_1d(columns, head_dim // 2, base, trained_columns, scaling), (rows, 1))
     return np.concatenate([row, column], axis=1)
 
 
 def rotation_table(
-    grid: tuple[int, int], head_dim: int, base: float, *, positions: str, prefix: int, prefix_rotation: str, class_position: str
+    grid: tuple[int, int],
+    head_dim: int,
+    base: float,
+    *,
+    positions: str,
+    prefix: int,
+    prefix_rotation: str,
+    class_position: str,
+    trained: tuple[int, int] | None = None,
+    scaling: str = "none",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(cos, sin), each float32 (tokens + prefix, head_dim / 2), in the order of the sequence.
 
     Prefix rows are either the identity or, as in LlamaGen, cos = sin = 0: queries and keys vanish there, so the
     prefix is attended with logit 0 whatever it holds. `positions="1d_shifted"` is the published MaskGIL code: its zero row
     stands first although its class token stands last: token 0 vanishes, token i turns by i - 1, the class by the last angle.
+
+    `trained`: the training canvas, if not `grid`; `scaling`: see `angles_1d`.
+
+    Raises:
+      ConfigError: one-dimensional positions and a canvas other than the trained one. A token's angle is its number in
+        raster order there: with other columns, the same angle would be another place, and with other rows the class another.
     """
     tokens = grid[0] * grid[1]
     if positions == "1d_shifted":
+        known = tuple(trained or grid)
+        if known != tuple(grid):
+            raise ConfigError(
+                f"grid: positions='1d_shifted' number the tokens of {known} canvases, got {tuple(grid)}; "
+                "use a Llama with 2-D positions"
+            )
         angles = angles_1d(tokens + prefix - 1, head_dim, base)
         prefix, class_position = 1, "first"
     else:
-        angles = angles_2d(grid, head_dim, base)
+        angles = angles_2d(grid, head_dim, base, trained, scaling)
     cos, sin = np.cos(angles), np.sin(angles)
     cos_prefix = np.full((prefix, head_dim // 2), 0.0 if prefix_rotation == "zero" else 1.0)
     parts = [(cos_prefix, cos), (np.zeros_like(cos_prefix), sin)]

@@ -1,0 +1,208 @@
+"""What masked decoding promises whatever the options are, and the plain-Python twin for every one of them."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decode_twin import CODES, GRID, HASTY, LENGTH, Headed, Stub, batch, draws, hasty, twin  # noqa: F401
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from maskgil_jax.config import ORDERS, PLANS, REMASK_RULES, SCHEDULES, BertConfig, ConfigError, DecodeConfig, LlamaConfig
+from maskgil_jax.config.decoding import GUIDANCE_RAMPS
+from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
+from maskgil_jax.decoding.masked import decode, decode_steps, fill
+from maskgil_jax.decoding.orders import halton_ranks
+from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.params import build, create, params_of
+from maskgil_jax.schedules import most_left, remask_counts, reveal_counts
+
+TWINS = [
+    DecodeConfig(steps=5, guidance_ramp="cosine", order="halton", plan="gamma_ceil"),
+    DecodeConfig(
+        steps=4, guidance_ramp="power-cosine", guidance_power=1.5, order="halton_rolled", temperature=0.9, temperature_end=0.4
+    ),
+    DecodeConfig(
+        steps=5, guidance_ramp="interval", guidance_from=0.4, guidance_to=0.8, plan="gamma", remask="cap", remask_eta=0.3
+    ),
+    DecodeConfig(steps=6, order="random", plan="cumulative", guidance_ramp="linear", remask="rescale", remask_eta=0.5),
+    DecodeConfig(steps=4, order="raster", plan="gamma", guidance=1.0, remask="cap", remask_eta=1.0),
+    DecodeConfig(steps=3, temperature=0.5, temperature_end=2.0, top_k=4),
+]
+
+
+@pytest.mark.parametrize("cfg", TWINS, ids=lambda cfg: f"{cfg.order}-{cfg.guidance_ramp}-{cfg.remask}")
+def test_twin_agrees_with_both_loops(cfg):
+    labels, keys, tokens = batch()
+    noise = draws(keys, cfg.steps, LENGTH)
+    expected = twin(Stub(), labels, noise, cfg, tokens)
+    for loop in ("fori", "unrolled"):
+        now = dataclasses.replace(cfg, loop=loop, draw="gumbel")
+        out = decode(Headed(), ClassCondition(labels), jax.random.clone(keys), now, tokens)
+        np.testing.assert_array_equal(out, expected, err_msg=loop)
+
+
+# Every order, ramp and remasking rule, and (in the test) every plan and schedule; orders see no guidance and plans neither.
+MIXED = [
+    DecodeConfig(steps=6, order=order, guidance_ramp=ramp, remask=remask, remask_eta=0.4, guidance_from=0.5)
+    for order, ramp, remask in zip(ORDERS, GUIDANCE_RAMPS, (None, *REMASK_RULES, None, "cap"))
+]
+
+
+@pytest.mark.parametrize("cfg", MIXED, ids=lambda cfg: f"{cfg.order}-{cfg.guidance_ramp}-{cfg.remask}")
+def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
+    labels, keys, tokens = batch(b=6)
+    loop, start = jax.jit(fill, static_argnums=(5, 6, 7), compiler_options=HASTY), np.asarray(tokens)
+    assert (start == CODES).all(axis=1).any() and (start != CODES).all(axis=1).any()  # all masked, and none
+    for plan, schedule in itertools.product(PLANS, SCHEDULES):
+        counts = reveal_counts(plan, schedule, cfg.steps, (start == CODES).sum(axis=1))
+        again = remask_counts(cfg.remask, cfg.remask_eta, counts, LENGTH) if cfg.remask else np.zeros_like(counts)
+        canvases = loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID, True)
+        before = start
+        for i, canvas in enumerate(np.asarray(canvases)):
+            was, now = before == CODES, canvas == CODES
+            np.testing.assert_array_equal(canvas[start != CODES], start[start != CODES])
+            np.testing.assert_array_equal((was & ~now).sum(axis=1), counts[:, i] + again[:, i])
+            np.testing.assert_array_equal((~was & now).sum(axis=1), again[:, i])
+            kept = ~was & ~now
+            np.testing.assert_array_equal(canvas[kept], before[kept])
+            before = canvas
+        assert before.min() >= 0 and before.max() < CODES
+    assert cfg.remask is None or np.asarray(again).sum() > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12, 13, 64, 256])
+def test_any_number_of_steps_fills_every_canvas(steps):
+    labels, keys, tokens = batch(b=5)
+    cfg = DecodeConfig(steps=steps, order="halton", guidance=1.0, remask="rescale", remask_eta=0.5, loop="fori")
+    loop = jax.jit(fill, static_argnums=(5, 6), compiler_options=HASTY)
+    for plan in PLANS:
+        counts = reveal_counts(plan, "cosine", steps, (np.asarray(tokens) == CODES).sum(axis=1))
+        out = np.asarray(loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID))
+        assert out.min() >= 0 and out.max() < CODES
+        np.testing.assert_array_equal(out[tokens != CODES], tokens[tokens != CODES])
+
+
+@pytest.mark.parametrize("loop", ["fori", "unrolled"])
+def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
+    labels, keys, tokens = batch(b=8)
+    cfg = DecodeConfig(steps=3, order="halton_rolled", remask="cap", remask_eta=0.3, temperature_end=0.5, loop=loop)
+    clone = jax.random.clone
+    together = np.asarray(decode(Headed(), ClassCondition(labels), clone(keys), cfg, tokens))
+    for one in (slice(0, 1), slice(5, 6)):
+        alone = decode(Headed(), ClassCondition(labels[one]), clone(keys[one]), cfg, tokens[one])
+        np.testing.assert_array_equal(alone, together[one])
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    split = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))  # noqa: E731
+    seen = []
+    for canvas in (split(tokens), None):
+        whole = decode(Headed(), ClassCondition(labels), clone(keys), cfg, None if canvas is None else tokens)
+        watched = decode(
+            Headed(), ClassCondition(split(labels)), clone(keys), cfg, canvas, on_step=lambda i, x: seen.append((i, x))
+        )
+        assert len(watched.sharding.device_set) == 8
+        np.testing.assert_array_equal(watched, whole)
+    assert [i for i, _ in seen] == [1, 2, 3] * 2 and all(len(x.sharding.device_set) == 8 for _, x in seen)
+
+
+@pytest.mark.parametrize("loop, given", [("fori", True), ("fori", False), ("unrolled", False)])
+def test_watching_the_steps_changes_nothing_and_compiles_nothing(loop, given):
+    labels, keys, tokens = batch()
+    tokens, cfg = (tokens if given else None), DecodeConfig(steps=3, guidance_ramp="interval", guidance_from=0.5, loop=loop)
+    arguments = (Stub(), ClassCondition(labels))
+    out = decode(*arguments, jax.random.clone(keys), cfg, tokens)
+    traces, seen = Stub.traces, {}
+    watched = decode(*arguments, jax.random.clone(keys), cfg, tokens, on_step=seen.__setitem__)
+    assert Stub.traces == traces
+    np.testing.assert_array_equal(watched, out)
+    canvases = decode_steps(*arguments, jax.random.clone(keys), cfg, tokens)
+    np.testing.assert_array_equal(np.stack([seen[i] for i in range(1, 4)]), canvases)
+
+
+def test_steps_cannot_be_watched_from_inside_a_jitted_function():
+    labels, keys, _ = batch()
+    run = jax.jit(lambda key: decode(Stub(), ClassCondition(labels), key, DecodeConfig(), on_step=print))
+    with pytest.raises(ConfigError, match="on_step"):
+        run(keys)
+
+
+def test_an_unrolled_loop_asks_only_for_what_may_be_masked():
+    labels, keys, _ = batch()
+    cfg = DecodeConfig(steps=4, plan="gamma", schedule="cosine", guidance_ramp="linear", loop="unrolled", draw="inverse")
+    Headed.asked.clear()
+    out = decode(Headed(), ClassCondition(labels), jax.random.clone(keys), cfg)
+    assert Headed.asked == most_left("gamma", "cosine", 4, LENGTH)[1:].tolist() == [11, 8, 4]
+    fori = decode(Headed(), ClassCondition(labels), keys, dataclasses.replace(cfg, loop="fori"))
+    np.testing.assert_array_equal(out, fori)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_most_left_bounds_every_start(plan, schedule):
+    for steps in (1, 3, 8, 30):
+        bound = most_left(plan, schedule, steps, 24)
+        counts = np.stack([reveal_counts(plan, schedule, steps, n) for n in range(25)])
+        left = np.arange(25)[:, None] - np.cumsum(counts, axis=1) + counts
+        assert (left <= bound).all() and (left == bound).any(axis=0).all()
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48, mask_logit=True),
+        BertConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=1, heads=2, mlp_width=32, mask_logit=True),
+    ],
+    ids=lambda cfg: type(cfg).__name__,
+)
+def test_networks_make_the_same_tokens_in_both_loops(cfg):
+    params = params_of(create(cfg, jax.random.key(0)))
+    if isinstance(cfg, LlamaConfig):  # heads begin at zero, where every code is as likely
+        params["head"] = {"kernel": jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape) / 4}
+    else:
+        params["head_bias"] = jax.random.normal(jax.random.key(1), params["head_bias"].shape)
+    model, label = build(cfg, params), ClassCondition(jnp.arange(3, dtype=jnp.int32))
+    fori, unrolled = (
+        decode(model, label, jax.random.key(2), DecodeConfig(steps=3, plan="gamma", loop=loop)) for loop in ("fori", "unrolled")
+    )
+    np.testing.assert_array_equal(fori, unrolled)
+    assert len(np.unique(fori)) > 4
+
+
+def test_ramps_cost_a_second_branch_only_where_they_guide():
+    scales = lambda **options: guidance_scales(DecodeConfig(guidance=3.0, **options))  # noqa: E731
+    np.testing.assert_allclose(scales(steps=5, guidance_ramp="cosine"), 1 + np.array([0, 2 - 2**0.5, 2, 2 + 2**0.5, 4]) / 2)
+    power = scales(steps=4, guidance_ramp="power-cosine", guidance_power=1.0)
+    np.testing.assert_allclose(power, [1, 2 - 2**-0.5, 2, 2 + 2**-0.5], rtol=1e-6)
+    # eMIGM, 16 steps, guided while 0.15 < 1 - (i + 1) / 16 <= 0.35: steps 10 to 12 of 0..15.
+    window = scales(steps=16, guidance_ramp="interval", guidance_from=0.65, guidance_to=0.85)
+    assert np.flatnonzero(window == 3).tolist() == [10, 11, 12] and (np.delete(window, [10, 11, 12]) == 1).all()
+    assert guided_runs(window) == [(0, 10, False), (10, 13, True), (13, 16, False)]
+    assert guided_runs(scales(steps=8, guidance_ramp="interval")) == [(0, 8, True)]
+    for ramp in GUIDANCE_RAMPS:
+        assert guided_runs(guidance_scales(DecodeConfig(guidance=1.0, guidance_ramp=ramp))) == (
+            [(0, 8, False)] if ramp != "linear" else [(0, 1, False), (1, 8, True)]
+        )
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (3, 5), (16, 32), (24, 24), (64, 64)])
+def test_halton_order_covers_any_grid_and_spreads(grid):
+    ranks = halton_ranks(grid)
+    np.testing.assert_array_equal(np.sort(ranks), np.arange(grid[0] * grid[1]))
+    if min(grid) >= 16:  # any quarter of the canvas gets about a quarter of the first 64 tokens
+        early = (ranks < 64).reshape(2, grid[0] // 2, 2, grid[1] // 2).sum(axis=(1, 3))
+        assert early.min() >= 13 and early.max() <= 19, early
+
+
+def test_remasking_follows_remdm():
+    counts = np.array([[2, 3, 5], [0, 10, 0]])
+    assert remask_counts("cap", 0.5, counts).tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert remask_counts("cap", 1.0, counts).tolist() == [[0, 2, 0], [0, 0, 0]]
+    assert remask_counts("rescale", 0.5, np.array([[8, 1, 1]])).tolist() == [[0, 0, 0]]  # half of one left
+    assert remask_counts("rescale", 1.0, np.array([[8, 1, 1]])).tolist() == [[0, 1, 0]]
+    # 0.07 * 100 is 7.000000000000001 and 0.29 * 100 is 28.999999999999996 in floating point; both are whole.
+    for eta, expected in ((0.07, 7), (0.29, 29)):
+        assert remask_counts("cap", eta, np.array([[100, 50, 106]]))[0, 1] == expected
+    with pytest.raises(ConfigError, match="remask"):
+        remask_counts("loop", 0.5, counts)
