@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
             ema_decay=0.0,
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, dcn_data=1))
     config.decode = ConfigDict(
         dict(
             steps=8,
