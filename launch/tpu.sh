@@ -133,7 +133,7 @@ remove() {
 
 create() {
     local price=()
-    $spot && price=(--spot)
+    if $spot; then price=(--spot); fi
     if $queued; then
         act "${queue[@]}" create "$name" --node-id "$name" "${where[@]}" --accelerator-type "$type" --runtime-version "$runtime" \
             ${price[@]+"${price[@]}"}
@@ -145,15 +145,15 @@ create() {
 # Leaves a TPU that is ready: the one that is there, or a new one. What was taken away or failed is deleted first.
 have_tpu() {
     local found="" waiting=""
-    $dry_run && {
+    if $dry_run; then
         create
         return
-    }
+    fi
     while true; do
         found=$(state)
-        $queued && waiting=$(queue_state)
+        if $queued; then waiting=$(queue_state); fi
         case $found/$waiting in
-        READY/ | READY/ACTIVE) return ;;
+        READY/ | READY/ACTIVE) return 0 ;;
         PREEMPTED/* | TERMINATED/* | STOPPED/* | */FAILED | */SUSPENDED)
             say "$name is ${found:-gone} ${waiting:+($waiting)}: deleting it"
             remove
@@ -236,6 +236,6 @@ for ((attempt = 0; ; attempt++)); do
         exit "$code"
     }
     say "ended with code $code, $name is ${now:-gone}: again, from the last checkpoint in $workdir"
-    [[ $now == READY ]] && { on_all 'bash maskgil_jax/launch/worker.sh stop' || true; }
+    if [[ $now == READY ]]; then on_all 'bash maskgil_jax/launch/worker.sh stop' || true; fi
     sleep "$poll"
 done

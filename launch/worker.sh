@@ -48,6 +48,7 @@ start)
     # shellcheck disable=SC2016  # expanded by the inner shell
     setsid bash -c 'run=$1; shift; code=0; "$@" >>"$run/log" 2>&1 & echo $! >"$run/pid"; wait $! || code=$?; echo "$code" >"$run/code"' \
         worker "$run" bash "$here/worker.sh" run "$@" </dev/null >/dev/null 2>&1 &
+    until [[ -s $run/pid ]]; do sleep 0.1; done
     ;;
 follow)
     for _ in {1..50}; do

@@ -60,7 +60,7 @@ def initialize(
     _log.info("process %d of %d, coordinator %s", process_id, num_processes, coordinator)
 
 
-def _given(coordinator, num_processes, process_id) -> tuple[str, int, int, None] | None:
+def _given(coordinator, num_processes, process_id) -> tuple[str, int, int, list[int] | None] | None:
     """What flags or the environment say, checked; None if they say nothing."""
     values = dict(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
     for name, value in values.items():
@@ -104,7 +104,7 @@ def slurm(env) -> tuple[str, int, int, list[int] | None] | None:
 
 def _on_tpu() -> bool:
     """Whether this machine has TPU chips that JAX may use; asks no device."""
-    platforms = jax.config.jax_platforms or "tpu"
+    platforms = os.environ.get("JAX_PLATFORMS") or "tpu"
     return "tpu" in platforms and bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 

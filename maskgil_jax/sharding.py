@@ -35,9 +35,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1)
     within one slice, and the data axis is `dcn_data` times as long: only gradients cross the slow network.
     """
     sizes, count = [data, fsdp, tensor], jax.device_count()
-    require(
-        dcn_data >= 1 and count % dcn_data == 0, f"mesh: dcn_data={dcn_data} slices cannot share {count} devices equally"
-    )
+    require(dcn_data >= 1 and count % dcn_data == 0, f"mesh: dcn_data={dcn_data} slices cannot share {count} devices equally")
     count //= dcn_data
     require(sizes.count(-1) <= 1, f"mesh: only one axis may be -1, got {dict(zip(AXES, sizes, strict=True))}")
     require(all(s == -1 or s >= 1 for s in sizes), f"mesh: sizes must be positive, got {dict(zip(AXES, sizes, strict=True))}")

@@ -10,8 +10,12 @@ from maskgil_jax.commands.start import prepare_jax
 
 def add(command) -> None:
     sub = command("train", run, "Train what a run file describes; --config.x.y=z changes one of its options.", overrides=True)
-    sub.add_argument("--config", required=True, metavar="FILE", help="run file, e.g. configs/c2i_b.py")
-    sub.add_argument("--workdir", required=True, help="folder of the run; an interrupted run is continued (or gs://bucket/folder)")
+    sub.add_argument(
+        "--config", required=True, metavar="FILE", help="run file, e.g. configs/c2i_b.py or configs/study.py:llamagen-bi_llama"
+    )
+    sub.add_argument(
+        "--workdir", required=True, help="folder of the run; an interrupted run is continued (or gs://bucket/folder)"
+    )
     several = sub.add_argument_group("several processes", "found by themselves on TPU slices and under SLURM")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs; the same for all")
     several.add_argument("--num-processes", type=int, metavar="N", help="1: this machine alone, whatever it is part of")

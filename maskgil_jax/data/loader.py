@@ -109,7 +109,9 @@ def batches(
         stream = stream.random_map(transform) if random else stream.map(transform)
     if rows is not None:
         stream = grain.MapDataset.source(_OwnRows(stream, batch_size, rows))
-    steps = stream.batch(batch_size if rows is None else len(rows), drop_remainder=drop_remainder, batch_fn=_Stack(dtypes))[start_step:]
+    steps = stream.batch(batch_size if rows is None else len(rows), drop_remainder=drop_remainder, batch_fn=_Stack(dtypes))[
+        start_step:
+    ]
     return read_ahead(steps, num_workers)
 
 

@@ -155,9 +155,7 @@ def train(config, workdir) -> pathlib.Path:
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
     decode_cfg = from_dict(DecodeConfig, config.decode.to_dict(), "config.decode")
     mesh = open_mesh(config, objective.accumulate)
-    init_key, step_key, sample_key = (
-        place(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed), 3)
-    )
+    init_key, step_key, sample_key = (place(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed), 3))
 
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
