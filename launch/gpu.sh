@@ -7,7 +7,7 @@ usage() {
 usage: launch/gpu.sh [--dry-run] [--restarts N] --config FILE --workdir DIR [other options of `maskgil train`]
 
 Trains on all GPUs of this machine. The run is continued when it ends with code 75 (try later), 5 (a step hung) or 134 (another
-machine died, and JAX aborted), at most N times (default 3). SIGTERM and Ctrl-C are handed on to the training.
+machine died, and JAX aborted), at most N times (default 3). SIGTERM and Ctrl-C are handed on to the training as SIGTERM.
 
   --dry-run     print the environment and the command instead of running them
   --restarts N  how often to try again (default 3)
@@ -69,10 +69,9 @@ fi
 child="" stopped=false
 hand_on() {
     stopped=true
-    [[ -z $child ]] || kill -s "$1" "$child" 2>/dev/null || true
+    [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
-trap 'hand_on TERM' TERM
-trap 'hand_on INT' INT
+trap hand_on TERM INT # TERM for both: what a script starts in the background ignores INT
 for ((attempt = 0; ; attempt++)); do
     "${command[@]}" &
     child=$!

@@ -102,6 +102,22 @@ def test_slurm_puts_the_job_back(room, code, queued_again):
     assert elsewhere.returncode == 2 and "call sbatch from the root of the clone" in elsewhere.stderr
 
 
+def test_slurm_puts_a_job_back_that_ran_out_of_time(room):
+    (room / "bin" / "srun").write_text(
+        "#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 0' TERM\necho up\nwhile true; do sleep 0.1; done\n"
+    )
+    run = subprocess.Popen(
+        ["bash", str(LAUNCH / "slurm.sbatch"), "--config", "c", "--workdir", "w"],
+        env={**os.environ, "PATH": f"{room / 'bin'}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout.readline() == "up\n"
+    run.send_signal(signal.SIGTERM)
+    assert run.communicate(timeout=20)[0] == "saved\n" and run.returncode == 0
+    assert calls(room) == [["scontrol", "requeue", "7"]]
+
+
 def test_xpk_submits_one_workload(room):
     options = ["--cluster", "c", "--name", "n", "--zone", "z", "--type", "v5litepod-256", "--workdir", "gs://b/w x"]
     options += ["--config", "configs/c2i_b.py", "--slices", "2"]
