@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
             moment_dtype="float32",  # of the first moment; bfloat16 saves 2 bytes a parameter
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, dcn_data=1))
     config.decode = ConfigDict(
         dict(
             steps=8,

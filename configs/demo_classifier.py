@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
             ema_decay=0.995,
         )
     )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, dcn_data=1))
     config.checkpoint = ConfigDict(dict(every=1500, keep=1))
     config.log_every = 100
     config.sample_every = 0

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     )
     config.restart_after = 25  # steps a code may go unused before it is moved onto a latent of the batch; 0: never
     config.usage_window = 50  # steps over which codebook usage is counted
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, dcn_data=1))
     config.checkpoint = ConfigDict(dict(every=200, keep=1))
     config.log_every = 20
     config.sample_every = 200

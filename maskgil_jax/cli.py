@@ -1,7 +1,7 @@
 """The `maskgil` command: its sub-commands, and what an error becomes. Each sub-command is a module of `commands/`.
 
 Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard or a plan that does not fit, 4 no usable checkpoint,
-75 try later (disk full), 130 interrupted.
+75 try later (disk full, peers missing), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 def exit_code(error: Exception) -> int | None:
     """The exit code of an expected error; None for a bug, which deserves its traceback."""
     from maskgil_jax.checkpoints.training import CheckpointError
+    from maskgil_jax.distributed import CoordinatorTimeout
     from maskgil_jax.training.log import TrainingDiverged
 
     if isinstance(error, TrainingDiverged):
@@ -52,6 +53,8 @@ def exit_code(error: Exception) -> int | None:
         return 4
     if isinstance(error, ValueError):
         return 2
+    if isinstance(error, CoordinatorTimeout):
+        return 75
     if isinstance(error, OSError):
         return 75 if error.errno == 28 else 2
     return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,10 +28,16 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
-    """A mesh over all devices, or over `devices`; one of the sizes may be -1 and takes what is left. Their product must be
-    the device count."""
-    sizes, count = [data, fsdp, tensor], jax.device_count() if devices is None else len(devices)
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1, *, devices=None) -> Mesh:
+    """A mesh over all devices, or over `devices`; one of the sizes may be -1 and takes what is left. Their product must be the device count.
+
+    dcn_data: slices (or, where devices know no slices, processes) joined by a slow network. The other sizes are then those
+    within one slice, and the data axis is `dcn_data` times as long: only gradients cross the slow network.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes, count = [data, fsdp, tensor], len(devices)
+    require(dcn_data >= 1 and count % dcn_data == 0, f"mesh: dcn_data={dcn_data} slices cannot share {count} devices equally")
+    count //= dcn_data
     require(sizes.count(-1) <= 1, f"mesh: only one axis may be -1, got {dict(zip(AXES, sizes, strict=True))}")
     require(all(s == -1 or s >= 1 for s in sizes), f"mesh: sizes must be positive, got {dict(zip(AXES, sizes, strict=True))}")
     known = 1
@@ -39,7 +47,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
         sizes[sizes.index(-1)] = count // known
     named = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     require(-1 not in sizes and sizes[0] * sizes[1] * sizes[2] == count, f"mesh: {named} does not make {count} devices")
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    types = (AxisType.Auto,) * 3
+    if dcn_data == 1:
+        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    return Mesh(_slices(sizes, dcn_data, devices), AXES, types)
+
+
+def _slices(sizes: list[int], dcn_data: int, devices: list) -> np.ndarray:
+    """The devices of several slices, as an array of the mesh's shape."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    by_process = slices != dcn_data and jax.process_count() == dcn_data
+    require(
+        slices == dcn_data or by_process,
+        f"mesh: dcn_data={dcn_data}, but there are {slices} slice(s) and {jax.process_count()} process(es)",
+    )
+    return mesh_utils.create_hybrid_device_mesh(sizes, (dcn_data, 1, 1), devices, process_is_granule=by_process)
 
 
 def path_name(path) -> str:
@@ -78,7 +100,57 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def place(tree, sharding: NamedSharding):
+    """Arrays and keys that every process has in full -> global arrays laid out by `sharding`."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def of(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(of(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(of, tree)
+
+
+def shards_of(owner_dft: np.ndarray, process: int) -> np.ndarray:
+    """Which of the data x fsdp shards of a batch the devices of `process` hold; `owner_dft`: each device's process."""
+    return np.flatnonzero((owner_dft.reshape(-1, owner_dft.shape[-1]) == process).any(axis=1))
+
+
+def own_shards(mesh: Mesh) -> np.ndarray:
+    """Which shards of a batch this process has to load. Neighbours on the mesh need not be neighbours in a machine, and a
+    tensor axis that spans machines gives the same shard to several processes."""
+    return shards_of(np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices), jax.process_index())
+
+
+def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """The rows of a global batch that this process's devices hold, ascending."""
+    block = batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+    return tuple(int(shard) * block + row for shard in own_shards(mesh) for row in range(block))
+
+
 def global_batch(batch, mesh: Mesh):
-    """Process-local NumPy arrays (this process's rows) -> global sharded arrays."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+    """NumPy arrays of this process's rows (`own_rows`) -> global sharded arrays."""
+    sharding, own = batch_sharding(mesh), own_shards(mesh)
+
+    def of(rows):
+        block = len(rows) // len(own)
+
+        def shard(index):
+            place = int(np.searchsorted(own, (index[0].start or 0) // block)) * block
+            return rows[place : place + block]
+
+        shape = (block * mesh.shape["data"] * mesh.shape["fsdp"], *rows.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    with jax.transfer_guard_host_to_device("allow"):  # this transfer is meant
+        return jax.tree.map(of, batch)
+
+
+def to_host(tree):
+    """Global arrays, whole, as NumPy on every process. All processes must call it; one array is gathered at a time."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree)

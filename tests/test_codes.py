@@ -328,7 +328,7 @@ def test_code_batches_are_a_function_of_seed_and_step(varied):
     for start in (2, 7):
         for a, b in zip(straight[start:], code_batches(varied, **options, start_step=start), strict=False):
             assert all(np.array_equal(a[k], b[k]) for k in a)
-    parts = [list(itertools.islice(code_batches(varied, **options, process_index=p, process_count=4), 9)) for p in range(4)]
+    parts = [list(itertools.islice(code_batches(varied, **options, rows=(2 * p, 2 * p + 1)), 9)) for p in range(4)]
     for step, batch in enumerate(straight):
         assert all(np.array_equal(batch[k], np.concatenate([part[step][k] for part in parts])) for k in batch)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import jax
 import orbax.checkpoint as ocp
+
+from maskgil_jax.storage import is_remote, open_folder
 
 
 class CheckpointError(RuntimeError):
@@ -17,7 +18,7 @@ class Checkpoints:
     """The `checkpoints/` folder of a run. Each step folder holds the state and `about`: what the state was trained on."""
 
     def __init__(self, workdir, *, keep: int):
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = (open_folder(workdir) if is_remote(workdir) else open_folder(workdir).resolve()) / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,  # left over by a kill in the middle of a save

@@ -1,7 +1,7 @@
 """Weights folders: `config.json` (family, options, class names, hashes) beside `model.safetensors`; no code inside.
 
 A pipeline folder holds two of them, `tokenizer/` and `generator/`; every loader here takes either kind, the name of
-weights shipped with the package ("demo"), or "hf://owner/repo[@revision]".
+weights shipped with the package ("demo"), "hf://owner/repo[@revision]" or "gs://bucket/folder".
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import tempfile
 import uuid
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from maskgil_jax.config import ConfigError, choose, from_dict, to_dict
 from maskgil_jax.params import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
+from maskgil_jax.storage import is_remote, local_copy, upload
 
 FORMAT = "maskgil_jax weights 1"
 SHIPPED = pathlib.Path(__file__).parents[1] / "weights"
@@ -45,8 +47,16 @@ class Weights:
 
 
 @contextlib.contextmanager
-def replace_folder(path: pathlib.Path):
-    """Yields a temporary folder that takes the place of `path` when the block ends well; on an error nothing changes."""
+def replace_folder(path):
+    """Yields a temporary folder that takes the place of `path` when the block ends well; on an error nothing changes.
+
+    In a bucket ("gs://bucket/folder") its files are copied there, over those of the same name.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as room:
+            yield pathlib.Path(room)
+            upload(pathlib.Path(room), path)
+        return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part, old = (path.with_name(f".{path.name}.{tag}-{uuid.uuid4().hex[:8]}") for tag in ("part", "old"))
@@ -74,7 +84,7 @@ def save_weights(path, cfg, params: dict, *, about: dict | None = None, dtype: s
                 f"{path}: {name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite in {dtype}"
             )
     config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(about or {})}
-    with replace_folder(pathlib.Path(path)) as folder:
+    with replace_folder(path) as folder:
         save_file(flat, folder / "model.safetensors")
         (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private to its owner
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -86,6 +96,8 @@ def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
     shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
     if text.startswith("hf://"):
         folder = _download(text)
+    elif is_remote(text):
+        folder = local_copy(text)
     else:
         folder = SHIPPED / text if text in shipped else pathlib.Path(text)  # "./demo" is a local folder of that name
     if not folder.is_dir():

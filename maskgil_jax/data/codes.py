@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -28,6 +28,7 @@ class CodeStore:
     def __init__(self, path: str | os.PathLike):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+        require("://" not in os.fspath(path), f"{path}: codes are read from a local disk; copy the store there first")
         self.path = Path(path)
         manifest_path = self.path / code_format.MANIFEST
         if not manifest_path.is_file():
@@ -119,8 +120,7 @@ def code_batches(
     num_epochs: int | None = None,
     num_workers: int = 0,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     drop_remainder: bool = True,
     variant: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -141,7 +141,6 @@ def code_batches(
         num_epochs=num_epochs,
         num_workers=num_workers,
         start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
         drop_remainder=drop_remainder,
     )

@@ -6,7 +6,7 @@ A source has `len(s)`, `s[i] -> {"image": uint8 (h, w, 3), "label": int, "id": s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,7 @@ def image_batches(
     num_epochs: int | None = None,
     num_workers: int = 0,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     drop_remainder: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over {"image": uint8 (b, image_size, image_size, 3), "label": int32 (b,), "index": int64 (b,)}.
@@ -86,8 +85,7 @@ def image_batches(
         num_epochs=num_epochs,
         num_workers=num_workers,
         start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
         drop_remainder=drop_remainder,
     )
 

@@ -31,19 +31,17 @@ class _Numbered:
 
 
 class _OwnRows:
-    """One process's rows of every global batch: process p of n has rows p * b/n ... (p + 1) * b/n - 1."""
+    """Some rows of every global batch, in the order given."""
 
-    def __init__(self, stream, batch_size: int, process_index: int, process_count: int):
-        self._stream, self._batch_size = stream, batch_size
-        self._rows = batch_size // process_count
-        self._first = process_index * self._rows
+    def __init__(self, stream, batch_size: int, rows: Sequence[int]):
+        self._stream, self._batch_size, self._rows = stream, batch_size, tuple(rows)
 
     def __len__(self) -> int:
-        return len(self._stream) // self._batch_size * self._rows
+        return len(self._stream) // self._batch_size * len(self._rows)
 
     def __getitem__(self, i: int) -> dict:
-        step, row = divmod(i, self._rows)
-        return self._stream[step * self._batch_size + self._first + row]
+        step, place = divmod(i, len(self._rows))
+        return self._stream[step * self._batch_size + self._rows[place]]
 
 
 class _Stack:
@@ -67,15 +65,14 @@ def batches(
     num_epochs: int | None = None,
     num_workers: int = 0,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     drop_remainder: bool = True,
 ) -> grain.DatasetIterator:
     """Iterates over batches {name: array} of the fields in `dtypes`, from global step `start_step` on.
 
     source: random access, records are dicts; each also gets "index", its number in the source.
-    transforms: grain Map / RandomMap of records. batch_size is global: of each batch this process gets its block of
-    batch_size / process_count rows. dtypes: what to keep of a record, and the types.
+    transforms: grain Map / RandomMap of records. batch_size is global. rows: those of each batch that this process wants, for a
+    run of several; None: all. dtypes: what to keep of a record, and the types.
     num_epochs: None goes on for ever; epochs follow one another without a break, each in its own order. With `drop_remainder`
     the records left over at the very end are not seen. num_workers: worker processes; 0 prepares batches in threads.
     Raises a ConfigError for sizes that do not fit together. The iterator has `close()`.
@@ -86,8 +83,10 @@ def batches(
     require(num_epochs is None or num_epochs >= 1, f"num_epochs: must be None (no end) or at least 1, got {num_epochs}")
     require(start_step >= 0, f"start_step: must be at least 0, got {start_step}")
     require(num_workers >= 0, f"num_workers: must be at least 0, got {num_workers}")
-    require(0 <= process_index < process_count, f"process_index: {process_index} is not in 0..{process_count - 1}")
-    require(batch_size % process_count == 0, f"batch_size: {batch_size} is not a multiple of process_count {process_count}")
+    require(
+        rows is None or (len(rows) > 0 and all(0 <= row < batch_size for row in rows)),
+        f"rows: expected some of 0..{batch_size - 1}, got {rows}",
+    )
     total = None if num_epochs is None else len(source) * num_epochs
     if drop_remainder:
         require(
@@ -97,9 +96,8 @@ def batches(
         )
     else:
         require(
-            total is None or process_count == 1 or total % batch_size == 0,
-            f"drop_remainder=False: the last batch of {total} records by {batch_size} cannot be split over "
-            f"{process_count} processes",
+            total is None or rows is None or total % batch_size == 0,
+            f"drop_remainder=False: the last batch of {total} records by {batch_size} has not all rows asked for",
         )
 
     stream = grain.MapDataset.source(_Numbered(source)).seed(seed)
@@ -109,9 +107,11 @@ def batches(
     for transform in transforms:
         random = isinstance(transform, grain.transforms.RandomMap)
         stream = stream.random_map(transform) if random else stream.map(transform)
-    if process_count > 1:
-        stream = grain.MapDataset.source(_OwnRows(stream, batch_size, process_index, process_count))
-    steps = stream.batch(batch_size // process_count, drop_remainder=drop_remainder, batch_fn=_Stack(dtypes))[start_step:]
+    if rows is not None:
+        stream = grain.MapDataset.source(_OwnRows(stream, batch_size, rows))
+    steps = stream.batch(batch_size if rows is None else len(rows), drop_remainder=drop_remainder, batch_fn=_Stack(dtypes))[
+        start_step:
+    ]
     return read_ahead(steps, num_workers)
 
 

@@ -21,7 +21,8 @@ from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import ClassifierConfig, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.masking import image_keys, token_losses
-from maskgil_jax.sharding import replicated
+from maskgil_jax.sharding import place, replicated, to_host
+from maskgil_jax.storage import open_folder
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
@@ -167,7 +168,7 @@ def train(config, workdir) -> pathlib.Path:
     of steps is fixed. A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
     """
     mesh = open_mesh(config)
-    init_key, step_key = (jax.device_put(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed)))
+    init_key, step_key = (place(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed)))
 
     # data
     data = config.data
@@ -205,9 +206,9 @@ def train(config, workdir) -> pathlib.Path:
     )
 
     # weights: rounded first, so that the accuracy beside them is that of the numbers in the file
-    weights = pathlib.Path(workdir) / "weights"
+    weights, averaged = open_folder(workdir) / "weights", to_host(state.averaged)
     if jax.process_index() == 0:
-        halves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16).astype(np.float32), jax.device_get(state.averaged))
+        halves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16).astype(np.float32), averaged)
         about = {
             "class_names": list(source.class_names),
             "trained": {"steps": config.total_steps, "batch_size": config.batch_size, "data": source.name},

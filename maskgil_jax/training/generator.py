@@ -33,7 +33,8 @@ from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, dr
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import to_pixels
-from maskgil_jax.sharding import batch_sharding, replicated
+from maskgil_jax.sharding import batch_sharding, place, replicated, to_host
+from maskgil_jax.storage import open_folder
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
@@ -179,7 +180,7 @@ def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeCo
         tokens_bl = decode_causal(generator, condition, key, decode_cfg)
     else:
         tokens_bl = decode(generator, condition, key, decode_cfg)
-    return grid_of(jax.device_get(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
+    return grid_of(to_host(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
 
 
 def train(config, workdir) -> pathlib.Path:
@@ -189,15 +190,13 @@ def train(config, workdir) -> pathlib.Path:
     """
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
     mesh = open_mesh(config, objective.accumulate)
-    init_key, step_key, sample_key = (
-        jax.device_put(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed), 3)
-    )
+    init_key, step_key, sample_key = (place(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed), 3))
 
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
     tokenizer = load_weights(config.tokenizer, "tokenizer")
     stream, fields, class_names, grid = open_data(config, tokenizer)
-    tokenizer_network = jax.device_put(tokenizer.build(), replicated(mesh))
+    tokenizer_network = place(tokenizer.build(), replicated(mesh))
 
     # model and optimizer
     cfg = model_options(
@@ -209,7 +208,7 @@ def train(config, workdir) -> pathlib.Path:
     # pictures: some classes, the same at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     shown = np.linspace(0, len(class_names) - 1, -(-config.sample_count // shards) * shards).astype(np.int32)
-    shown = jax.device_put(shown, batch_sharding(mesh))
+    shown = place(shown, batch_sharding(mesh))
 
     state = fit(
         config,
@@ -237,13 +236,13 @@ def train(config, workdir) -> pathlib.Path:
     )
 
     # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
-    weights = pathlib.Path(workdir) / "weights"
+    weights, averaged = open_folder(workdir) / "weights", to_host(state.averaged)
     if jax.process_index() == 0:
         save_weights(weights / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
         save_weights(
             weights / "generator",
             cfg,
-            jax.device_get(state.averaged),
+            averaged,
             about={
                 "class_names": list(class_names),
                 "tokenizer_hash": tokenizer.hash,

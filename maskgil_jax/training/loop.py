@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -13,7 +12,8 @@ from jax.sharding import Mesh
 
 from maskgil_jax.checkpoints.training import Checkpoints, abstract_like
 from maskgil_jax.config import require
-from maskgil_jax.sharding import global_batch, make_mesh
+from maskgil_jax.sharding import global_batch, make_mesh, own_rows
+from maskgil_jax.storage import open_folder
 from maskgil_jax.training.log import StepLog
 from maskgil_jax.training.state import sharded_init
 from maskgil_jax.training.writers import MetricWriter
@@ -43,8 +43,7 @@ def process_rows(config) -> dict:
         batch_size=config.batch_size,
         seed=config.seed,
         num_workers=config.data.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=None if jax.process_count() == 1 else own_rows(make_mesh(**config.mesh), config.batch_size),
     )
 
 
@@ -75,9 +74,10 @@ def fit(
       Average}), which donates the state. constants: what every step gets besides (a key, a frozen network), on the mesh.
     stream: start_step -> batches of this process's NumPy rows; `fields` of them are used.
     about: what the state depends on; a checkpoint made with anything else is refused. headline: the metric on the progress
-      bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps.
+      bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps, by all processes together.
+    workdir: a folder that all processes see, or "gs://bucket/folder". All of them save checkpoints; process 0 writes the rest.
     """
-    workdir, lead = pathlib.Path(workdir), jax.process_index() == 0
+    workdir, lead = open_folder(workdir), jax.process_index() == 0
     state, layout = sharded_init(init, init_key, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     if lead:

@@ -20,7 +20,8 @@ from maskgil_jax.config import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfi
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import reconstruct
-from maskgil_jax.sharding import replicated
+from maskgil_jax.sharding import place, replicated, to_host
+from maskgil_jax.storage import open_folder
 from maskgil_jax.training.discriminator import PatchGAN
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
@@ -150,7 +151,7 @@ def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cf
 
 def sheet(params, images, cfg: VQConfig | MagvitConfig) -> np.ndarray:
     """Originals above their reconstructions, uint8 (h, w, 3)."""
-    copies = jax.device_get(reconstruct(network.build(cfg, params), images))
+    copies = to_host(reconstruct(network.build(cfg, params), images))
     return grid_of(np.concatenate([images, copies]), columns=len(images))
 
 
@@ -160,7 +161,7 @@ def train(config, workdir) -> pathlib.Path:
     A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
     """
     mesh = open_mesh(config)
-    init_key, step_key = (jax.device_put(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed)))
+    init_key, step_key = (place(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed)))
 
     # data
     data = config.data
@@ -185,7 +186,7 @@ def train(config, workdir) -> pathlib.Path:
     loss_cfg = from_dict(VQLossConfig, config.loss.to_dict(), "config.loss")
     lpips = None
     if loss_cfg.perceptual and config.lpips:
-        lpips = jax.device_put(load_network(config.lpips, "lpips"), replicated(mesh))
+        lpips = place(load_network(config.lpips, "lpips"), replicated(mesh))
     elif loss_cfg.perceptual:
         _log.info("perceptual loss off: config.lpips names no weights folder")
     require(config.usage_window >= 1, f"config.usage_window: must be at least 1 step, got {config.usage_window}")
@@ -217,8 +218,8 @@ def train(config, workdir) -> pathlib.Path:
         picture=lambda state: {"reconstructions": sheet(state.averaged, shown, cfg)},
     )
 
-    weights = pathlib.Path(workdir) / "weights"
+    weights, averaged = open_folder(workdir) / "weights", to_host(state.averaged)
     if jax.process_index() == 0:
         trained = {"steps": config.total_steps, "batch_size": config.batch_size, "data": data.path}
-        save_weights(weights, cfg, jax.device_get(state.averaged), about={"trained": trained})
+        save_weights(weights, cfg, averaged, about={"trained": trained})
     return weights

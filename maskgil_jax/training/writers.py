@@ -6,24 +6,25 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 
 import numpy as np
+from etils import epath
+
+from maskgil_jax.storage import is_remote, open_folder
 
 
 class MetricWriter:
     """Scalars go to `metrics.jsonl` and TensorBoard, images to `images/` as PNG and TensorBoard. Only process 0 writes."""
 
-    def __init__(self, workdir: pathlib.Path, *, resume_step: int = 0, enabled: bool = True):
+    def __init__(self, workdir, *, resume_step: int = 0, enabled: bool = True):
         self.enabled = enabled
         if not enabled:
             return
         from tensorboardX import SummaryWriter
 
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = open_folder(workdir)
         self.file = self.workdir / "metrics.jsonl"
-        _drop_after(self.file, resume_step)
+        self.kept = _drop_after(self.file, resume_step)
         # purge_step hides what an interrupted run had logged beyond its last checkpoint
         self.events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
@@ -32,8 +33,13 @@ class MetricWriter:
         if not self.enabled:
             return
         values = {name: float(value) for name, value in scalars.items()}
-        with open(self.file, "a") as lines:
-            lines.write(json.dumps({"step": step, **values}) + "\n")
+        line = json.dumps({"step": step, **values}) + "\n"
+        if is_remote(self.file):  # buckets cannot append: the object is written whole again
+            self.kept += line
+            self.file.write_text(self.kept)
+        else:
+            with self.file.open("a") as lines:
+                lines.write(line)
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
@@ -44,9 +50,10 @@ class MetricWriter:
         from PIL import Image
 
         folder = self.workdir / "images"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, image in images.items():
-            Image.fromarray(image).save(folder / f"{name}_{step:07d}.png")
+            with (folder / f"{name}_{step:07d}.png").open("wb") as file:
+                Image.fromarray(image).save(file, "PNG")
             self.events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -55,10 +62,11 @@ class MetricWriter:
             self.events.close()
 
 
-def _drop_after(file: pathlib.Path, step: int) -> None:
-    """Keeps the lines up to `step`: an interrupted run goes on from its checkpoint and writes the later ones again."""
+def _drop_after(file: epath.Path, step: int) -> str:
+    """Keeps the lines up to `step`, and returns them: an interrupted run goes on from its checkpoint and writes the later ones
+    again."""
     if not file.exists():
-        return
+        return ""
     kept = []
     for line in file.read_text().splitlines():
         try:
@@ -68,4 +76,5 @@ def _drop_after(file: pathlib.Path, step: int) -> None:
             continue
     part = file.with_suffix(".part")
     part.write_text("".join(kept))
-    os.replace(part, file)
+    part.replace(file)
+    return "".join(kept)

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Trains on TPUs of a GKE cluster through XPK (pip install xpk), on one slice or several.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+usage: launch/xpk.sh --cluster CLUSTER --name NAME --zone ZONE --type TYPE --workdir gs://bucket/folder --config FILE
+                     [--project ID] [--slices N] [--priority P] [--dry-run] [-- ARG...]
+
+Submits a workload: XPK puts the current folder on top of the image python:3.11, each machine installs the locked versions and
+starts `maskgil train`. Kubernetes starts it again after a preemption, or when it ends with a code that may pass (see
+launch/gpu.sh), up to 50 times; it goes on from the last checkpoint in the workdir. With N slices the gradients of N
+data-parallel replicas cross the data-centre network (mesh axis dcn_data=N).
+
+  --type TYPE    e.g. v5litepod-256
+  --slices N     default 1
+  --priority P   very-low, low, medium (default), high, very-high
+  --dry-run      print the xpk command instead of calling it
+  -- ARG...      go to `maskgil train` as they are
+
+A cluster is made once, by hand:
+  xpk cluster create --cluster CLUSTER --zone ZONE --tpu-type TYPE --num-slices N --spot
+The log: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME,batch.kubernetes.io/job-completion-index=0
+Delete:  xpk workload delete --cluster CLUSTER --zone ZONE --workload NAME
+END
+}
+
+fail() {
+    echo "xpk.sh: $*" >&2
+    exit 2
+}
+
+cluster="" name="" zone="" project="" type="" workdir="" config="" slices=1 priority=medium dry_run=false arguments=()
+while (($#)); do
+    case $1 in
+    --cluster | --name | --zone | --project | --type | --workdir | --config | --slices | --priority)
+        [[ -n ${2:-} ]] || fail "$1: needs a value"
+        printf -v "${1#--}" '%s' "$2"
+        shift
+        ;;
+    --dry-run) dry_run=true ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --)
+        shift
+        arguments=("$@")
+        break
+        ;;
+    *) fail "unknown option '$1'; see --help (options of the training go after --)" ;;
+    esac
+    shift
+done
+for option in cluster name zone type config; do
+    [[ -n ${!option} ]] || fail "--$option: missing; see --help"
+done
+[[ $workdir == gs://* ]] || fail "--workdir: expected gs://bucket/folder, which outlives the machines; got '$workdir'"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices: expected a number, got '$slices'"
+((slices == 1)) || arguments=("--config.mesh.dcn_data=$slices" ${arguments[@]+"${arguments[@]}"})
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+inside="bash launch/worker.sh install && bash launch/worker.sh run$(printf ' %q' "$workdir" --config "$config" \
+    --workdir "$workdir" ${arguments[@]+"${arguments[@]}"})"
+submit=(xpk workload create --cluster "$cluster" --zone "$zone" ${project:+--project "$project"} --workload "$name"
+    --tpu-type "$type" --num-slices "$slices" --priority "$priority" --base-docker-image python:3.11 --script-dir "$PWD"
+    --max-restarts 50 --restart-on-exit-codes "5,75,134" --command "$inside")
+if $dry_run; then
+    printf '%q ' "${submit[@]}"
+    echo
+else
+    "${submit[@]}"
+fi

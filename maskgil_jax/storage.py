@@ -1,0 +1,52 @@
+"""Folders that may lie in a bucket: "gs://bucket/folder" wherever a run writes, and where weights are read."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import pathlib
+import tempfile
+
+from etils import epath
+
+from maskgil_jax.config import require
+
+
+def is_remote(path) -> bool:
+    """Whether `path` is an address in a bucket, not a file of this machine."""
+    return "://" in os.fspath(path)
+
+
+def open_folder(path) -> epath.Path:
+    """`path` as an object with the methods of `pathlib.Path`, local or in a bucket. Raises if buckets need an extra."""
+    text = os.fspath(path)
+    if is_remote(path):
+        require(text.startswith("gs://"), f"{text}: expected a local path or gs://bucket/folder")
+        installed = importlib.util.find_spec("gcsfs") or importlib.util.find_spec("tensorflow")
+        require(installed is not None, f'{text}: buckets need an extra: pip install "maskgil_jax[gcs]"')
+    return epath.Path(text)
+
+
+def upload(folder: pathlib.Path, address) -> None:
+    """Copies the files of a local folder into a bucket, `config.json` last: who reads it finds the rest in place."""
+    target = open_folder(address)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.iterdir(), key=lambda f: (f.name == "config.json", f.name)):
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+def local_copy(address) -> pathlib.Path:
+    """A weights folder of a bucket, one level of sub-folders included, on this machine until the process ends."""
+    return pathlib.Path(_fetched(os.fspath(address)).name)
+
+
+@functools.cache
+def _fetched(address: str) -> tempfile.TemporaryDirectory:
+    source, room = open_folder(address), tempfile.TemporaryDirectory(prefix="maskgil_jax_")
+    for pattern in ("*.json", "*.safetensors", "*/*.json", "*/*.safetensors"):
+        for file in source.glob(pattern):
+            copy = pathlib.Path(room.name, *file.parts[len(source.parts) :])
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    return room

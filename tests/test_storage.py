@@ -1,0 +1,105 @@
+"""Workdirs and weights in a bucket. The bucket is a stand-in (fsspec's memory, under the name of Google's file system)."""
+
+import json
+import sys
+
+import fsspec.registry  # noqa: F401
+import jax
+import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from maskgil_jax import storage
+from maskgil_jax.checkpoints import training
+from maskgil_jax.checkpoints.weights import load_weights, save_weights
+from maskgil_jax.config import ConfigError, VQConfig
+from maskgil_jax.data.codes import CodeStore
+from maskgil_jax.params import create, params_of
+from maskgil_jax.training.writers import MetricWriter
+
+VQ = VQConfig(channels=4, multipliers=(1, 1), res_blocks=1, latent_dim=4, codebook_size=8, codebook_dim=4, image_size=8)
+
+
+class Bucket(MemoryFileSystem):
+    """Like Google's: names without a leading slash, whole objects only."""
+
+    protocol = ("gcs", "gs")
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return str(path).removeprefix("gs://").strip("/")
+
+    def _open(self, path, mode="rb", **options):
+        if "a" in mode:
+            raise NotImplementedError("objects cannot be appended to")
+        return super()._open(path, mode, **options)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    monkeypatch.setattr(Bucket, "store", {})
+    monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
+    find = storage.importlib.util.find_spec
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name, *rest: name == "gcsfs" or find(name, *rest))
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield Bucket
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+class NoEvents:
+    """TensorBoard's own writer talks to Google itself."""
+
+    def __init__(self, folder, **_):
+        assert folder == "gs://bucket/run/tensorboard"
+
+    add_scalar = add_image = close = lambda *_, **__: None
+
+
+def test_metrics_and_pictures(bucket, monkeypatch):
+    monkeypatch.setattr("tensorboardX.SummaryWriter", NoEvents)
+
+    def steps():
+        lines = bucket.store["bucket/run/metrics.jsonl"].getvalue().decode().splitlines()
+        return [json.loads(line)["step"] for line in lines]
+
+    writer = MetricWriter("gs://bucket/run")
+    for step in (1, 2, 3):
+        writer.write_scalars(step, {"loss": 0.5})
+    writer.write_images(3, {"samples": np.zeros((4, 5, 3), np.uint8)})
+    assert steps() == [1, 2, 3]
+    assert bucket.store["bucket/run/images/samples_0000003.png"].getvalue()[:4] == b"\x89PNG"
+    again = MetricWriter("gs://bucket/run", resume_step=2)
+    again.write_scalars(4, {"loss": 0.25})
+    assert steps() == [1, 2, 4]
+
+
+def test_weights(bucket):
+    params = params_of(create(VQ, jax.random.key(0)))
+    save_weights("gs://bucket/run/weights/tokenizer", VQ, params)
+    assert list(bucket.store) == [f"bucket/run/weights/tokenizer/{name}" for name in ("model.safetensors", "config.json")]
+    for address in ("gs://bucket/run/weights", "gs://bucket/run/weights/tokenizer"):
+        loaded = load_weights(address, "tokenizer")
+        assert loaded.cfg == VQ
+        jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+def test_checkpoints_keep_the_address(bucket, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training.ocp, "CheckpointManager", lambda folder, options: seen.append(str(folder)))
+    training.Checkpoints("gs://bucket/run", keep=1)
+    training.Checkpoints("runs/x", keep=1)
+    assert seen[0] == "gs://bucket/run/checkpoints" and seen[1].startswith("/") and seen[1].endswith("/runs/x/checkpoints")
+
+
+def test_what_cannot_be_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(ConfigError, match=r'gs://b/run: buckets need an extra: pip install "maskgil_jax\[gcs\]"'):
+        MetricWriter("gs://b/run")
+    with pytest.raises(ConfigError, match="s3://b/run: expected a local path or gs://"):
+        storage.open_folder("s3://b/run")
+    with pytest.raises(ConfigError, match="gs://b/codes: codes are read from a local disk"):
+        CodeStore("gs://b/codes")
+    assert storage.open_folder(tmp_path) == tmp_path
