@@ -10,9 +10,9 @@ import argparse
 import logging
 import sys
 
-from maskgil_jax.commands import convert, demo, encode, pack, sample, train
+from maskgil_jax.commands import convert, demo, encode, pack, push, sample, train
 
-COMMANDS = (demo, train, encode, pack, sample, convert)
+COMMANDS = (demo, train, encode, pack, push, sample, convert)
 
 
 def main(argv: list[str] | None = None) -> int:
