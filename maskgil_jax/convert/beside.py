@@ -18,6 +18,9 @@ from .weight_files import parse_json
 
 MAX_BYTES = 64 << 10  # of one file; published ones have 1 to 3 KB
 MAX_REFERENCES = 16  # of YAML's `*name`: merged into one another, a few dozen could fill any memory
+MAX_DEPTH = 32  # of lists and dicts inside one another; the YAML reader slows down with the square of it
+_OPENING = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken, yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 _ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -58,9 +61,14 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
 
 def _parse_yaml(raw: bytes) -> Any:
     try:
-        references = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(raw))
-        if references > MAX_REFERENCES:
-            raise Problem(f"refers to other parts of itself {references} times; at most {MAX_REFERENCES} are accepted")
+        references = depth = 0
+        for token in yaml.scan(raw):
+            references += isinstance(token, yaml.AliasToken)
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if references > MAX_REFERENCES:
+                raise Problem(f"refers to other parts of itself more than {MAX_REFERENCES} times")
+            if depth > MAX_DEPTH:
+                raise Problem(f"is nested more than {MAX_DEPTH} deep")
         return yaml.safe_load(raw)
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark or error.context_mark
