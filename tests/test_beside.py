@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from file_assembler import call, mapping, named, number, storage, tensor, text, torch_zip
+from file_assembler import args_of, call, mapping, number, tensors_of, text, torch_zip
 from gpt_weights import llama_config, published_tensors
 from recipe import draw, load_case
 from safetensors.numpy import save_file
@@ -111,7 +111,10 @@ def test_where_options_are_looked_for(moved):
 
 
 BAD = {
-    "runs code": ("!!python/object/apply:os.system ['touch {marker}']", r"line 1: could not determine a constructor for the tag"),
+    "runs code": (
+        "!!python/object/apply:os.system ['touch {marker}']",
+        r"line 1: could not determine a constructor for the tag",
+    ),
     "builds an object": ("a: !!python/name:os.system", "could not determine a constructor"),
     "cut": ("model:\n  params: {n_embed: 3", "line 2: expected"),
     "two documents": ("a: 1\n---\nb: 2", "line 2: but found another document"),
@@ -162,12 +165,6 @@ def test_a_config_json_is_compared_too(moved, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ inside the file
-def args_of(**values) -> bytes:
-    """A pickled argparse.Namespace."""
-    made = named("argparse", "Namespace") + b")\x81"
-    return made + mapping(**{name: v if isinstance(v, bytes) else number(v) for name, v in values.items()}) + b"b"
-
-
 @pytest.fixture(scope="module")
 def generator():
     config, _ = load_case("llamagen_gpt/c2i_tiny")
@@ -178,28 +175,30 @@ def generator():
 
 
 def torch_file(path, state: dict, **beside: bytes) -> None:
-    weights, held = {}, {}
-    for i, (name, array) in enumerate(state.items()):
-        strides = [stride // 4 for stride in np.ascontiguousarray(array).strides]
-        weights[name] = tensor(array.shape, strides, held=storage(str(i), array.size))
-        held[str(i)] = array.tobytes()
-    path.write_bytes(torch_zip(mapping(model=mapping(**weights), **beside), held))
+    weights, held = tensors_of(state)
+    path.write_bytes(torch_zip(mapping(model=weights, **beside), held))
+
+
+def args(**values) -> bytes:
+    return args_of(**{name: value if isinstance(value, bytes) else number(value) for name, value in values.items()})
 
 
 def test_the_trainer_s_own_args_are_used_and_checked(generator, tmp_path):
     cfg, state = generator
-    args = dict(n_head=cfg.heads, image_size=128, downsample_size=16, vocab_size=cfg.codebook_size, num_classes=cfg.num_classes)
-    torch_file(tmp_path / "good.pt", state, args=args_of(gpt_model=text("GPT-B"), **args))
+    right = dict(
+        n_head=cfg.heads, image_size=128, downsample_size=16, vocab_size=cfg.codebook_size, num_classes=cfg.num_classes
+    )
+    torch_file(tmp_path / "good.pt", state, args=args(gpt_model=text("GPT-B"), **right))
     assert convert(tmp_path / "good.pt", tmp_path / "out").plan.cfg.grid == (8, 8)
     assert load_weights(tmp_path / "out").cfg.heads == cfg.heads
-    torch_file(tmp_path / "bad.pt", state, args=args_of(**(args | {"vocab_size": 8192})))
+    torch_file(tmp_path / "bad.pt", state, args=args(**(right | {"vocab_size": 8192})))
     says = f"its options say vocab_size = 8192, its tensors make it {cfg.codebook_size}"
     with pytest.raises(BadWeightFile, match=says):
         convert(tmp_path / "bad.pt", tmp_path / "new")
     convert(tmp_path / "bad.pt", tmp_path / "new", options={"codebook_size": cfg.codebook_size})
     marker = tmp_path / "ran"
     shell = call("posix", "system", text(f"touch {marker}"))
-    torch_file(tmp_path / "shell.pt", state, args=args_of(**(args | {"vocab_size": shell})))
+    torch_file(tmp_path / "shell.pt", state, args=args(**(right | {"vocab_size": shell})))
     convert(tmp_path / "shell.pt", tmp_path / "inert")
     assert not marker.exists()
 

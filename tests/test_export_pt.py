@@ -53,7 +53,7 @@ def test_what_torch_wrote_is_read_here_without_it(published, tmp_path):
     torch = pytest.importorskip("torch")
     from maskgil_jax.convert.torch_files import read
 
-    family, state, folder = published
+    family, state, _ = published
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
     for modern in (True, False):
         path = tmp_path / f"torch_{modern}.pt"

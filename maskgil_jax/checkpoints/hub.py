@@ -92,10 +92,10 @@ def _one_sentence(address: str, repo: str, revision: str | None, write: bool = F
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         # An upload or a fetch wraps what went wrong in what it was doing: the innermost one that came from the hub counts.
-        chain, inner = [error], error
-        while inner := inner.__cause__ or inner.__context__:
+        chain: list[BaseException] = [error]
+        while inner := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(inner)
-        answer = next((e.response for e in chain if getattr(e, "response", None) is not None), None)
+        answer = next((found for e in chain if (found := getattr(e, "response", None)) is not None), None)
         lost = next((e for e in chain if isinstance(e, TransportError | ConnectionError)), None)
         if answer is not None:
             raise ConfigError(f"{address}: {_refusal(answer, repo, revision, write)}") from error

@@ -73,7 +73,9 @@ def require_room(path: pathlib.Path, size: int) -> None:
         parent.is_dir() and os.access(parent, os.W_OK), f"{path}: cannot be written; {parent} is closed to you or no folder"
     )
     free = shutil.disk_usage(parent).free
-    require(free >= size, f"{path}: needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there; make room or choose another")
+    require(
+        free >= size, f"{path}: needs {size / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free there; make room or choose another"
+    )
 
 
 def save_weights(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -52,7 +51,7 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
         if file.suffix == ".json":
             return parse_json(raw, "it")
         tree = _parse_yaml(raw)
-        return tree if isinstance(tree, Mapping) else {}
+        return tree if isinstance(tree, dict) else {}
     except (Problem, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else error
         hint = "it lies beside the weights, so it is compared with them: mend it or move it away"
