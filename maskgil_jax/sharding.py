@@ -29,7 +29,8 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1, *, devices=None) -> Mesh:
-    """A mesh over all devices, or over `devices`; one of the sizes may be -1 and takes what is left. Their product must be the device count.
+    """A mesh over all devices, or over `devices`; one of the sizes may be -1 and takes what is left. Their product must be
+    the number of devices.
 
     dcn_data: slices (or, where devices know no slices, processes) joined by a slow network. The other sizes are then those
     within one slice, and the data axis is `dcn_data` times as long: only gradients cross the slow network.

@@ -62,6 +62,21 @@ def mapping(**items: bytes) -> bytes:
     return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
 
 
+def args_of(**items: bytes) -> bytes:
+    """A pickled argparse.Namespace."""
+    return named("argparse", "Namespace") + b")\x81" + mapping(**items) + b"b"
+
+
+def tensors_of(state: dict[str, np.ndarray]) -> tuple[bytes, dict[str, bytes]]:
+    """(pickle of {name: tensor}, storages) of float32 arrays, for `torch_zip`."""
+    weights, held = {}, {}
+    for i, (name, array) in enumerate(state.items()):
+        array = np.ascontiguousarray(array, "<f4")
+        weights[name] = tensor(array.shape, [n // 4 for n in array.strides], held=storage(str(i), array.size))
+        held[str(i)] = array.tobytes()
+    return mapping(**weights), held
+
+
 def program(body: bytes) -> bytes:
     return b"\x80\x02" + body + b"."
 
@@ -155,3 +170,19 @@ def zipped(**files: bytes) -> bytes:
 def message_array(shape: bytes = b"\x91\x04", data: bytes = FOUR, dtype: bytes = b"\xa7float32") -> bytes:
     inner = b"\x93" + shape + dtype + b"\xc4" + bytes([len(data)]) + data
     return b"\xc7" + bytes([len(inner), 1]) + inner
+
+
+def write_torch_zip(path, arrays, container: str) -> None:
+    """{container: weights} of (name, float32 array) pairs as torch.save lays it out; one array in memory at a time."""
+    weights = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, (name, array) in enumerate(arrays):
+            array = np.ascontiguousarray(array, "<f4")
+            with archive.open(zipfile.ZipInfo(f"a/data/{i}"), "w") as record:
+                record.write(array.reshape(-1).view(np.uint8).data)
+            strides = [stride // 4 for stride in array.strides]
+            weights.append(text(name) + tensor(array.shape, strides, held=storage(str(i), array.size)))
+        inner = b"}(" + b"".join(weights) + b"u"
+        archive.writestr(zipfile.ZipInfo("a/data.pkl"), program(b"}(" + text(container) + inner + b"u"))
+        archive.writestr(zipfile.ZipInfo("a/byteorder"), b"little")
+        archive.writestr(zipfile.ZipInfo("a/version"), b"3\n")

@@ -1,10 +1,12 @@
-"""Every bad weight file is refused in time, within memory, with one line that names the file and the key, and nothing runs."""
+"""Every bad weight file is refused in time, within memory, with one line that names the file and the key, and nothing runs:
+by the reader, and by `maskgil convert`, which exits with 2 and leaves no folder."""
 
 import json
 import pathlib
 import subprocess
 import sys
 
+import bad_networks
 import pytest
 from bad_files import Case, build, hostile
 
@@ -14,7 +16,7 @@ SECONDS, MEGABYTES = 5.0, 200
 
 # One process reads all of them: starting one per file would take longer than the reading.
 READ_ALL = """
-import json, pathlib, sys, time
+import contextlib, io, json, pathlib, sys, time
 from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.torch_files import read
 
@@ -25,37 +27,64 @@ def memory(field):  # MB; getrusage would also count the process that started th
 ran = []
 watched = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "exec")
 sys.addaudithook(lambda event, _: ran.append(event) if event in watched else None)
-results = {}
-for name, path in json.load(sys.stdin):
+
+def measured(refuse, path):
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     start, began = memory("VmRSS"), time.process_time()
     try:
-        read(path, verify=True).verify(finite=True)
-        said = None
-    except BadWeightFile as error:
-        said = str(error)
+        said = refuse(path)
     except BaseException as error:
         said = f"CRASH {type(error).__name__}: {error}"
-    results[name] = [said, time.process_time() - began, memory("VmHWM") - start]
-json.dump({"results": results, "ran": ran, "torch": "torch" in sys.modules}, sys.stdout)
+    return [said, time.process_time() - began, memory("VmHWM") - start]
+
+def by_reading(path):
+    try:
+        read(path, verify=True).verify(finite=True)
+    except BadWeightFile as error:
+        return str(error)
+
+def by_converting(path):
+    out, said = pathlib.Path(given["room"]) / "out", io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(["convert", path, str(out)])
+    left = [p.name for p in out.parent.iterdir()]
+    return said.getvalue() if (code, left) == (2, []) else f"exit code {code}, left {left}: {said.getvalue()}"
+
+given = json.load(sys.stdin)
+results = {name: measured(by_reading, path) for name, path in given["files"]}
+ran_reading, torch = list(ran), "torch" in sys.modules
+
+from maskgil_jax import cli
+import maskgil_jax.convert.main, maskgil_jax.training.log, maskgil_jax.checkpoints.training
+by_converting(given["files"][0][1])  # what is imported on the first call is not the file's doing
+by_converting(given["networks"][0][1])
+ran.clear()
+conversions = {name: measured(by_converting, path) for name, path in given["files"] + given["networks"]}
+ran = [event for event in ran if event != "exec"]  # jax and flax make small functions of their own while they trace
+json.dump(dict(results=results, conversions=conversions, ran=ran_reading + ran, torch=torch), sys.stdout)
 """
 
 NAMES = [case.name for case in build(None, pathlib.Path("marker"))]
+NETWORKS = [case.name for case in bad_networks.build(None, pathlib.Path("marker"))]
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("bad_files")
+    folder, room = tmp_path_factory.mktemp("bad_files"), tmp_path_factory.mktemp("room")
     marker = tmp_path_factory.mktemp("marker") / "ran"
-    cases = {case.name: case for case in build(folder, marker)}
-    given = json.dumps([(case.name, case.path) for case in cases.values()])
-    done = subprocess.run([sys.executable, "-c", READ_ALL], input=given, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    files = {case.name: case for case in build(folder, marker)}
+    networks = {case.name: case for case in bad_networks.build(tmp_path_factory.mktemp("networks"), marker)}
+    lists = {"files": files, "networks": networks}
+    given = {name: [(case.name, case.path) for case in cases.values()] for name, cases in lists.items()}
+    given = json.dumps(given | {"room": str(room)})
+    done = subprocess.run([sys.executable, "-c", READ_ALL], input=given, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    return {"cases": cases, "marker": marker, **json.loads(done.stdout)}
+    return {"cases": files | networks, "marker": marker, **json.loads(done.stdout)}
 
 
 def test_there_are_many():
     assert len(NAMES) == len(set(NAMES)) >= 140
+    assert len(NETWORKS) == len(set(NETWORKS)) >= 25 and not set(NAMES) & set(NETWORKS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,10 +99,22 @@ def test_refused_with_one_clear_line(name, outcome):
     assert seconds < SECONDS
 
 
+@pytest.mark.parametrize("name", [*NAMES, *NETWORKS])
+def test_convert_says_so_in_one_line_and_leaves_no_folder(name, outcome):
+    case: Case = outcome["cases"][name]
+    said, seconds, _ = outcome["conversions"][name]
+    place = str(pathlib.Path(case.path).parent) if name in NETWORKS else case.path  # options beside it are named instead
+    assert said.startswith(f"error: {place}") and said.count("\n") == 1 and said[:-1].isprintable(), said
+    if name in NETWORKS:
+        assert all(fragment in said for fragment in case.says), (said, case.says)
+    assert seconds < SECONDS
+
+
 def test_nothing_ran_and_memory_stayed_small(outcome):
     assert not outcome["marker"].exists()  # and Python's audit events tell of no call either
-    peaks = {name: round(peak) for name, (_, _, peak) in outcome["results"].items()}
-    assert max(peaks.values()) < MEGABYTES, peaks
+    for way in ("results", "conversions"):
+        peaks = {name: round(peak) for name, (_, _, peak) in outcome[way].items()}
+        assert max(peaks.values()) < MEGABYTES, peaks
     assert outcome["ran"] == [] and not outcome["torch"]
 
 

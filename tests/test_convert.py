@@ -2,6 +2,7 @@
 
 import pathlib
 import tracemalloc
+import types
 
 import jax
 import jax.numpy as jnp
@@ -247,7 +248,8 @@ def test_wrong_options_are_named(maskgil_file, tmp_path):
         (dict(family="maskgill"), "--family: unknown value 'maskgill'.*Did you mean 'maskgil'"),
         (dict(family="llamagen-vq"), r"encoder\.conv_in\.weight: missing; the sizes of the network are read from it"),
         (dict(family="taming-gumbel"), "recognised as taming-gumbel"),
-        (dict(options={"depth": 3}), "--set: unknown value 'depth'; choose from heads, grid"),
+        (dict(options={"colour": 3}), "--set: unknown value 'colour'; choose from heads, grid, codebook_size, "),
+        (dict(options={"depth": 3}), "as maskgil: --set depth=3, but the file has 2"),
         (dict(options={"heads": 0}), "--set heads: expected a whole number, got 0"),
         (dict(options={"heads": 7}), r"wqkv\.weight: its \d+ rows are not 7 heads|width: \d+ is not a multiple of heads 7"),
         (dict(dtype="int8"), "--dtype: unknown value 'int8'"),
@@ -270,6 +272,20 @@ def test_a_folder_is_only_replaced_by_the_same_file(maskgil_file, tmp_path):
     (out / "config.json").unlink()
     with pytest.raises(ValueError, match="exists and is no earlier conversion"):
         convert(maskgil_file, out, options=heads)
+
+
+def test_room_on_the_disk_is_asked_for_first(maskgil_file, tmp_path, monkeypatch, capsys):
+    """Before a long file is hashed and read, not after."""
+    heads = ["--set", f"heads={maskgil_config().heads}"]
+    monkeypatch.setattr("maskgil_jax.convert.main._sha256", lambda _: pytest.fail("the work had begun"))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    assert cli.main(["convert", str(maskgil_file), str(tmp_path / "new" / "out"), *heads]) == 2
+    assert "out: needs 1 MB, 0 MB are free there; make room" in capsys.readouterr().err
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    assert cli.main(["convert", str(maskgil_file), str(tmp_path / "file" / "out"), *heads]) == 2
+    assert f"cannot be written; {tmp_path / 'file'} is closed to you or no folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_memory_stays_below_a_few_tensors(tmp_path):

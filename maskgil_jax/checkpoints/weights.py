@@ -1,4 +1,5 @@
-"""Weights folders: `config.json` (family, options, class names, hashes) beside `model.safetensors`; no code inside.
+"""Weights folders: `config.json` (family, options, class names, hashes) beside `model.safetensors`, one file or shards of it;
+no code inside.
 
 A pipeline folder holds two of them, `tokenizer/` and `generator/`; every loader here takes either kind, the name of
 weights shipped with the package ("demo"), "hf://owner/repo[@revision]" or "gs://bucket/folder".
@@ -9,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.config import ConfigError, choose, from_dict, to_dict
+from maskgil_jax.checkpoints.hub import download
+from maskgil_jax.checkpoints.shards import SHARD_BYTES, Tensors, write_tensors
+from maskgil_jax.config import ConfigError, choose, from_dict, require, to_dict
 from maskgil_jax.params import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
 from maskgil_jax.storage import is_remote, local_copy, upload
 
@@ -71,23 +76,45 @@ def replace_folder(path):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def save_weights(path, cfg, params: dict, *, about: dict | None = None, dtype: str = "float32") -> None:
-    """Writes a weights folder, whole or not at all. `dtype="float16"` halves its size; loading gives float32 again."""
-    from safetensors.numpy import save_file
+def require_room(path: pathlib.Path, size: int) -> None:
+    """Raises a `ConfigError` unless a folder of `size` bytes can be written at `path`: asked before long work, not after."""
+    parent = next(folder for folder in pathlib.Path(path).absolute().parents if folder.exists())
+    require(
+        parent.is_dir() and os.access(parent, os.W_OK), f"{path}: cannot be written; {parent} is closed to you or no folder"
+    )
+    free = shutil.disk_usage(parent).free
+    require(
+        free >= size, f"{path}: needs {size / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free there; make room or choose another"
+    )
 
+
+def save_weights(
+    path, cfg, params: dict, *, about: dict | None = None, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes a weights folder, whole or not at all. `dtype="float16"` halves its size; loading gives float32 again.
+
+    Parameters of more than `shard_bytes` are spread over several files.
+    """
     choose("dtype", dtype, ("float32", "float16"))
     compare_trees(params, abstract_params(cfg), str(path))
-    flat = {name: np.ascontiguousarray(np.asarray(leaf).astype(dtype)) for name, leaf in flatten(params).items()}
-    for name, array in flat.items():
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{path}: {name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite in {dtype}"
-            )
+    leaves = dict(sorted(flatten(params).items()))
+
+    def arrays() -> Iterator[np.ndarray]:
+        for name, leaf in leaves.items():
+            array = np.asarray(leaf).astype(dtype)
+            _require_finite(str(path), name, array, f" in {dtype}")
+            yield array
+
     config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(about or {})}
     with replace_folder(path) as folder:
-        save_file(flat, folder / "model.safetensors")
-        (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private to its owner
+        write_tensors(folder, {name: leaf.shape for name, leaf in leaves.items()}, dtype, arrays(), shard_bytes)
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def _require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise ValueError(f"{where}: {name} holds {np.count_nonzero(~finite)} values that are not finite{suffix}")
 
 
 def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
@@ -95,7 +122,7 @@ def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
     text = str(path)
     shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
     if text.startswith("hf://"):
-        folder = _download(text)
+        folder = download(text)
     elif is_remote(text):
         folder = local_copy(text)
     else:
@@ -107,40 +134,27 @@ def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
     return folder
 
 
-def _download(address: str) -> pathlib.Path:
-    """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache; only JSON and safetensors."""
-    from huggingface_hub import snapshot_download
-
-    repo, _, revision = address[len("hf://") :].partition("@")
-    wanted = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors"]
-    try:
-        return pathlib.Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{address}: could not be fetched ({str(error).strip().splitlines()[0]})") from error
-
-
-def load_weights(path, part: str | None = None) -> Weights:
-    """Reads a weights folder and checks it: every tensor present once, with the right shape and finite values."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+def open_weights(path, part: str | None = None) -> tuple[Any, dict, Tensors]:
+    """(options, `config.json`, tensors) of a weights folder, names and shapes compared; no value is read yet."""
     folder = resolve(path, part)
     about = read_about(folder)
     choose(f"{folder}/config.json: family", about["family"], FAMILIES)
     cfg = from_dict(FAMILIES[about["family"]][0], about["options"], f"{folder}/config.json")
-    file = folder / "model.safetensors"
-    try:
-        flat = load_file(file)
-    except FileNotFoundError:
-        raise ValueError(f"{file}: missing; a weights folder holds config.json and model.safetensors") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
-    params = unflatten({name: array.astype(np.float32, copy=False) for name, array in flat.items()})
-    compare_trees(params, abstract_params(cfg), str(file))
-    for name, array in flat.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"{file}: {name} holds {np.count_nonzero(~np.isfinite(array))} values that are not finite")
-    return Weights(cfg, params, about, folder)
+    tensors = Tensors(folder)
+    found = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in tensors.shapes.items()}
+    compare_trees(unflatten(found), abstract_params(cfg), str(tensors.file))
+    return cfg, about, tensors
+
+
+def load_weights(path, part: str | None = None) -> Weights:
+    """Reads a weights folder and checks it: every tensor present once, with the right shape and finite values."""
+    cfg, about, tensors = open_weights(path, part)
+    flat = {}
+    for name in tensors:
+        array = tensors[name]
+        _require_finite(str(tensors.file), name, array)
+        flat[name] = array.astype(np.float32, copy=False)
+    return Weights(cfg, unflatten(flat), about, tensors.file.parent)
 
 
 def read_about(folder: pathlib.Path) -> dict:

@@ -16,15 +16,16 @@ import numpy as np
 from flax.serialization import msgpack_serialize
 from tqdm import tqdm
 
-from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_about, replace_folder
+from maskgil_jax.checkpoints.shards import SHARD_BYTES, write_tensors
+from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_about, replace_folder, require_room
 from maskgil_jax.config import ConfigError, choose, require, to_dict
 from maskgil_jax.params import abstract_params, family_of, flatten, unflatten
 
+from .beside import read_beside
 from .checkpoint import BadWeightFile, Checkpoint, Problem, check_finite, shown
 from .families import FAMILIES, UNSUPPORTED, named
 from .plan import Plan, export_problems, make_plan
 from .rules import export_arrays, sources
-from .safetensors_writer import write_safetensors
 from .torch_files import read
 
 _RELEASE_EVERY = 256 << 20  # bytes read before the mapped pages are given back
@@ -37,12 +38,14 @@ class Conversion:
     path: pathlib.Path
     plan: Plan
     container: str
+    beside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plan = self.plan
         lines = [f"recognised as {plan.name}: {plan.family.title}"]
         lines += [f"{len(plan.needed)} tensors, {plan.parameters:,} parameters from {self.container!r}", _options(plan)]
         lines += _ignored(plan.ignored)
+        lines += [f"compared with {name}" for name in self.beside]
         lines += [f"assumed: {note}" for note in plan.notes]
         lines += [f"licence of the published weights: {plan.family.licence}", f"{plan.family.kind}: {self.path}"]
         return "\n".join(lines)
@@ -56,20 +59,24 @@ def convert(
     key: str | None = None,
     dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Conversion:
     """Converts a published weight file (or folder of shards) into the weights folder `out`.
 
     family: None tells it from the names. key: outer key of the file to take (None: the usual ones, EMA first). dtype: of the
-    values written, "float32" or "float16". options: sizes that the file does not tell, e.g. {"heads": 12, "grid": (24, 24)}.
-    Tensors are read and written one by one; memory in use is a few times the largest tensor.
-    Raises: BadWeightFile (a ValueError) with all problems of the file; ConfigError for a wrong option or if `out` exists and
-    is anything but an earlier conversion of the same file. Nothing is left behind then.
+    values written, "float32" or "float16". options: sizes that the file does not tell, e.g. {"heads": 12, "grid": (24, 24)}, or
+    that settle what the options inside or beside it (model.yaml, config.json) say otherwise. shard_bytes: a larger network is
+    written as several files. Tensors are read and written one by one; memory in use is a few times the largest tensor.
+    Raises: BadWeightFile (a ValueError) with all problems of the file; ConfigError for a wrong option, if `out` exists and is
+    anything but an earlier conversion of the same file, or if it does not fit on its disk. Nothing is left behind then.
     """
     choose("--dtype", dtype, ("float32", "float16"))
     out = pathlib.Path(out)
     earlier = _earlier(out)
     checkpoint = read(path, container=key)
-    plan = _plan(checkpoint, family, options)
+    beside = read_beside(path)
+    plan = _plan(checkpoint, family, options, beside)
+    require_room(out, plan.parameters * np.dtype(dtype).itemsize)
     digest = _sha256(checkpoint)
     require(earlier in (None, digest), f"{out}: exists and was converted from another file; remove it or choose another folder")
     source = {
@@ -81,15 +88,16 @@ def convert(
         "published": plan.family.title,
         "licence": plan.family.licence,
         "assumed": list(plan.notes),
+        "compared_with": list(beside),
     }
     about = {"format": FORMAT, "family": family_of(plan.cfg), "options": to_dict(plan.cfg), "source": source}
     if plan.family.decode:
         about["decode"] = dict(plan.family.decode)
     shapes = _shapes(plan)
     with replace_folder(out) as folder:
-        write_safetensors(folder / "model.safetensors", shapes, dtype, _pieces(checkpoint, plan, shapes, dtype))
+        write_tensors(folder, shapes, dtype, _pieces(checkpoint, plan, shapes, dtype), shard_bytes)
         (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    return Conversion(out, plan, checkpoint.container)
+    return Conversion(out, plan, checkpoint.container, tuple(beside))
 
 
 def _earlier(out: pathlib.Path) -> str | None:
@@ -106,9 +114,9 @@ def _found(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], np.dtype]
     return {name: (checkpoint.shape(name), checkpoint.dtype(name)) for name in checkpoint}
 
 
-def _plan(checkpoint: Checkpoint, family: str | None, options: Mapping[str, Any] | None) -> Plan:
+def _plan(checkpoint: Checkpoint, family: str | None, options: Mapping[str, Any] | None, beside: Mapping[str, dict]) -> Plan:
     try:
-        plan, problems = make_plan(_found(checkpoint), family=family, options=options, extras=checkpoint.extras)
+        plan, problems = make_plan(_found(checkpoint), family=family, options=options, extras=checkpoint.extras, beside=beside)
     except Problem as problem:
         raise BadWeightFile(checkpoint.path, [str(problem)]) from None
     if problems:
@@ -200,8 +208,10 @@ def inspect(path: str | os.PathLike, *, key: str | None = None, family: str | No
     if checkpoint.extras:
         lines += ["options in the file: " + shown(json.dumps(checkpoint.extras, default=str), 500)]
     try:
-        plan, problems = make_plan(found, family=family, extras=checkpoint.extras)
-    except (Problem, ConfigError) as problem:
+        beside = read_beside(path)
+        lines += [f"options beside it: {shown(name)}" for name in beside]
+        plan, problems = make_plan(found, family=family, extras=checkpoint.extras, beside=beside)
+    except (Problem, ConfigError, BadWeightFile) as problem:
         return "\n".join([*lines, f"family: {problem}"])
     lines += [f"family: {plan.name}, {plan.family.title}", _options(plan), *_ignored(plan.ignored)]
     lines += [f"assumed: {note}" for note in plan.notes]

@@ -13,7 +13,7 @@ from maskgil_jax.params import abstract_params, flatten
 from .checkpoint import Problem, shown
 from .families import Family, detect, named
 from .rules import Foreign, Shape, check, foreign_tensors, inside, left_out, repeated
-from .sizes import Sizes, contradictions, given_by
+from .sizes import CLAIMS, Sizes, claims, contradictions, given_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +45,22 @@ def make_plan(
     family: str | None = None,
     options: Mapping[str, Any] | None = None,
     extras: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Plan, list[str]]:
     """The plan for {name: (shape, dtype)}, and everything that keeps the file from being used (empty: it fits).
 
-    family: None detects it. options: sizes that the file does not tell (`Family.settable`). extras: plain values beside the
-    weights, taken where shapes say nothing and checked where they do.
+    family: None detects it. options: sizes that the file does not tell (`Family.settable`), or that settle what others say of
+    it. extras: plain values inside the file; beside: options in other files, by file name. Both are taken where shapes say
+    nothing and checked where they do.
     Raises: Problem if the family or its sizes cannot be told, ConfigError for a wrong option.
     """
     name = family or detect(found)
-    about, extras = named(name), extras or {}
+    about, options, claimed = named(name), options or {}, claims(extras or {}, beside or {})
     prefix = about.inside if about.inside and any(key.startswith(about.inside) for key in found) else ""
     shapes = {key.removeprefix(prefix): tuple(shape) for key, (shape, _) in found.items() if key.startswith(prefix)}
-    sizes = Sizes(shapes, given_by(options or {}, about.settable, extras))
+    told = [field.name for field in dataclasses.fields(about.options) if field.name in CLAIMS.values()]
+    given = given_by(options, about.settable, claimed, told)
+    sizes = Sizes(shapes, given)
     try:
         cfg = about.config(sizes)
     except Problem as problem:
@@ -69,7 +73,7 @@ def make_plan(
         raise Problem(f"its sizes make no {name} network ({empty[0]} would be empty)")
     table = inside(about.table(cfg), prefix) if prefix else about.table(cfg)
     needed = foreign_tensors(table, leaves)
-    problems = contradictions(cfg, extras) + check(table, needed, found, shown)
+    problems = contradictions(cfg, claimed, options) + check(table, needed, found, shown)
     others = [key for key in found if key not in needed]
     return Plan(name, about, cfg, needed, left_out(table, others), repeated(table, others), tuple(sizes.notes)), problems
 

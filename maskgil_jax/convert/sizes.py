@@ -13,19 +13,31 @@ from .checkpoint import Problem, shown
 HEAD_WIDTH = 64
 # (width of all heads together, depth) -> heads, where they are not 64 wide; depth 0 stands for any.
 KNOWN_HEADS = {(3200, 0): 32, (4096, 0): 32, (768, 24): 16, (510, 0): 6, (1152, 28): 16}
-# Where trainers keep their options, and how they call what our options hold.
-CLAIMING = ("args", "hparams", "hyper_parameters", "config")
+# How trainers call what our options hold, and the sub-trees of their options in which a network's own are kept.
 CLAIMS = {
     "codebook_size": "codebook_size",
     "n_embed": "codebook_size",
     "vocab_size": "codebook_size",
     "codebook_embed_dim": "codebook_dim",
     "embed_dim": "codebook_dim",
+    "z_channels": "latent_dim",
+    "ch": "channels",
+    "ch_mult": "multipliers",
+    "encoder_ch_mult": "multipliers",
+    "num_res_blocks": "res_blocks",
+    "resolution": "image_size",
     "num_classes": "num_classes",
+    "nclass": "num_classes",
     "n_layer": "depth",
+    "depth": "depth",
     "n_head": "heads",
+    "heads": "heads",
     "dim": "width",
+    "hidden_dim": "width",
+    "mlp_dim": "mlp_width",
 }
+_INTO = ("args", "hparams", "hyper_parameters", "config", "model", "params", "init_args", "ddconfig")
+_DEEPEST = 6
 
 
 class Sizes:
@@ -73,43 +85,78 @@ class Sizes:
         return (16, 16)
 
 
-def given_by(options: Mapping[str, Any], settable: Iterable[str], extras: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user (`options`, which win) and the trainer's options inside the file say about sizes that shapes cannot tell.
+def claims(extras: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{who says so: {their option: value}}, of options found inside the file and of those that lie beside it."""
+    inside = {name: extras[name] for name in _INTO if name in extras}
+    return {"its options say": _stated(inside), **{f"{name} says": _stated(tree) for name, tree in beside.items()}}
 
-    Raises: ConfigError for an option that is not settable or no whole number (two of them, or one, for `grid`).
+
+def _stated(tree: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """The options among the names of `tree` and of the sub-trees that hold a network's own; the outermost wins."""
+    found: dict[str, Any] = {}
+    for name in _INTO if depth < _DEEPEST else ():
+        if isinstance(inner := tree.get(name), Mapping):
+            found = _stated(inner, depth + 1) | found
+    wanted = (*CLAIMS, "image_size", "downsample_size")
+    return found | {name: tree[name] for name in wanted if name in tree}
+
+
+def given_by(
+    options: Mapping[str, Any], settable: Iterable[str], claimed: Mapping[str, Mapping[str, Any]], sizes: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What the user (`options`, which win) and the trainer's options (`claims`) say about sizes that shapes cannot tell.
+
+    sizes: options that the shapes tell; the user may state them too, which settles a contradiction (`contradictions`).
+    Raises: ConfigError for an unknown option, or one that is no whole number (or several, for `grid` and `multipliers`).
     """
-    given: dict[str, Any] = {}
-    for args in _claiming(extras):
-        for theirs, ours in (("n_head", "heads"), ("image_size", "image_size")):
-            if _whole(value := args.get(theirs)):
-                given[ours] = value
-        factor = args.get("downsample_size")
-        if "image_size" in given and _whole(factor):
-            given["grid"] = (given["image_size"] // factor,) * 2
+    settable, given = tuple(settable), {}
+    for said in claimed.values():
+        for theirs, ours in (*CLAIMS.items(), ("image_size", "image_size")):
+            if (ours in settable or theirs == "image_size") and _whole(value := said.get(theirs)):
+                given.setdefault(ours, value)
+        if "image_size" in said and _whole(factor := said.get("downsample_size")) and _whole(side := said["image_size"]):
+            given.setdefault("grid", (side // factor,) * 2)
     for name, value in options.items():
-        choose("--set", name, settable)
-        pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
-        good = len(pair) == 2 and all(map(_whole, pair)) if name == "grid" else _whole(value)
-        require(
-            good, f"--set {name}: expected {'one or two whole numbers' if name == 'grid' else 'a whole number'}, got {value!r}"
-        )
-        given[name] = pair if name == "grid" else value
+        choose("--set", name, (*settable, *(size for size in sizes if size not in settable)))
+        several = name in ("grid", "multipliers")
+        values = tuple(value) if isinstance(value, list | tuple) else (value,) * (2 if name == "grid" else 1)
+        good = all(map(_whole, values)) and (len(values) == 2 if name == "grid" else several or value == values[0])
+        expected = "one or two whole numbers" if name == "grid" else "whole numbers" if several else "a whole number"
+        require(good, f"--set {name}: expected {expected}, got {value!r}")
+        given[name] = values if several else value
     return given
 
 
-def contradictions(cfg: Any, extras: Mapping[str, Any]) -> list[str]:
-    """Every size that the trainer's options inside the file state otherwise than `cfg`, one sentence each."""
+def contradictions(cfg: Any, claimed: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
+    """Every size that the trainer's options, or the user's, state otherwise than `cfg`, one sentence each.
+
+    What the user has stated is no longer looked for in the trainer's.
+    """
     problems = []
-    for args in _claiming(extras):
-        for theirs, ours in CLAIMS.items():
-            claim, value = args.get(theirs), getattr(cfg, ours, None)
-            if _whole(claim) and value is not None and claim != value:
-                problems.append(f"its options say {shown(theirs)} = {claim}, its tensors make it {value}")
+    for name, value in options.items():
+        ours = getattr(cfg, name, value)
+        if _plain(value) != _plain(ours) and name != "grid":
+            problems.append(f"--set {name}={_text(value)}, but the file has {_text(ours)}")
+    for who, said in claimed.items():
+        for theirs, name in CLAIMS.items():
+            claim, ours = _plain(said.get(theirs)), _plain(getattr(cfg, name, None))
+            if name in options or claim is None or ours is None or claim == ours:
+                continue
+            made = "its tensors make it" if who.startswith("its ") else "the file has"
+            text = f"{who} {shown(theirs)} = {_text(claim)}, {made} {_text(ours)}"
+            problems.append(text + ("" if made.startswith("its") else f" (--set {name}={_text(ours)} if the file is right)"))
     return problems
 
 
-def _claiming(extras: Mapping[str, Any]) -> list[dict]:
-    return [extras[name] for name in CLAIMING if isinstance(extras.get(name), dict)]
+def _plain(value: Any) -> Any:
+    """A whole number, or a tuple of them; None for everything else, which is not compared."""
+    if isinstance(value, list | tuple):
+        return tuple(value) if value and all(map(_whole, value)) else None
+    return value if _whole(value) else None
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _whole(value: Any) -> TypeGuard[int]:

@@ -1,0 +1,153 @@
+"""The tensors of a weights folder: `model.safetensors`, or several shards of it beside an index (the Hugging Face layout).
+
+Written piece by piece, so that a network never has to be in memory as a whole; read tensor by tensor, when asked for.
+Sources: the format description of safetensors; the sharded checkpoints that Hugging Face's transformers documents.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # of tensors in one file; a single larger tensor gets a file of its own
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_NAMES = {"float32": "F32", "float16": "F16"}
+
+
+def is_tensor_file(name: str) -> bool:
+    """Whether a weights folder keeps tensors, or their index, under this name."""
+    return name in (WHOLE, INDEX) or _SHARD.fullmatch(name) is not None
+
+
+def write_tensors(
+    folder: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, pieces: Iterable, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes arrays of `shapes`, all of one `dtype`, into `folder`: one file, or shards of at most `shard_bytes` each.
+
+    pieces: the values, arrays in the order of `shapes`, each of which may come in several pieces along its first axis.
+    Raises: ValueError if they do not add up.
+    """
+    sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, shape in shapes.items()}
+    groups: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if groups[-1] and sum(sizes[other] for other in groups[-1]) + size > shard_bytes:
+            groups.append([])
+        groups[-1].append(name)
+    count = len(groups)
+    files = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else [WHOLE]
+    pieces, wrong = iter(pieces), []
+    for file, group in zip(files, groups):
+        expected = sum(sizes[name] for name in group)
+        written = _write_file(folder / file, {name: tuple(shapes[name]) for name in group}, dtype, expected, pieces)
+        if written != expected:
+            wrong.append(f"{folder / file}: {written} bytes of arrays, expected {expected}")
+    # Only a source that is asked until it ends can say what was wrong with it, which matters more than the sum.
+    if rest := sum(piece.nbytes for piece in pieces):
+        wrong.append(f"{folder}: {rest} bytes of arrays too many")
+    if wrong:
+        raise ValueError(wrong[0])
+    if count > 1:
+        names = {name: file for file, group in zip(files, groups) for name in group}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": names}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _write_file(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, size: int, pieces: Iterator) -> int:
+    """One safetensors file, from as many pieces as fill it. Returns the bytes of arrays written."""
+    itemsize, header, end = np.dtype(dtype).itemsize, {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as readers that map the file like it
+    written = 0
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        while written < size and (piece := next(pieces, None)) is not None:
+            file.write(np.ascontiguousarray(piece, np.dtype(dtype).newbyteorder("<")).data)
+            written += piece.nbytes
+        file.flush()
+        os.fsync(file.fileno())
+    return written
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a weights folder by name. Headers are read and compared at once, values when indexed.
+
+    file: what errors name, the one file or the index. shapes: name -> shape.
+    Raises: ValueError for a file, shard or tensor that is missing, there twice, or not part of these weights.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        names = {path.name for path in folder.iterdir() if is_tensor_file(path.name)}
+        self.file = folder / (INDEX if names - {WHOLE} else WHOLE)
+        if not names:
+            raise ValueError(f"{self.file}: missing; a weights folder holds config.json and model.safetensors")
+        if WHOLE in names and len(names) > 1:
+            other = min(names - {WHOLE})
+            raise ValueError(f"{folder}: holds {WHOLE} and {other}, the same weights twice or two networks; remove one")
+        places = self._places() if self.file.name == INDEX else None
+        shards = sorted(set(places.values())) if places is not None else [WHOLE]
+        if missing := [shard for shard in shards if shard not in names]:
+            raise ValueError(f"{self.file}: its shard {missing[0]} is missing; fetch or copy it again")
+        if extra := sorted(names - {INDEX, *shards}):
+            raise ValueError(f"{self.file}: does not know {extra[0]}, which lies beside it; remove that shard")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._open = {shard: self._headers(folder / shard) for shard in shards}
+        self._places_of: dict[str, str] = {}
+        for shard, opened in self._open.items():
+            for name in opened.keys():  # noqa: SIM118 (an open file, not a dict)
+                if name in self._places_of:
+                    raise ValueError(f"{self.file}: {name} is in {self._places_of[name]} and again in {shard}")
+                if places is not None and name not in places:
+                    raise ValueError(f"{self.file}: does not know {name}, which is in {shard}")
+                self._places_of[name] = shard
+                self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+        for name, shard in (places or {}).items():
+            if self._places_of.get(name) != shard:
+                raise ValueError(f"{self.file}: {name} is not in {shard}, where the index says")
+
+    def _places(self) -> dict[str, str]:
+        """The index: name -> shard."""
+
+        def once(pairs: list[tuple]) -> dict:
+            names = [name for name, _ in pairs]
+            if len(set(names)) < len(names):
+                raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+            return dict(pairs)
+
+        try:
+            places = json.loads(self.file.read_text(), object_pairs_hook=once)["weight_map"]
+            bad = [shard for shard in places.values() if not (isinstance(shard, str) and _SHARD.fullmatch(shard))]
+        except FileNotFoundError:
+            raise ValueError(f"{self.file}: missing, although there are shards") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{self.file}: not an index of shards ({error})") from None
+        if bad:
+            raise ValueError(f"{self.file}: {bad[0]!r} is no name of a shard, such as model-00001-of-00002.safetensors")
+        return places
+
+    @staticmethod
+    def _headers(path: pathlib.Path):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(path, "numpy")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._open[self._places_of[name]].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
