@@ -10,9 +10,9 @@ import argparse
 import logging
 import sys
 
-from maskgil_jax.commands import convert, demo, encode, pack, sample, train
+from maskgil_jax.commands import convert, demo, encode, evaluate, pack, plot, sample, stats, train
 
-COMMANDS = (demo, train, encode, pack, sample, convert)
+COMMANDS = (demo, train, encode, pack, sample, convert, evaluate, stats, plot)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,13 +16,24 @@ def add(command) -> None:
     sub.add_argument("--out", default="samples", help="folder for the images and grid.png (default: samples)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--batch-size", type=int, default=32)
+    add_decoding_options(sub)
+
+
+def add_decoding_options(group) -> None:
+    """One option for each field of `DecodeConfig`."""
     from maskgil_jax.config import DecodeConfig
 
     for field in dataclasses.fields(DecodeConfig):
         kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
-        sub.add_argument(
+        group.add_argument(
             f"--{field.name.replace('_', '-')}", type=kind, help="decoding option (default: stored with the weights)"
         )
+
+
+def with_decoding_options(cfg, args):
+    """The decoding options `cfg` with those given on the command line in place of theirs."""
+    changes = {field.name: getattr(args, field.name) for field in dataclasses.fields(cfg)}
+    return dataclasses.replace(cfg, **{name: value for name, value in changes.items() if value is not None})
 
 
 def run(args, rest) -> None:
@@ -30,7 +41,7 @@ def run(args, rest) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from maskgil_jax.config import DecodeConfig, require
+    from maskgil_jax.config import require
     from maskgil_jax.pictures import grid_of, save_png
     from maskgil_jax.pipeline import load
 
@@ -40,8 +51,7 @@ def run(args, rest) -> None:
     if args.labels == "list":
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
         return
-    changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(DecodeConfig)}
-    cfg = dataclasses.replace(pipeline.cfg, **{name: value for name, value in changes.items() if value is not None})
+    cfg = with_decoding_options(pipeline.cfg, args)
     wanted = (
         range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
     )
