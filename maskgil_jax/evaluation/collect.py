@@ -133,7 +133,8 @@ class _Rows:
     """Rows of features put into one array as they come, so that it never exists twice."""
 
     def __init__(self, count: int):
-        self.count, self.seen, self._array = count, 0, None
+        self.count, self.seen = count, 0
+        self._array: np.ndarray | None = None
 
     def add(self, rows_nd: np.ndarray) -> None:
         if self._array is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.config import ConfigError, choose
@@ -40,6 +41,11 @@ class Extractor:
     def is_inception(self) -> bool:
         """Whether its distances are the FID (and its scores the IS) of the literature."""
         return self.family == "inception"
+
+    def width(self, tap: str) -> int:
+        """Number of features of a tap; nothing is computed."""
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+        return jax.eval_shape(self.apply, self.network, images)[tap].shape[1]
 
     def about(self) -> dict:
         """What the output says of it."""

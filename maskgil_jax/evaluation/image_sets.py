@@ -143,8 +143,9 @@ def _from_decoder(
 
     def sized(i: int) -> tuple[np.ndarray, str, bool]:
         image, mode = decode(i)
-        cropped = image_size is not None and image.shape[:2] != (image_size, image_size)
-        return (adm_center_crop(image, image_size) if cropped else image), mode, cropped
+        if image_size is None or image.shape[:2] == (image_size, image_size):
+            return image, mode, False
+        return adm_center_crop(image, image_size), mode, True
 
     first, _, _ = sized(0)
     size = first.shape[:2]
@@ -196,16 +197,17 @@ def _ahead(work: Callable, items: Iterable[int], depth: int) -> Iterator:
 def _from_npz(path: Path, image_size: int | None, count: int | None) -> ImageSet:
     file = NpzImages(path)
     number = min(count or file.count, file.count)
-    crop = image_size is not None and file.size != (image_size, image_size)
+    side = image_size or 0
+    crop = bool(side) and file.size != (side, side)
     notes = [f"{number} images: one channel, copied to three"] if file.channels == 1 else []
     if crop:
         notes.append(f"{number} images: centre-cropped to {image_size} x {image_size} (ADM)")
 
     def batches(rows: int) -> Iterator[np.ndarray]:
         for images in file.batches(rows, number):
-            yield np.stack([adm_center_crop(image, image_size) for image in images]) if crop else images
+            yield np.stack([adm_center_crop(image, side) for image in images]) if crop else images
 
-    size = (image_size, image_size) if crop and image_size else file.size
+    size = (side, side) if crop else file.size
     return ImageSet(str(path), number, size, batches, about={"kind": "npz", "path": str(path)}, notes=notes)
 
 

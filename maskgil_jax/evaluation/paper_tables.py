@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskgil_jax.checkpoints.weights import load_weights
-from maskgil_jax.config import ConfigError, DecodeConfig, from_dict, require, to_dict
+from maskgil_jax.config import ConfigError, from_dict, require, to_dict
 from maskgil_jax.evaluation.extractor import Extractor, load_extractor
 from maskgil_jax.evaluation.generated import balanced_labels, even_counts, generated_set
 from maskgil_jax.evaluation.image_sets import open_set
@@ -120,7 +120,7 @@ class _GeneratorRows:
     def __call__(self, row: Row, folder: Path, out: Path) -> dict:
         config, pipeline = self.config, load(folder)
         options = {**to_dict(pipeline.cfg), **config.decode.to_dict(), **row.decode}
-        cfg = from_dict(DecodeConfig, options, f"config.rows: {row.name}: decode")
+        cfg = from_dict(type(pipeline.cfg), options, f"config.rows: {row.name}: decode")
         classes = len(pipeline.class_names)
         hashes = {part: load_weights(folder, part).hash for part in ("tokenizer", "generator")}
         samples = generated_set(

@@ -146,9 +146,7 @@ def _from_adm(path: Path, headers: dict, extractor: Extractor, taps: tuple[str, 
         if moments:
             notes.append(f"reference: {', '.join(sorted(moments))}: mean and covariance as {path.name} gives them")
         if moments and extractor.protocol != "adm":
-            warnings.append(
-                f"{path}: its mu and sigma are taken for those of protocol adm, this run is {extractor.protocol}"
-            )
+            warnings.append(f"{path}: its mu and sigma are taken for those of protocol adm, this run is {extractor.protocol}")
     elif "arr_0" not in headers:
         raise ValueError(
             f"{path}: its mu and sigma are of the FID Inception, {extractor.name} is a {extractor.family}; it has no images "
@@ -208,7 +206,7 @@ def write_stats(images: ImageSet, extractor: Extractor, out: str | os.PathLike, 
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(part, "wb") as file:
-            np.savez(file, maskgil_stats=np.array(json.dumps(note)), **arrays)
+            np.savez(file, allow_pickle=False, maskgil_stats=np.array(json.dumps(note)), **arrays)
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)

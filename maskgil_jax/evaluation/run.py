@@ -103,6 +103,12 @@ def _check(samples: ImageSet, reference: Reference, extractor: Extractor, metric
                 raise ConfigError(f"--metrics {name}: needs the FID Inception, {extractor.name} is a {extractor.family}")
             if tap not in reference.moments:
                 raise ConfigError(f"--metrics {name}: {reference.name} has no mean and covariance of the {tap} tap")
+            widths = len(reference.moments[tap][0]), extractor.width(tap)
+            if widths[0] != widths[1]:
+                raise ConfigError(
+                    f"{reference.name}: its mean has {widths[0]} features, those of {extractor.name} ({extractor.family}) are "
+                    f"{widths[1]}: they are from different networks or taps"
+                )
         if name in NEIGHBOURS and reference.features is None:
             raise ConfigError(
                 f"--metrics {name}: {reference.name} has no features of single images; "

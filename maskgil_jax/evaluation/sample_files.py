@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,71 +17,88 @@ from maskgil_jax.evaluation.image_sets import ImageSet
 from maskgil_jax.evaluation.npz_files import NpzWriter
 
 
-class SampleFolder:
-    """Writes images as they come by to PATH: a folder of PNGs, an `.npz` (`arr_0`) or an `.array_record` of PNGs.
+@contextlib.contextmanager
+def sample_files(path: str | os.PathLike, count: int, size: tuple[int, int]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that takes uint8 batches (b, h, w, 3), `count` images in all; the path's ending says the kind.
 
-    Files appear whole when the block ends well; on an error nothing is left. Use: `with SampleFolder(...) as out: out.add(b)`.
+    What is written appears under `path` when the block ends well and nothing is left when it does not.
     """
-
-    def __init__(self, path: str | os.PathLike, count: int, size: tuple[int, int]):
-        self.path, self.count, self.size, self.seen = Path(path), count, size, 0
-        if self.path.exists():
-            raise ConfigError(f"{self.path}: is there already; give another place for the samples, or remove it")
-        self.kind = self.path.suffix if self.path.suffix in (".npz", ".array_record") else ""
-        self.part = self.path.with_name(f".{self.path.name}.part")
-
-    def __enter__(self) -> SampleFolder:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._remove()
-        if self.kind == ".npz":
-            self.writer = NpzWriter(self.part, (self.count, *self.size, 3))
-        elif self.kind:
-            from array_record.python.array_record_module import ArrayRecordWriter
-
-            self.writer = ArrayRecordWriter(str(self.part), "group_size:1,uncompressed")
-        else:
-            self.part.mkdir()
-        return self
-
-    def add(self, images_bhwc: np.ndarray) -> None:
-        """Writes one batch."""
-        if self.kind == ".npz":
-            self.writer.add(images_bhwc)
-        else:
-            from PIL import Image
-
-            for i, image in enumerate(images_bhwc, self.seen):
-                file = io.BytesIO()
-                Image.fromarray(image).save(file, format="PNG")
-                if self.kind:
-                    self.writer.write(file.getvalue())
-                else:
-                    (self.part / f"{i:06d}.png").write_bytes(file.getvalue())
-        self.seen += len(images_bhwc)
-
-    def __exit__(self, kind, error, trace) -> None:
-        if self.kind:
-            self.writer.close()
-        if error is None and self.seen == self.count:
-            os.replace(self.part, self.path)
-        else:
-            self._remove()
-
-    def _remove(self) -> None:
-        if self.part.is_dir():
-            shutil.rmtree(self.part)
-        else:
-            self.part.unlink(missing_ok=True)
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    _remove(part)
+    open_writer = {".npz": _npz, ".array_record": _records}.get(path.suffix, _folder)
+    try:
+        with open_writer(part, (count, *size, 3)) as add:
+            yield add
+        os.replace(part, path)
+    finally:
+        _remove(part)
 
 
 def saved(images: ImageSet, path: str | os.PathLike) -> ImageSet:
-    """The same set, written to `path` while it is read."""
+    """The same set, written to `path` while it is read. Raises a `ConfigError` if something is there already."""
+    if Path(path).exists():
+        raise ConfigError(f"{path}: is there already; give another place for the samples, or remove it")
 
     def batches(rows: int) -> Iterator[np.ndarray]:
-        with SampleFolder(path, images.count, images.size) as out:
+        with sample_files(path, images.count, images.size) as add:
             for batch in images.batches(rows):
-                out.add(batch)
+                add(batch)
                 yield batch
 
-    SampleFolder(path, images.count, images.size)  # refuses a taken place before anything is drawn
     return dataclasses.replace(images, batches=batches, about={**images.about, "saved": os.fspath(path)})
+
+
+@contextlib.contextmanager
+def _npz(part: Path, shape: tuple[int, ...]):
+    writer = NpzWriter(part, shape)
+    try:
+        yield writer.add
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def _records(part: Path, shape: tuple[int, ...]):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")  # PNGs do not compress
+
+    def add(images_bhwc: np.ndarray) -> None:
+        for image in images_bhwc:
+            writer.write(_png(image))
+
+    try:
+        yield add
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def _folder(part: Path, shape: tuple[int, ...]):
+    part.mkdir()
+    seen = 0
+
+    def add(images_bhwc: np.ndarray) -> None:
+        nonlocal seen
+        for image in images_bhwc:
+            (part / f"{seen:06d}.png").write_bytes(_png(image))
+            seen += 1
+
+    yield add
+
+
+def _png(image_hwc: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image_hwc).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.unlink(missing_ok=True)

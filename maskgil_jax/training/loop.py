@@ -63,6 +63,7 @@ def fit(
     about: dict,
     constants: tuple = (),
     picture: Callable | None = None,
+    score: Callable | None = None,
 ):
     """Trains to `config.total_steps` and returns the final state; a `workdir` with checkpoints is continued.
 
@@ -71,6 +72,7 @@ def fit(
     stream: start_step -> batches of this process's NumPy rows; `fields` of them are used.
     about: what the state depends on; a checkpoint made with anything else is refused. headline: the metric on the progress
       bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps.
+    score: (step, state) -> {figure: value}, every `config.evaluate.every` steps, on every process.
     """
     workdir, lead = pathlib.Path(workdir), jax.process_index() == 0
     state, layout = sharded_init(init, init_key, mesh)
@@ -113,6 +115,9 @@ def fit(
                 if picture and config.sample_every and (last or step % config.sample_every == 0):
                     with jax.transfer_guard("allow"):
                         writer.write_images(step, picture(state))
+                if score and (last or step % config.evaluate.every == 0):
+                    with jax.transfer_guard("allow"):
+                        writer.write_scalars(step, score(step, state))
                 if last or step % config.checkpoint.every == 0:
                     checkpoints.save(step, state, about)
     return state
