@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -207,6 +211,18 @@ def test_inception_weights_are_an_extractor():
     assert abstract_inception()["fc"]["kernel"].shape == (2048, 1008)
     with pytest.raises(ConfigError, match="protocol: unknown value 'clean'; choose from adm"):
         extractor_of(weights(network, "h", "inception", {}), "clean")
+
+
+@pytest.mark.slow
+def test_distances_of_the_built_in_images_come_in_a_sane_order():
+    """As docs/evaluation.md shows it, in a process without the tests' flags: drawing samples is worth optimising."""
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "benchmarks.distances", "--count", "128"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, cwd=pathlib.Path(__file__).parents[1])
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[4:]]
+    assert [name for name, _ in rows] == ["the other half", "reconstructed", "generated", "noise"]
+    values = [float(value) for _, value in rows]
+    assert values[0] > 0 and values == sorted(set(values)) and values[3] > 5 * values[2], rows
 
 
 # ------------------------------------------------------------------------------------------------ CLIPScore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.sample import add_decoding_options, with_decoding_options
+from maskgil_jax.commands.sample import add_decoding_options, decoding_changes, with_options
 from maskgil_jax.commands.start import prepare_jax
 
 
@@ -136,10 +136,9 @@ def drawn(args):
     from maskgil_jax.evaluation.image_sets import open_set
     from maskgil_jax.pipeline import load
 
-    pipeline = load(args.weights)
+    pipeline = with_options(load(args.weights), decoding_changes(args))
     count = 50_000 if args.count is None else args.count
     require(count >= 2, f"--count: must be at least 2, got {count}")
-    cfg = with_decoding_options(pipeline.cfg, args)
     classes = len(pipeline.class_names)
     if args.labels == "reference":
         source = open_set(args.reference, image_size=args.image_size, **source_options(args))
@@ -151,7 +150,7 @@ def drawn(args):
     else:
         labels, warnings = balanced_labels(count, classes), even_counts(count, classes)
     hashes = {part: load_weights(args.weights, part).hash for part in ("tokenizer", "generator")}
-    found = generated_set(pipeline, labels, seed=args.seed, cfg=cfg, batch_size=args.batch_size, hashes=hashes)
+    found = generated_set(pipeline, labels, seed=args.seed, batch_size=args.batch_size, hashes=hashes)
     found.about["labels"] = args.labels
     return found, warnings
 

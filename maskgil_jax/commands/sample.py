@@ -20,20 +20,12 @@ def add(command) -> None:
 
 
 def add_decoding_options(group) -> None:
-    """One option for each field of `DecodeConfig`."""
-    from maskgil_jax.config import DecodeConfig
-
-    for field in dataclasses.fields(DecodeConfig):
+    """One option for each decoding option there is."""
+    for field in decoding_options():
         kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
         group.add_argument(
             f"--{field.name.replace('_', '-')}", type=kind, help="decoding option (default: stored with the weights)"
         )
-
-
-def with_decoding_options(cfg, args):
-    """The decoding options `cfg` with those given on the command line in place of theirs."""
-    changes = {field.name: getattr(args, field.name) for field in dataclasses.fields(cfg)}
-    return dataclasses.replace(cfg, **{name: value for name, value in changes.items() if value is not None})
 
 
 def run(args, rest) -> None:
@@ -51,7 +43,7 @@ def run(args, rest) -> None:
     if args.labels == "list":
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
         return
-    cfg = with_decoding_options(pipeline.cfg, args)
+    pipeline = with_options(pipeline, decoding_changes(args))
     wanted = (
         range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
     )
@@ -60,13 +52,31 @@ def run(args, rest) -> None:
     out.mkdir(parents=True, exist_ok=True)
     images = []
     with tqdm(total=len(labels), unit="image", disable=None) as bar:
-        for batch in pipeline.batches(labels, seed=args.seed, cfg=cfg, batch_size=args.batch_size):
+        for batch in pipeline.batches(labels, seed=args.seed, batch_size=args.batch_size):
             for image in batch:
                 save_png(out / f"{len(images):06d}.png", image)
                 images.append(image)
             bar.update(len(batch))
     save_png(out / "grid.png", grid_of(np.stack(images), columns=args.per_class if len(labels) > args.per_class else None))
     print(f"{len(images)} images and grid.png in {out}")
+
+
+def decoding_options() -> list[dataclasses.Field]:
+    """The options of decoding."""
+    from maskgil_jax.config import DecodeConfig
+
+    return list(dataclasses.fields(DecodeConfig))
+
+
+def decoding_changes(args) -> dict:
+    """The decoding options that were given on the command line."""
+    given = {field.name: getattr(args, field.name) for field in decoding_options()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def with_options(pipeline, changes: dict):
+    """The pipeline with these decoding options."""
+    return dataclasses.replace(pipeline, cfg=dataclasses.replace(pipeline.cfg, **changes))
 
 
 def split_labels(text: str, class_names) -> list[str]:

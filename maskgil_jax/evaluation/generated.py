@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,11 +39,12 @@ def generated_set(
     batch_size: int = 64,
     mesh: Mesh | None = None,
     hashes: dict | None = None,
+    more: dict | None = None,
 ) -> ImageSet:
     """The images `pipeline(labels, seed=seed, cfg=cfg)` as a set: the same pixels whatever the batch size and the devices.
 
     The networks are copied to every device of the mesh (default: this process's) and each batch is split over them.
-    hashes: of the weights, for the output.
+    hashes: of the weights, for the output. more: further arguments of `Pipeline.tokens`.
     """
     mesh, ids_n = local_mesh() if mesh is None else mesh, pipeline.label_ids(labels)
     require(0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed}")
@@ -51,14 +53,12 @@ def generated_set(
     factor = pipeline.tokenizer.cfg.downsample
 
     def batches(rows: int) -> Iterator[np.ndarray]:
-        spread = dataclasses.replace(
-            pipeline,
-            tokenizer=jax.device_put(pipeline.tokenizer, replicated(mesh)),
-            generator=jax.device_put(pipeline.generator, replicated(mesh)),
-        )
+        found = {name: getattr(pipeline, name, None) for name in ("tokenizer", "generator", "ar")}
+        networks: dict[str, Any] = {n: jax.device_put(found[n], replicated(mesh)) for n in found if found[n] is not None}
+        spread = dataclasses.replace(pipeline, **networks)
         key = jax.random.key(seed)
         for start in range(0, len(ids_n), size):
-            images_bhwc = draw_images(spread, ids_n, start, size, key, cfg, mesh)
+            images_bhwc = draw_images(spread, ids_n, start, size, key, cfg, mesh, **(more or {}))
             yield jax.device_get(images_bhwc)[: len(ids_n) - start]
 
     return ImageSet(
@@ -68,11 +68,17 @@ def generated_set(
         batches=batches,
         labels=lambda: ids_n,
         class_names=pipeline.class_names,
-        about={"kind": "weights", "path": pipeline.name, "seed": seed, "sampler": to_dict(cfg), "weights": hashes or {}},
+        about={
+            "kind": "weights",
+            "path": pipeline.name,
+            "seed": seed,
+            "sampler": {**to_dict(cfg), **(more or {})},
+            "weights": hashes or {},
+        },
     )
 
 
-def draw_images(pipeline: Pipeline, ids_n: np.ndarray, start: int, size: int, key, cfg: DecodeConfig, mesh: Mesh) -> jax.Array:
+def draw_images(pipeline: Pipeline, ids_n: np.ndarray, start: int, size: int, key, cfg, mesh: Mesh, **more) -> jax.Array:
     """Images number `start` to `start + size` of a request, uint8 on the mesh; beyond its end the last one is repeated.
 
     Each image has a key of its own, folded from its number as `Pipeline.batches` does. The pipeline's networks lie on the mesh.
@@ -80,7 +86,7 @@ def draw_images(pipeline: Pipeline, ids_n: np.ndarray, start: int, size: int, ke
     rows = np.minimum(np.arange(start, start + size), len(ids_n) - 1)
     label_b, rows_b = (jax.device_put(a.astype(np.int32), batch_sharding(mesh)) for a in (ids_n[rows], rows))
     key_b = _folded(jax.device_put(key, replicated(mesh)), rows_b)
-    tokens_bl = pipeline.tokens(label_b, key_b, cfg=cfg)
+    tokens_bl = pipeline.tokens(label_b, key_b, cfg=cfg, **more)
     return to_pixels(pipeline.tokenizer, tokens_bl, tuple(pipeline.generator.cfg.grid))
 
 

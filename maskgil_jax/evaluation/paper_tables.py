@@ -31,7 +31,7 @@ class Row:
     """One row of a table.
 
     weights: its sub-folder of the weights folder. decode: decoding options that differ from the table's. paper: figures as
-    the paper prints them. note: footnote. needs: why this command cannot make the row even with weights; empty if it can.
+    the paper prints them. note: footnote. ar, ar_ratio: sub-folder of a causal generator that writes that share of the codes.
     """
 
     name: str
@@ -39,7 +39,8 @@ class Row:
     weights: str = ""
     decode: dict = dataclasses.field(default_factory=dict)
     note: str = ""
-    needs: str = ""
+    ar: str = ""
+    ar_ratio: float = 0.0
 
     @property
     def folder(self) -> str:
@@ -67,14 +68,14 @@ def run_table(config, weights, out, report: Callable[[str], None] = print) -> li
     require(config.kind in KINDS, f"config.kind: unknown value {config.kind!r}; choose from {', '.join(KINDS)}")
     root, out, rows = Path(weights), Path(out), rows_of(config)
     require(root.is_dir(), f"--weights: there is no folder {root}; it holds a sub-folder for each row: {rows[0].folder}, ...")
-    reasons = {row.name: row.needs or _missing(root / row.folder) for row in rows}
+    reasons = {row.name: _missing(root, row) for row in rows}
     able = [row for row in rows if not reasons[row.name]]
     if not able:
         raise ConfigError(
             f"--weights {root}: no row has weights there; expected {', '.join(dict.fromkeys(r.folder for r in rows))}"
         )
     extractor = load_extractor(config.features, config.protocol or None)
-    runner = (_GeneratorRows if config.kind == "generator" else _TokenizerRows)(config, extractor, root / able[0].folder)
+    runner = (_GeneratorRows if config.kind == "generator" else _TokenizerRows)(config, extractor, root, able[0])
     table = []
     for row in rows:
         entry = {"name": row.name, "paper": dict(row.paper), "note": row.note, "ours": {}, "skipped": reasons[row.name]}
@@ -82,7 +83,7 @@ def run_table(config, weights, out, report: Callable[[str], None] = print) -> li
             report(f"skipped {row.name}: {entry['skipped']}")
         else:
             _log.info("row %s, weights %s", row.name, root / row.folder)
-            result = runner(row, root / row.folder, out)
+            result = runner(row, out)
             result["row"] = {"table": config.title, "name": row.name, "paper": dict(row.paper)}
             write_json(out / f"{row.name}.json", result)
             entry["ours"] = result["figures"]
@@ -93,17 +94,18 @@ def run_table(config, weights, out, report: Callable[[str], None] = print) -> li
     return table
 
 
-def _missing(folder: Path) -> str:
-    return "" if folder.is_dir() else f"there is no {folder}"
+def _missing(root: Path, row: Row) -> str:
+    missing = [root / name for name in (row.folder, row.ar) if name and not (root / name).is_dir()]
+    return f"there is no {missing[0]}" if missing else ""
 
 
 class _GeneratorRows:
     """Samples of each row's pipeline against one reference, opened once."""
 
-    def __init__(self, config, extractor: Extractor, first: Path):
-        self.config, self.extractor, self.metrics = config, extractor, tuple(config.metrics)
+    def __init__(self, config, extractor: Extractor, root: Path, first: Row):
+        self.config, self.extractor, self.root, self.metrics = config, extractor, root, tuple(config.metrics)
         moments, keep = needs(self.metrics)
-        pipeline = load(first)
+        pipeline = load(root / first.folder)
         side = pipeline.generator.cfg.grid[0] * pipeline.tokenizer.cfg.downsample
         require(bool(config.reference), "config.reference: is empty; give ADM's reference batch or another reference")
         self.reference = open_reference(
@@ -117,8 +119,10 @@ class _GeneratorRows:
             data_dir=config.data_dir or None,
         )
 
-    def __call__(self, row: Row, folder: Path, out: Path) -> dict:
-        config, pipeline = self.config, load(folder)
+    def __call__(self, row: Row, out: Path) -> dict:
+        config, folder = self.config, self.root / row.folder
+        hybrid = {"ar": self.root / row.ar} if row.ar else {}
+        pipeline = load(folder, **hybrid)
         options = {**to_dict(pipeline.cfg), **config.decode.to_dict(), **row.decode}
         cfg = from_dict(type(pipeline.cfg), options, f"config.rows: {row.name}: decode")
         classes = len(pipeline.class_names)
@@ -130,6 +134,7 @@ class _GeneratorRows:
             cfg=cfg,
             batch_size=config.batch_size,
             hashes=hashes,
+            more={"ar_ratio": row.ar_ratio} if row.ar else None,
         )
         result = evaluate(samples, self.reference, self.extractor, self.metrics, batch_size=config.batch_size)
         result["warnings"] = even_counts(config.count, classes) + result["warnings"]
@@ -139,17 +144,17 @@ class _GeneratorRows:
 class _TokenizerRows:
     """Reconstructions of one set by each row's tokenizer, and their distance to a training reference if one is given."""
 
-    def __init__(self, config, extractor: Extractor, first: Path):
-        self.config, self.extractor = config, extractor
+    def __init__(self, config, extractor: Extractor, root: Path, first: Row):
+        self.config, self.extractor, self.root = config, extractor, root
         self.train: Reference | None = None
         if config.reference:
-            side = load_weights(first, "tokenizer").cfg.image_size
+            side = load_weights(root / first.folder, "tokenizer").cfg.image_size
             self.train = open_reference(
                 config.reference, extractor, moments=("features",), keep=False, image_size=side, batch_size=config.batch_size
             )
 
-    def __call__(self, row: Row, folder: Path, out: Path) -> dict:
-        config, tokenizer = self.config, load_weights(folder, "tokenizer")
+    def __call__(self, row: Row, out: Path) -> dict:
+        config, tokenizer = self.config, load_weights(self.root / row.folder, "tokenizer")
         images = open_set(
             config.data,
             split=config.split,
