@@ -156,7 +156,7 @@ def _tradeoff(results: list[dict]) -> np.ndarray:
             axes[0].plot([x], [y], "o")
             axes[0].annotate(_name(result), (x, y), fontsize="x-small", xytext=(4, 4), textcoords="offset points")
         extractor = results[0]["extractor"]
-        axes[0].set(xlabel=name_of("fid", extractor), ylabel=name_of("is", extractor), title="quality against diversity")
+        axes[0].set(xlabel=name_of("fid", extractor), ylabel=name_of("is", extractor), title="each result")
 
     return _picture(1, draw)
 
