@@ -52,7 +52,7 @@ def generated_set(
     grid = tuple(pipeline.generator.cfg.grid)
     factor = pipeline.tokenizer.cfg.downsample
 
-    def batches(rows: int) -> Iterator[np.ndarray]:
+    def batches(_rows: int) -> Iterator[np.ndarray]:  # `batch_size` decides: drawing needs more memory than looking
         found = {name: getattr(pipeline, name, None) for name in ("tokenizer", "generator", "ar")}
         networks: dict[str, Any] = {n: jax.device_put(found[n], replicated(mesh)) for n in found if found[n] is not None}
         spread = dataclasses.replace(pipeline, **networks)

@@ -92,11 +92,9 @@ def open_set(
 
 def _from_folder(path: Path, image_size: int | None, count: int | None) -> ImageSet:
     files = sorted(
-        Path(folder) / name
-        for folder, inner, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        Path(folder) / name for folder, _, names in os.walk(path) for name in names if name.lower().endswith(EXTENSIONS)
     )
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not files:
         raise ValueError(f"{path}: holds no images ({', '.join(EXTENSIONS)})")
     lossy = sum(file.suffix.lower() in (".jpg", ".jpeg") for file in files)
