@@ -81,6 +81,18 @@ def get_config() -> ConfigDict:
         )
     )
     config.checkpoint = ConfigDict(dict(every=5_000, keep=3))
+    config.evaluate = ConfigDict(  # figures of samples while training; needs a weights folder for its features
+        dict(
+            every=0,  # steps; 0: never
+            count=5_000,
+            features="weights/inception",
+            reference="VIRTUAL_imagenet256_labeled.npz",
+            split="validation",  # if the reference is a data set
+            best="fid",  # the figure by which the best weights are kept in `best/`
+            batch_size=64,
+            seed=0,
+        )
+    )
     config.log_every = 100
     config.sample_every = 10_000
     config.sample_count = 16

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.data.update(path="emoji", label="subgroup", image_size=64, crop="none", flip=False, num_workers=0, codes="")
     config.model.update(preset="small", dtype="float32")
     config.optimizer.update(learning_rate=2e-3, weight_decay=1e-2, warmup_steps=50, decay="cosine", ema_decay=0.99)
+    config.evaluate.update(count=256, features="demo", reference="emoji", split="test", best="agreement")
     config.checkpoint.update(every=100, keep=1)
     config.log_every = 10
     config.sample_every = 100

@@ -10,9 +10,9 @@ import argparse
 import logging
 import sys
 
-from maskgil_jax.commands import convert, demo, encode, pack, plan, push, sample, train
+from maskgil_jax.commands import convert, demo, encode, evaluate, pack, plan, plot, push, sample, stats, train
 
-COMMANDS = (demo, train, encode, pack, push, sample, convert, plan)
+COMMANDS = (demo, train, encode, sample, evaluate, stats, plot, convert, pack, push, plan)
 
 
 def main(argv: list[str] | None = None) -> int:

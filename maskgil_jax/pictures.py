@@ -44,7 +44,8 @@ def curves(runs: dict) -> np.ndarray:
     for axis, (name, folder) in zip(axes[0], runs.items(), strict=True):
         lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
         for metric in (m for m in lines[0] if m.endswith("loss")) if lines else ():
-            axis.plot([line["step"] for line in lines], [line[metric] for line in lines], label=metric)
+            logged = [line for line in lines if metric in line]  # figures of samples stand in lines of their own
+            axis.plot([line["step"] for line in logged], [line[metric] for line in logged], label=metric)
         axis.set(title=name, xlabel="step", ylabel="loss")
         axis.grid(alpha=0.3)
         axis.legend()

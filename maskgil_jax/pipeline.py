@@ -128,7 +128,9 @@ class Pipeline:
         to `cfg.steps`, of each batch, with the codes so far ([MASK] = `generator.cfg.mask_id`); the images are the same to
         the bit.
         """
-        options: dict[str, Any] = dict(seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size, ar_ratio=ar_ratio, on_step=on_step)
+        options: dict[str, Any] = dict(
+            seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size, ar_ratio=ar_ratio, on_step=on_step
+        )
         return np.concatenate(list(self.batches(labels, **options)))
 
     def batches(

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_world import judge, judge_folder, pipeline_folder  # noqa: F401
 
 from maskgil_jax.data import demo
 

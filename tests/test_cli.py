@@ -175,5 +175,9 @@ def test_names_with_commas_can_be_listed():
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda f: f.stem)
 def test_every_run_file_loads_and_names_its_command(file):
     config = read_run_file(str(file), [])
-    assert config.task in ("generator", "tokenizer", "classifier") and config.total_steps > 0
-    assert f"--config configs/{file.name}" in file.read_text().split('"""')[1]
+    if config.task == "evaluation":
+        assert file.stem.startswith("eval_") and config.rows
+    else:
+        assert config.task in ("generator", "tokenizer", "classifier") and config.total_steps > 0
+    command = "evaluate" if config.task == "evaluation" else "train"
+    assert f"maskgil {command} --config configs/{file.name}" in file.read_text().split('"""')[1]

@@ -21,9 +21,14 @@ def add(command) -> None:
     from maskgil_jax.config import DECODE_PRESETS
 
     sub.add_argument("--preset", help=f"decoding options by name, below those given one by one: {', '.join(DECODE_PRESETS)}")
+    add_decoding_options(sub)
+
+
+def add_decoding_options(group) -> None:
+    """One option for each decoding option there is."""
     for field in decoding_options():
         kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
-        sub.add_argument(
+        group.add_argument(
             f"--{field.name.replace('_', '-')}", type=kind, help="decoding option (default: stored with the weights)"
         )
 
@@ -45,11 +50,10 @@ def run(args, rest) -> None:
     if args.labels == "list":
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
         return
-    changes = {field.name: getattr(args, field.name) for field in decoding_options()}
     if args.preset:
         require(pipeline.masked, f"--preset: {args.weights} holds a causal generator; presets are of masked decoding")
         pipeline = dataclasses.replace(pipeline, cfg=decode_preset(args.preset))
-    pipeline = with_options(pipeline, {name: value for name, value in changes.items() if value is not None})
+    pipeline = with_options(pipeline, decoding_changes(args))
     wanted = (
         range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
     )
@@ -73,6 +77,12 @@ def decoding_options() -> list[dataclasses.Field]:
 
     fields = {field.name: field for kind in (CausalConfig, DecodeConfig) for field in dataclasses.fields(kind)}
     return list(fields.values())
+
+
+def decoding_changes(args) -> dict:
+    """The decoding options that were given on the command line."""
+    given = {field.name: getattr(args, field.name) for field in decoding_options()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def with_options(pipeline, changes: dict):

@@ -37,11 +37,26 @@ def run(args, rest) -> None:
     if not lead:  # one commentary is enough
         logging.getLogger("maskgil_jax").setLevel(logging.WARNING)
     if config.task == "generator":
-        from maskgil_jax.training.generator import train
+        from maskgil_jax.training import generator
+
+        weights = generator.train(config, args.workdir, judge_of(config))
     elif config.task == "tokenizer":
-        from maskgil_jax.training.tokenizer import train
+        from maskgil_jax.training import tokenizer
+
+        weights = tokenizer.train(config, args.workdir)
     else:
-        from maskgil_jax.training.classifier import train
-    weights = train(config, args.workdir)
+        from maskgil_jax.training import classifier
+
+        weights = classifier.train(config, args.workdir)
     if lead:
         print(f"weights: {weights}")
+
+
+def judge_of(config):
+    """What measures samples of a generator in training, if `config.evaluate` asks for it: training knows no evaluation."""
+    if not config.get("evaluate") or not config.evaluate.every:
+        return None
+    from maskgil_jax.evaluation.during import DuringTraining
+
+    data = config.data
+    return DuringTraining(config.evaluate, image_size=data.image_size, data_label=data.label, data_dir=data.data_dir or None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
@@ -19,6 +20,18 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         return _decode(image, path)
 
 
+def decode_image(data: bytes, name: str) -> tuple[np.ndarray, str]:
+    """An encoded image as it lies in a record -> (uint8 (h, w, 3), the mode it was stored in); see `read_image`."""
+    with _open(io.BytesIO(data), name) as image:
+        return _decode(image, name), image.mode
+
+
+def read_image_and_mode(path: str | os.PathLike) -> tuple[np.ndarray, str]:
+    """`read_image` and the mode the file was stored in ("RGB", "L", "RGBA", "CMYK", "I;16", ...): who measures must say it."""
+    with _open(path) as image:
+        return _decode(image, path), image.mode
+
+
 def check_image(path: str | os.PathLike) -> None:
     """Raises the ValueError of `read_image` for a file that is plainly bad, at the price of its first and last bytes.
 
@@ -29,11 +42,12 @@ def check_image(path: str | os.PathLike) -> None:
             _decode(image, path)
 
 
-def _open(path):
+def _open(file, name=None):
     from PIL import Image
 
+    path = file if name is None else name
     try:
-        image = Image.open(path)
+        image = Image.open(file)
     except MemoryError:
         raise
     except Image.UnidentifiedImageError:

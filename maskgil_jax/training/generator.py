@@ -13,7 +13,7 @@ import optax
 from clu.metrics import Average
 
 from maskgil_jax import params as network
-from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
+from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_about, save_weights
 from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
@@ -32,7 +32,7 @@ from maskgil_jax.decoding.masked import decode
 from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, image_keys, masked_cross_entropy
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
-from maskgil_jax.pipeline import to_pixels
+from maskgil_jax.pipeline import Pipeline, to_pixels
 from maskgil_jax.sharding import batch_sharding, place, replicated, to_host
 from maskgil_jax.storage import open_folder
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
@@ -183,9 +183,11 @@ def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeCo
     return grid_of(to_host(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
 
 
-def train(config, workdir) -> pathlib.Path:
+def train(config, workdir, judge=None) -> pathlib.Path:
     """Trains the generator that `config` (a run file) describes and returns its pipeline folder, `workdir`/weights.
 
+    judge: (pipeline, mesh) -> {figure: value} with `better` and `best` (`evaluation.during`), asked every
+    `config.evaluate.every` steps; the weights it finds best are kept as a pipeline folder too, `workdir`/best.
     A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
     """
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
@@ -210,6 +212,31 @@ def train(config, workdir) -> pathlib.Path:
     shown = np.linspace(0, len(class_names) - 1, -(-config.sample_count // shards) * shards).astype(np.int32)
     shown = place(shown, batch_sharding(mesh))
 
+    # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
+    def save(folder: pathlib.Path, averaged: dict, steps: int, **figures) -> None:
+        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
+        save_weights(
+            folder / "generator",
+            cfg,
+            averaged,
+            about={
+                "class_names": list(class_names),
+                "tokenizer_hash": tokenizer.hash,
+                "image_size": config.data.image_size,
+                "decode": to_dict(decode_cfg),
+                "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
+                **figures,
+            },
+        )
+
+    def score(step: int, state: TrainState) -> dict:
+        averaged = network.build(cfg, state.averaged)
+        figures = judge(Pipeline(tokenizer_network, averaged, tuple(class_names), decode_cfg), mesh)
+        parameters = to_host(state.averaged)  # by all processes together
+        if jax.process_index() == 0:
+            keep_best(open_folder(workdir) / "best", judge, figures, functools.partial(save, averaged=parameters, steps=step))
+        return figures
+
     state = fit(
         config,
         workdir,
@@ -233,22 +260,17 @@ def train(config, workdir) -> pathlib.Path:
         picture=lambda state: {
             "samples": sample_picture(state.averaged, tokenizer_network, shown, sample_key, cfg=cfg, decode_cfg=decode_cfg)
         },
+        score=score if judge else None,
     )
 
-    # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
-    weights, averaged = open_folder(workdir) / "weights", to_host(state.averaged)
+    weights, parameters = open_folder(workdir) / "weights", to_host(state.averaged)
     if jax.process_index() == 0:
-        save_weights(weights / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
-        save_weights(
-            weights / "generator",
-            cfg,
-            averaged,
-            about={
-                "class_names": list(class_names),
-                "tokenizer_hash": tokenizer.hash,
-                "image_size": config.data.image_size,
-                "decode": to_dict(decode_cfg),
-                "trained": {"steps": config.total_steps, "batch_size": config.batch_size, "data": config.data.path},
-            },
-        )
+        save(weights, parameters, config.total_steps)
     return weights
+
+
+def keep_best(folder: pathlib.Path, judge, figures: dict, save) -> None:
+    """Writes `folder` anew if the judge finds `figures` better than those it was written for; a continued run asks it too."""
+    kept = read_about(folder / "generator")["evaluated"] if (folder / "generator").is_dir() else {}
+    if judge.better(figures, kept.get(judge.best)):
+        save(folder, evaluated=figures)

@@ -67,6 +67,7 @@ def fit(
     about: dict,
     constants: tuple = (),
     picture: Callable | None = None,
+    score: Callable | None = None,
 ):
     """Trains to `config.total_steps` and returns the final state; a `workdir` with checkpoints is continued.
 
@@ -75,6 +76,7 @@ def fit(
     stream: start_step -> batches of this process's NumPy rows; `fields` of them are used.
     about: what the state depends on; a checkpoint made with anything else is refused. headline: the metric on the progress
       bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps, by all processes together.
+    score: (step, state) -> {figure: value}, every `config.evaluate.every` steps, on every process.
     workdir: a folder that all processes see, or "gs://bucket/folder". All of them save checkpoints; process 0 writes the rest.
     """
     workdir, lead = open_folder(workdir), jax.process_index() == 0
@@ -118,6 +120,9 @@ def fit(
                 if picture and config.sample_every and (last or step % config.sample_every == 0):
                     with jax.transfer_guard("allow"):
                         writer.write_images(step, picture(state))
+                if score and (last or step % config.evaluate.every == 0):
+                    with jax.transfer_guard("allow"):
+                        writer.write_scalars(step, score(step, state))
                 if last or step % config.checkpoint.every == 0:
                     checkpoints.save(step, state, about)
     return state

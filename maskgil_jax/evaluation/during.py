@@ -1,0 +1,76 @@
+"""Figures of a generator while it trains: samples of the averaged weights, drawn and looked at on all devices of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from maskgil_jax.config import ConfigError, choose, require
+from maskgil_jax.evaluation.collect import feature_rows, split_batch
+from maskgil_jax.evaluation.extractor import load_extractor
+from maskgil_jax.evaluation.frechet import FeatureStatistics, frechet_distance
+from maskgil_jax.evaluation.generated import balanced_labels, draw_images
+from maskgil_jax.evaluation.reference import open_reference
+from maskgil_jax.pipeline import Pipeline
+
+# figure -> whether more of it is better
+FIGURES = {"fid": False, "agreement": True}
+
+
+class DuringTraining:
+    """`(pipeline, mesh) -> {"fid": ..., "agreement": ...}`, given to a trainer as its `score`.
+
+    options: the `evaluate` part of a run file: features, reference, split, count, batch_size, seed and best, the figure by
+    which the best weights are kept. The reference is opened and measured once, when this is made. `agreement`, the share of
+    samples in which the extractor sees the class asked for, comes with a classifier of the generator's classes.
+
+    Every process of the run calls it with its mesh and gets the same figures: samples are one request, drawn in parts.
+    """
+
+    def __init__(self, options, *, image_size: int, data_label: str = "subgroup", data_dir: str | None = None):
+        require(options.count >= 2, f"config.evaluate.count: must be at least 2, got {options.count}")
+        require(bool(options.reference), "config.evaluate.reference: is empty; give an .npz, a stats file or images")
+        self.best = choose("config.evaluate.best", options.best, FIGURES)
+        self.options, self.extractor = options, load_extractor(options.features)
+        self.reference = open_reference(
+            options.reference,
+            self.extractor,
+            moments=("features",),
+            keep=False,
+            image_size=image_size,
+            batch_size=options.batch_size,
+            split=options.split,
+            label=data_label,
+            data_dir=data_dir,
+        )
+        self._features: dict[Mesh, Callable] = {}
+
+    def __call__(self, pipeline: Pipeline, mesh: Mesh) -> dict[str, float]:
+        """The figures of a pipeline whose networks lie on the mesh; the same samples for the same weights."""
+        count, size = self.options.count, split_batch(self.options.batch_size, mesh)
+        knows_classes = tuple(pipeline.class_names) == self.extractor.class_names
+        if self.best == "agreement" and not knows_classes:
+            raise ConfigError(
+                "config.evaluate.best: agreement needs a classifier of the generator's classes, "
+                f"{self.extractor.name} has others"
+            )
+        label_n = balanced_labels(count, len(pipeline.class_names))
+        if mesh not in self._features:
+            self._features[mesh] = feature_rows(self.extractor, mesh)
+        features_of, key = self._features[mesh], jax.random.key(self.options.seed)
+        statistics, hits = FeatureStatistics(), 0
+        for start in range(0, count, size):
+            images_bhwc = draw_images(pipeline, label_n, start, size, key, pipeline.cfg, mesh)
+            rows = jax.device_get(features_of(images_bhwc))
+            statistics.update(rows["features"][: count - start])
+            hits += int((np.argmax(rows["logits"], axis=1)[: count - start] == label_n[start : start + size]).sum())
+        figures = {"fid": frechet_distance(*self.reference.moments["features"], statistics.mean, statistics.covariance)}
+        return {**figures, "agreement": hits / count} if knows_classes else figures
+
+    def better(self, figures: dict[str, float], than: float | None) -> bool:
+        """Whether these figures beat the best value so far (None: there is none)."""
+        value = figures[self.best]
+        return than is None or (value > than if FIGURES[self.best] else value < than)
