@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
             unmasked_weight=0.0,  # the paper's loss: masked tokens alone; the published code has 1.0
             class_dropout=0.1,
             accumulate=1,
+            z_loss=0.0,  # 1e-4 keeps logits from drifting in long runs
         )
     )
     config.optimizer = ConfigDict(
@@ -78,7 +79,25 @@ def get_config() -> ConfigDict:
             top_p=config_dict.placeholder(float),
         )
     )
-    config.checkpoint = ConfigDict(dict(every=5_000, keep=3))
+    config.checkpoint = ConfigDict(
+        dict(
+            every=5_000,
+            keep=3,
+            keep_every=0,  # multiples of this are never deleted
+            keep_best=0,  # nor are the steps with the lowest loss, this many
+            allow_data_change=False,  # go on with other data options than the checkpoint was made with
+        )
+    )
+    config.guard = ConfigDict(
+        dict(
+            spike=10.0,  # a gradient norm this many times its running mean is skipped, as is one that is not finite
+            warmup=50,
+            stop_after=10,  # skipped steps in a row
+            loss_alarm=6.0,  # standard deviations
+            watchdog_seconds=300.0,  # without the end of a step
+            watchdog_factor=10.0,
+        )
+    )
     config.log_every = 100
     config.sample_every = 10_000
     config.sample_count = 16

@@ -60,19 +60,22 @@ def masked_cross_entropy(
     mask_bl: jax.Array,
     label_smoothing: float = 0.1,
     unmasked_weight: float = 0.0,
+    z_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over masked tokens, the others counted with `unmasked_weight` (0: paper 2.3; 1: published code).
 
     Returns (loss, metrics): sums and counts from which `mean_metrics` makes masked and unmasked loss and accuracy, and
-    which add up over parts of a batch; the loss is `loss_sum / weight_sum`.
+    which add up over parts of a batch; the loss is `loss_sum / weight_sum`. z_loss: weight of log(sum(exp(logits)))^2 per
+    token (PaLM), which keeps logits from drifting away; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
     """
     loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
     hit_bl = (jnp.argmax(logits_blv, axis=-1) == targets_bl).astype(jnp.float32)
     masked_bl = mask_bl.astype(jnp.float32)
     seen_bl = 1.0 - masked_bl
     weight_bl = masked_bl + unmasked_weight * seen_bl
+    drift_bl = z_loss * jnp.square(jax.nn.logsumexp(logits_blv.astype(jnp.float32), axis=-1)) if z_loss else 0.0
     metrics = {
-        "loss_sum": jnp.sum(loss_bl * weight_bl),
+        "loss_sum": jnp.sum((loss_bl + drift_bl) * weight_bl),
         "weight_sum": jnp.sum(weight_bl),
         "masked_loss": jnp.sum(loss_bl * masked_bl),
         "masked_hits": jnp.sum(hit_bl * masked_bl),

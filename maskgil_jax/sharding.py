@@ -21,6 +21,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(tokens|classes|positions)/embedding", P(None, "fsdp")),
     (r"(head|first_up|first_down|last_linear)/kernel", P("fsdp", "tensor")),
     (r"head_bias|scale|bias|step|count|mu|nu|last_used|waiting", P()),
+    (r"norm_mean|accepted|skipped_in_a_row", P()),
     # Convolutional networks (tokenizer, discriminator, classifier) are small: every device holds them whole.
     (r"kernel|codebook(/embedding)?|mean|var", P()),
 )

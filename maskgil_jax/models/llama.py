@@ -109,6 +109,12 @@ class Llama(nnx.Module):
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
     ) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        return self.norm(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b))
+
+    def last_output(
+        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
+    ) -> jax.Array:
+        """What the last layer gives, before the final norm: `hidden` is `norm` of it. Its size tells how stable training is."""
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)
@@ -136,7 +142,7 @@ class Llama(nnx.Module):
             call=lambda layer, x, key: layer(x, rotation, key),
         )
         start = 0 if cfg.causal or cfg.class_position == "last" else 1
-        return self.norm(x[:, start : start + count])
+        return x[:, start : start + count]
 
     def logits(self, hidden_bld: jax.Array) -> jax.Array:
         """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`."""

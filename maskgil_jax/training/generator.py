@@ -23,6 +23,7 @@ from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import to_pixels
 from maskgil_jax.sharding import batch_sharding, replicated
+from maskgil_jax.training.guards import guard_config, guarded, step_metrics
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
@@ -40,10 +41,12 @@ class Objective:
     unmasked_weight: float = 0.0
     class_dropout: float = 0.1
     accumulate: int = 1  # parts a batch is computed in, one after another
+    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator; 1e-4 where logits drift
 
     def __post_init__(self):
         choose("objective.law", self.law, MASKING_LAWS)
         require(self.accumulate >= 1, f"objective.accumulate: must be at least 1, got {self.accumulate}")
+        require(self.z_loss >= 0, f"objective.z_loss: must not be negative, got {self.z_loss}")
 
 
 def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[int, int]):
@@ -75,11 +78,23 @@ def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) 
 def loss_sum(params: dict, part: dict, cfg, objective: Objective):
     """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
     model = network.build(cfg, params)
-    hidden_bld = model.hidden(part["inputs"], ClassCondition(part["label"]), key_b=part["key"])
+    inputs, condition, sizes = part["inputs"], ClassCondition(part["label"]), {}
+    if hasattr(model, "last_output"):  # where there is one, its size is worth watching (the paper's Fig. 4c)
+        output_bld = model.last_output(inputs, condition, key_b=part["key"])
+        hidden_bld = model.norm(output_bld)
+        norm_bl = jnp.linalg.norm(jax.lax.stop_gradient(output_bld).astype(jnp.float32), axis=-1)
+        sizes = {"output_norm": jnp.sum(norm_bl), "outputs": jnp.float32(norm_bl.size)}
+    else:
+        hidden_bld = model.hidden(inputs, condition, key_b=part["key"])
     _, sums = masked_cross_entropy(
-        model.logits(hidden_bld), part["targets"], part["mask"], objective.label_smoothing, objective.unmasked_weight
+        model.logits(hidden_bld),
+        part["targets"],
+        part["mask"],
+        objective.label_smoothing,
+        objective.unmasked_weight,
+        objective.z_loss,
     )
-    return sums["loss_sum"], sums
+    return sums["loss_sum"], sums | sizes
 
 
 def gradients(params: dict, batch: dict, cfg, objective: Objective):
@@ -115,10 +130,12 @@ def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, sch
             "masked_accuracy": Average(sums["masked_hits"], sums["masked"]),
             "unmasked_loss": Average(sums["unmasked_loss"], sums["unmasked"]),
             "unmasked_accuracy": Average(sums["unmasked_hits"], sums["unmasked"]),
-            "grad_norm": Average(optax.tree.norm(grads), one),
             "learning_rate": Average(jnp.asarray(schedule(state.step), jnp.float32), one),
         }
-        return apply_gradients(state, grads, tx, ema_decay), metrics
+        if "output_norm" in sums:
+            metrics["output_norm"] = Average(sums["output_norm"], sums["outputs"])
+        new = apply_gradients(state, grads, tx, ema_decay)
+        return new, metrics | step_metrics(grads, state.params, new.params, new.opt_state)
 
     return train_step
 
@@ -173,6 +190,7 @@ def train(config, workdir) -> pathlib.Path:
         "config.sample_every: masked decoding cannot sample a causal model; set it to 0",
     )
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
+    tx = guarded(tx, guard_config(config))
 
     # pictures: some classes, the same at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
