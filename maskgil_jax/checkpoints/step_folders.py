@@ -206,5 +206,6 @@ def _sync(path: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's message."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    """An error's message in one line, without its middle if it is long: the reason stands at its end."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:100]} ... {text[-130:]}"

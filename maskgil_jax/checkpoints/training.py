@@ -39,7 +39,7 @@ from maskgil_jax.checkpoints.step_folders import (
 
 _log = logging.getLogger(__name__)
 PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt to write a checkpoint
-# What reading a damaged folder has been seen to raise. Not RuntimeError: memory that does not suffice is no damage.
+# What Orbax has been seen to raise over damaged files of its own. Not RuntimeError: memory that does not suffice is no damage.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, EOFError)
 
 
@@ -216,8 +216,8 @@ class Checkpoints:
                         "state"
                     ]
                     problem = _difference(state, record)
-                except DAMAGE as error:
-                    problem = f"unreadable ({first_line(error)})"
+                except Exception as error:
+                    problem = self._damage(step, error)
                 if self._everywhere(not problem):
                     self._put_aside(damaged, step)
                     self.known[step], self.newest = record, step
@@ -232,6 +232,16 @@ class Checkpoints:
             f"{self.folder}: no usable checkpoint ({len(damaged) + len(aside)} damaged: {told}). Nothing was changed. "
             "Another --workdir starts a new run"
         )
+
+    def _damage(self, step: int, error: Exception) -> str:
+        """What of a step made reading it fail with `error`; raises it again if the step is whole."""
+        try:
+            verify(self.folder, step)
+        except Damaged as damage:
+            return str(damage)
+        if isinstance(error, DAMAGE):
+            return f"unreadable ({first_line(error)})"
+        raise error
 
     def _put_aside(self, damaged: dict[int, str], good: int) -> None:
         for step, problem in damaged.items():

@@ -26,8 +26,16 @@ def run(args, rest) -> int:
         good += not step.problem
         state = "whole" if args.verify else "committed"
         state = f"damaged: {step.problem}" if step.problem else state
-        print(f"{step.name:>14}  {step.size / 1e6:>7.1f} MB  {step.record.get('saved_at', ''):<25}  {state}", flush=True)
+        print(f"{step.name:>14}  {_bytes(step.size):>10}  {step.record.get('saved_at', ''):<25}  {state}", flush=True)
     if not good:
         print(f"no usable checkpoint in {folder}")
         return 4
     return 0
+
+
+def _bytes(count: int) -> str:
+    """A size as people read it."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
