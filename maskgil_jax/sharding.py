@@ -81,4 +81,5 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def global_batch(batch, mesh: Mesh):
     """Process-local NumPy arrays (this process's rows) -> global sharded arrays."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+    with jax.transfer_guard_host_to_device("allow"):  # this transfer is meant
+        return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

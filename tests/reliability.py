@@ -258,7 +258,8 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="few trials of each")
     args = parser.parse_args()
-    logging.getLogger("maskgil_jax").setLevel(logging.ERROR)  # damage is meant here
+    for noisy in ("maskgil_jax", "asyncio"):  # damage is meant here
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     broken = 0
     for name in args.rows.split(","):
         row, many, few = ROWS[name]
