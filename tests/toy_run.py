@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--watchdog", type=float, default=0.0)
     parser.add_argument("--process", default="", help="INDEX/COUNT/PORT of one of several")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -120,7 +120,7 @@ def main() -> None:
     config = run_file(total_steps=args.steps)
     config.checkpoint.update(every=args.every, keep=args.keep)
     config.mesh.fsdp = args.fsdp
-    config.guard.watchdog_seconds = args.watchdog
+    config.guard.update(watchdog_seconds=args.watchdog, watchdog_factor=2.0)
     bad = {int(step) for step in args.bad.split(",") if step}
     state = toy_run(pathlib.Path(args.workdir), config, bad=bad, seconds=args.seconds, hang=args.hang)
     print(f"done at step {int(jax.device_get(state.step))}", flush=True)
