@@ -77,8 +77,8 @@ def fit(
     about: what the state depends on; a checkpoint made with anything else is refused. headline: the metric on the progress
       bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps.
 
-    Raises `TrainingDiverged`, `CheckpointError`, or on a signal, once the step is saved, what ends the program; docs/reliability.md
-    says what is promised. `make_step` should update by a `guarded` optimizer.
+    Raises `TrainingDiverged`, `CheckpointError`, or on a signal, once the step is saved, what ends the program;
+    docs/reliability.md says what is promised. `make_step` should update by a `guarded` optimizer.
     """
     workdir, lead = pathlib.Path(workdir), jax.process_index() == 0
     state, layout = sharded_init(init, init_key, mesh)
