@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
             class_dropout=0.1,
             accumulate=1,
             loss_chunks=1,  # 16 or more for a codebook of 2^18, whose logits would not fit into memory at once
+            z_loss=0.0,  # 1e-4 keeps logits from drifting in long runs
         )
     )
     config.optimizer = ConfigDict(
@@ -80,7 +81,25 @@ def get_config() -> ConfigDict:
             top_p=config_dict.placeholder(float),
         )
     )
-    config.checkpoint = ConfigDict(dict(every=5_000, keep=3))
+    config.checkpoint = ConfigDict(
+        dict(
+            every=5_000,
+            keep=3,
+            keep_every=0,  # multiples of this are never deleted
+            keep_best=0,  # nor are the steps with the lowest loss, this many
+            allow_data_change=False,  # go on with other data options than the checkpoint was made with
+        )
+    )
+    config.guard = ConfigDict(
+        dict(
+            spike=10.0,  # a gradient norm this many times its running mean is skipped, as is one that is not finite
+            warmup=50,
+            stop_after=10,  # skipped steps in a row
+            loss_alarm=6.0,  # standard deviations
+            watchdog_seconds=300.0,  # without the end of a step
+            watchdog_factor=10.0,
+        )
+    )
     config.evaluate = ConfigDict(  # figures of samples while training; needs a weights folder for its features
         dict(
             every=0,  # steps; 0: never

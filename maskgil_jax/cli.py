@@ -1,7 +1,7 @@
 """The `maskgil` command: its sub-commands, and what an error becomes. Each sub-command is a module of `commands/`.
 
 Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard or a plan that does not fit, 4 no usable checkpoint,
-75 try later (disk full, peers missing), 130 interrupted.
+5 training hung, 75 try later (disk full, peers missing), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import argparse
 import logging
 import sys
 
-from maskgil_jax.commands import convert, demo, encode, evaluate, pack, plan, plot, push, sample, stats, train
+from maskgil_jax.commands import checkpoints, convert, demo, encode, evaluate, pack, plan, plot, push, sample, stats, train
 
-COMMANDS = (demo, train, encode, sample, evaluate, stats, plot, convert, pack, push, plan)
+COMMANDS = (demo, train, encode, sample, evaluate, stats, plot, convert, pack, push, plan, checkpoints)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,12 +43,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def exit_code(error: Exception) -> int | None:
     """The exit code of an expected error; None for a bug, which deserves its traceback."""
-    from maskgil_jax.checkpoints.training import CheckpointError
+    from maskgil_jax.checkpoints.training import CheckpointError, CheckpointWriteError
     from maskgil_jax.distributed import CoordinatorTimeout
     from maskgil_jax.training.log import TrainingDiverged
 
     if isinstance(error, TrainingDiverged):
         return 3
+    if isinstance(error, CheckpointWriteError):
+        return 75
     if isinstance(error, CheckpointError):
         return 4
     if isinstance(error, ValueError):

@@ -62,19 +62,22 @@ def masked_cross_entropy(
     mask_bl: jax.Array,
     label_smoothing: float = 0.1,
     unmasked_weight: float = 0.0,
+    z_loss: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over masked tokens, the others counted with `unmasked_weight` (0: paper 2.3; 1: published code).
 
     Returns (loss, metrics): sums and counts from which `mean_metrics` makes masked and unmasked loss and accuracy, and
-    which add up over parts of a batch; the loss is `loss_sum / weight_sum`.
+    which add up over parts of a batch; the loss is `loss_sum / weight_sum`. z_loss: weight of log(sum(exp(logits)))^2 per
+    token (PaLM), which keeps logits from drifting away; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
     """
     loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
     hit_bl = (jnp.argmax(logits_blv, axis=-1) == targets_bl).astype(jnp.float32)
     masked_bl = mask_bl.astype(jnp.float32)
     seen_bl = 1.0 - masked_bl
     weight_bl = masked_bl + unmasked_weight * seen_bl
+    drift_bl = z_loss * jnp.square(jax.nn.logsumexp(logits_blv.astype(jnp.float32), axis=-1)) if z_loss else 0.0
     metrics = {
-        "loss_sum": jnp.sum(loss_bl * weight_bl),
+        "loss_sum": jnp.sum((loss_bl + drift_bl) * weight_bl),
         "weight_sum": jnp.sum(weight_bl),
         "masked_loss": jnp.sum(loss_bl * masked_bl),
         "masked_hits": jnp.sum(hit_bl * masked_bl),
@@ -91,11 +94,10 @@ def chunked_cross_entropy(
     hidden_bld: jax.Array,
     targets_bl: jax.Array,
     mask_bl: jax.Array,
-    label_smoothing: float,
-    unmasked_weight: float,
     chunks: int,
+    *options: float,
 ) -> dict[str, jax.Array]:
-    """The sums of `masked_cross_entropy(logits_of(hidden_bld), ...)` without ever holding all logits.
+    """The sums of `masked_cross_entropy(logits_of(hidden_bld), targets_bl, mask_bl, *options)`, never holding all logits.
 
     The tokens of every image are taken in `chunks` equal parts, one after another, and the backward pass computes each
     part's logits again: memory falls by that factor for the price of one more product with the head. The batch axis stays
@@ -104,7 +106,7 @@ def chunked_cross_entropy(
 
     def sums_of(rows):
         hidden, targets, mask = rows
-        return masked_cross_entropy(logits_of(hidden), targets, mask, label_smoothing, unmasked_weight)[1]
+        return masked_cross_entropy(logits_of(hidden), targets, mask, *options)[1]
 
     b, l = targets_bl.shape
     require(l % chunks == 0, f"objective.loss_chunks: {chunks} does not divide {l} tokens")

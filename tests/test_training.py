@@ -155,7 +155,7 @@ def test_chunked_loss_never_holds_all_logits():
     tokens = jnp.zeros((2, 64), jnp.int32), jnp.ones((2, 64), bool)
 
     def largest(chunks):
-        grad = jax.grad(lambda h: chunked_cross_entropy(lambda x: x @ h, hidden, *tokens, 0.1, 0.0, chunks)["loss_sum"])
+        grad = jax.grad(lambda h: chunked_cross_entropy(lambda x: x @ h, hidden, *tokens, chunks, 0.1, 0.0)["loss_sum"])
         return jax.jit(grad).lower(head).compile().memory_analysis().temp_size_in_bytes
 
     assert largest(16) < largest(1) / 4

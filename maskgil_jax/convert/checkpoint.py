@@ -7,12 +7,14 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 _LISTED = 20  # problems spelled out in one error; a wrong file can have thousands
 _CHUNK = 1 << 22  # elements looked at together by `check_finite`, so that its masks stay small
+_READERS = 8  # threads of `Checkpoint.verify`
 _RELEASE_EVERY = 256 << 20  # bytes read by `Checkpoint.verify` before the mapped pages are given back
 
 
@@ -146,22 +148,27 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def verify(self, finite: bool = False) -> None:
         """Reads every array (checksums are compared on the way); with `finite` also refuses NaN and infinity.
 
+        Several arrays at once: a checksum takes longer than a fast disk, and lets other threads run meanwhile.
         Raises: BadWeightFile with all problems of the file together.
         """
-        problems, since = [], 0
-        for name, entry in self.entries.items():
+
+        def problem_of(item: tuple[str, Entry]) -> str | None:
+            name, entry = item
             try:
                 array = entry.read()
+                return check_finite(name, array) if finite else None
             except Problem as problem:
-                problems.append(f"{shown(name)}: {problem}")
-                continue
-            found = check_finite(name, array) if finite else None
-            if found:
-                problems.append(found)
-            since += array.nbytes
-            if since > _RELEASE_EVERY:
-                self.release()
-                since = 0
+                return f"{shown(name)}: {problem}"
+
+        problems, since = [], 0
+        with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+            for entry, problem in zip(self.entries.values(), pool.map(problem_of, self.entries.items()), strict=True):
+                if problem:
+                    problems.append(problem)
+                since += entry.nbytes
+                if since > _RELEASE_EVERY:
+                    self.release()
+                    since = 0
         if problems:
             raise BadWeightFile(self.path, problems)
 

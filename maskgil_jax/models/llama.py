@@ -150,6 +150,10 @@ class Llama(nnx.Module):
 
     def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        return self.norm(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b))
+
+    def last_output(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
+        """What the last layer gives, before the final norm: `hidden` is `norm` of it. Its size tells how stable training is."""
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)
@@ -171,7 +175,7 @@ class Llama(nnx.Module):
             remat=cfg.remat,
             call=lambda layer, x, key: layer(x, rotation, key, mask)[0],
         )
-        return self.norm(x[:, start : start + count])
+        return x[:, start : start + count]
 
     def logits(self, hidden_bld: jax.Array, at_bl: jax.Array | None = None) -> jax.Array:
         """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`.

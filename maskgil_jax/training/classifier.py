@@ -11,7 +11,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from clu.metrics import Average
 from flax import nnx
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.masking import image_keys, token_losses
 from maskgil_jax.sharding import place, replicated, to_host
 from maskgil_jax.storage import open_folder
+from maskgil_jax.training.guards import guard_config, guarded, step_metrics
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
@@ -84,11 +84,11 @@ def jitted_step(cfg: ClassifierConfig, config, options: Augment, tx, schedule, l
         metrics = {
             "loss": loss,
             "accuracy": jnp.mean(jnp.argmax(logits_bc, axis=-1) == label_b),
-            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        state = apply_gradients(state, grads, tx, config.optimizer.ema_decay)
-        return state, {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
+        new = apply_gradients(state, grads, tx, config.optimizer.ema_decay)
+        means = {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
+        return new, means | step_metrics(grads, state.params, new.params, new.opt_state)
 
     return train_step
 
@@ -182,6 +182,7 @@ def train(config, workdir) -> pathlib.Path:
     cfg = from_dict(ClassifierConfig, {**config.model.to_dict(), **fixed}, "config.model")
     changes = from_dict(Augment, config.augment.to_dict(), "config.augment")
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
+    tx = guarded(tx, guard_config(config))
 
     state = fit(
         config,

@@ -35,6 +35,7 @@ from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import Pipeline, to_pixels
 from maskgil_jax.sharding import batch_sharding, place, replicated, to_host
 from maskgil_jax.storage import open_folder
+from maskgil_jax.training.guards import guard_config, guarded, step_metrics
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
@@ -57,11 +58,13 @@ class Objective:
     class_dropout: float = 0.1
     accumulate: int = 1  # parts a batch is computed in, one after another
     loss_chunks: int = 1  # parts of each image's tokens whose logits exist at once: for codebooks too large for memory
+    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator; 1e-4 where logits drift
 
     def __post_init__(self):
         choose("objective.law", self.law, MASKING_LAWS)
         require(self.accumulate >= 1, f"objective.accumulate: must be at least 1, got {self.accumulate}")
         require(self.loss_chunks >= 1, f"objective.loss_chunks: must be at least 1, got {self.loss_chunks}")
+        require(self.z_loss >= 0, f"objective.z_loss: must not be negative, got {self.z_loss}")
 
 
 def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[int, int]):
@@ -98,13 +101,21 @@ def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) 
 def loss_sum(params: dict, part: dict, cfg, objective: Objective):
     """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
     model = network.build(cfg, params)
-    hidden_bld = model.hidden(part["inputs"], ClassCondition(part["label"]), key_b=part["key"])
-    tokens = part["targets"], part["mask"], objective.label_smoothing, objective.unmasked_weight
-    if objective.loss_chunks == 1:
-        sums = masked_cross_entropy(model.logits(hidden_bld), *tokens)[1]
+    inputs, condition, sizes = part["inputs"], ClassCondition(part["label"]), {}
+    if hasattr(model, "last_output"):  # where there is one, its size is worth watching (the paper's Fig. 4c)
+        output_bld = model.last_output(inputs, condition, key_b=part["key"])
+        hidden_bld = model.norm(output_bld)
+        norm_bl = jnp.linalg.norm(jax.lax.stop_gradient(output_bld).astype(jnp.float32), axis=-1)
+        sizes = {"output_norm": jnp.sum(norm_bl), "outputs": jnp.float32(norm_bl.size)}
     else:
-        sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks)
-    return sums["loss_sum"], sums
+        hidden_bld = model.hidden(inputs, condition, key_b=part["key"])
+    options = objective.label_smoothing, objective.unmasked_weight, objective.z_loss
+    tokens = part["targets"], part["mask"]
+    if objective.loss_chunks == 1:
+        sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options)[1]
+    else:
+        sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks, *options)
+    return sums["loss_sum"], sums | sizes
 
 
 def gradients(params: dict, batch: dict, cfg, objective: Objective):
@@ -148,10 +159,12 @@ def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, sch
         one = jnp.ones(())
         metrics = {  # averages over tokens, or over steps
             **token_metrics(sums, is_causal(cfg)),
-            "grad_norm": Average(optax.tree.norm(grads), one),
             "learning_rate": Average(jnp.asarray(schedule(state.step), jnp.float32), one),
         }
-        return apply_gradients(state, grads, tx, ema_decay), metrics
+        if "output_norm" in sums:
+            metrics["output_norm"] = Average(sums["output_norm"], sums["outputs"])
+        new = apply_gradients(state, grads, tx, ema_decay)
+        return new, metrics | step_metrics(grads, state.params, new.params, new.opt_state)
 
     return train_step
 
@@ -206,6 +219,7 @@ def train(config, workdir, judge=None) -> pathlib.Path:
     )
     decode_cfg = from_dict(CausalConfig if is_causal(cfg) else DecodeConfig, config.decode.to_dict(), "config.decode")
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
+    tx = guarded(tx, guard_config(config))
 
     # pictures: some classes, the same at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

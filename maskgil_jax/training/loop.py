@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 
@@ -10,12 +11,16 @@ import jax
 from clu import parameter_overview
 from jax.sharding import Mesh
 
-from maskgil_jax.checkpoints.training import Checkpoints, abstract_like
+from maskgil_jax.checkpoints.training import Checkpoints, NotFiniteError, abstract_like
 from maskgil_jax.config import require
 from maskgil_jax.sharding import global_batch, make_mesh, own_rows
 from maskgil_jax.storage import open_folder
-from maskgil_jax.training.log import StepLog
+from maskgil_jax.training.events import Events
+from maskgil_jax.training.guards import guard_config
+from maskgil_jax.training.log import StepLog, TrainingDiverged
+from maskgil_jax.training.signals import StopSignals
 from maskgil_jax.training.state import sharded_init
+from maskgil_jax.training.watchdog import Watchdog
 from maskgil_jax.training.writers import MetricWriter
 
 _log = logging.getLogger(__name__)
@@ -78,6 +83,9 @@ def fit(
       bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps, by all processes together.
     score: (step, state) -> {figure: value}, every `config.evaluate.every` steps, on every process.
     workdir: a folder that all processes see, or "gs://bucket/folder". All of them save checkpoints; process 0 writes the rest.
+
+    Raises `TrainingDiverged`, `CheckpointError`, or on a signal, once the step is saved, what ends the program;
+    docs/reliability.md says what is promised. `make_step` should update by a `guarded` optimizer.
     """
     workdir, lead = open_folder(workdir), jax.process_index() == 0
     state, layout = sharded_init(init, init_key, mesh)
@@ -88,16 +96,21 @@ def fit(
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _log.info("%s: %.2fM parameters on %d %s device(s)", name, count / 1e6, mesh.size, jax.default_backend())
 
-    checkpoints, start = Checkpoints(workdir, keep=config.checkpoint.keep), 0
+    guard, events = guard_config(config), Events(workdir, enabled=lead)
+    events("start", task=name, devices=mesh.size, processes=jax.process_count())
+    checkpoints, start = open_checkpoints(config, workdir, events), 0
     with contextlib.closing(checkpoints):
-        found = checkpoints.restore(abstract_like(init, init_key, layout), about)
+        allow = ("data",) if config.checkpoint.get("allow_data_change", False) else ()
+        found = checkpoints.restore(abstract_like(init, init_key, layout), about, allow=allow)
         if found:
             start, state = found
             _log.info("%s: continuing from step %d of %s", name, start, checkpoints.folder)
         if start >= config.total_steps:
             return state
+        checkpoints.check_room(state)
 
         writer = MetricWriter(workdir, resume_step=start, enabled=lead)
+        watchdog = Watchdog(guard.watchdog_seconds, guard.watchdog_factor, event=events)
         log = StepLog(
             writer,
             name=name,
@@ -106,10 +119,14 @@ def fit(
             batch_size=config.batch_size,
             every=config.log_every,
             headline=headline,
+            guard=guard,
+            watchdog=watchdog,
+            event=events,
         )
         train_step = make_step(layout)
         rows = stream(start_step=start)
-        with contextlib.closing(writer), jax.transfer_guard("disallow"):
+        closing = contextlib.closing
+        with closing(writer), closing(watchdog), StopSignals() as signals, jax.transfer_guard("disallow"):
             batch = next_batch(rows, fields, mesh)
             for step in range(start + 1, config.total_steps + 1):
                 state, metrics = train_step(state, batch, *constants)
@@ -117,15 +134,46 @@ def fit(
                 if not last:
                     batch = next_batch(rows, fields, mesh)  # moves to the device while the step runs
                 log.step(step, metrics)
+                if step == start + 1:
+                    events("first_step", step=step)
                 if picture and config.sample_every and (last or step % config.sample_every == 0):
-                    with jax.transfer_guard("allow"):
+                    with jax.transfer_guard("allow"), watchdog.paused():
                         writer.write_images(step, picture(state))
                 if score and (last or step % config.evaluate.every == 0):
-                    with jax.transfer_guard("allow"):
+                    with jax.transfer_guard("allow"), watchdog.paused():
                         writer.write_scalars(step, score(step, state))
-                if last or step % config.checkpoint.every == 0:
-                    checkpoints.save(step, state, about)
+                stopped = signals.stop_at(step) and not last
+                if stopped:
+                    events("signal", step=step)
+                    log.write()
+                if last or stopped or step % config.checkpoint.every == 0 or not checkpoints.check():
+                    with watchdog.paused():
+                        save(checkpoints, step, state, about, config, log.score, wait=last or stopped)
+                if stopped:
+                    events("stop", step=step, reason="signal")
+                    signals.leave(step)
+    events("stop", step=config.total_steps, reason="done")
     return state
+
+
+def open_checkpoints(config, workdir, events: Events) -> Checkpoints:
+    """The checkpoints of a run, kept as its run file says."""
+    options = config.checkpoint
+    return Checkpoints(
+        workdir,
+        keep=options.keep,
+        keep_every=options.get("keep_every", 0),
+        keep_best=options.get("keep_best", 0),
+        event=events,
+    )
+
+
+def save(checkpoints: Checkpoints, step: int, state, about: dict, config, score: float | None, *, wait: bool) -> None:
+    """Saves `state`, unless it has gone bad in a way that no guard saw: then the run ends and the last checkpoint stays."""
+    try:
+        checkpoints.save(step, state, about, config=json.loads(config.to_json_best_effort()), score=score, wait=wait)
+    except NotFiniteError as error:
+        raise TrainingDiverged(f"{error}; go on from the last checkpoint, with a lower learning rate") from error
 
 
 def next_batch(rows: Iterator[dict], fields: tuple[str, ...], mesh: Mesh) -> dict:

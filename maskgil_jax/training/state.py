@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from maskgil_jax.sharding import shardings
+from maskgil_jax.training.guards import unless_skipped
 
 
 @flax.struct.dataclass
@@ -45,8 +46,9 @@ def sharded_init(init: Callable, key: jax.Array, mesh: Mesh):
 
 
 def apply_gradients(state: TrainState, grads: dict, tx: optax.GradientTransformation, ema_decay: float) -> TrainState:
-    """One optimizer update, and one of the EMA."""
+    """One optimizer update, and one of the EMA; with a guarded `tx`, a bad step changes the step counter and nothing else."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if state.ema else {}
+    ema = unless_skipped(opt_state, ema, state.ema)
     return TrainState(state.step + 1, params, ema, opt_state)

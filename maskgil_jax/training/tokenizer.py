@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -23,6 +24,7 @@ from maskgil_jax.pipeline import reconstruct
 from maskgil_jax.sharding import place, replicated, to_host
 from maskgil_jax.storage import open_folder
 from maskgil_jax.training.discriminator import PatchGAN
+from maskgil_jax.training.guards import guard_config, guarded, step_metrics, unless_skipped
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
 from maskgil_jax.training.optim import learning_rate, make_optimizer
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
@@ -121,14 +123,19 @@ def jitted_step(
             params["codebook"]["embedding"] = restart_codes(restart_key, table, z_nd, dead_k)
             waiting = jnp.where(dead_k, 0, waiting)
         ema = optax.incremental_update(params, state.ema, 1.0 - config.optimizer.ema_decay) if state.ema else {}
+        params, ema, last_used, waiting, disc = unless_skipped(
+            opt_state,
+            (params, ema, last_used, waiting, disc),
+            (state.params, state.ema, state.last_used, state.waiting, state.disc),
+        )
         metrics |= {
             "psnr": -10.0 * jnp.log10(jnp.mean(jnp.square((images - jnp.clip(made, -1, 1)) / 2)) + 1e-10),
             "codebook_usage": jnp.mean(last_used > state.step - config.usage_window),
-            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        state = TokenizerState(state.step + 1, params, ema, opt_state, last_used, waiting, disc)
-        return state, {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
+        means = {name: Average(value, jnp.ones(())) for name, value in metrics.items()}
+        means |= step_metrics(grads, state.params, params, opt_state)
+        return TokenizerState(state.step + 1, params, ema, opt_state, last_used, waiting, disc), means
 
     return train_step
 
@@ -145,6 +152,7 @@ def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cf
     (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.disc["params"])
     on = started(state.step, loss_cfg)
     updates, opt_state = disc_tx.update(grads, state.disc["opt_state"], state.disc["params"])
+    stats = unless_skipped(opt_state, stats, state.disc["stats"])
     new = {"params": optax.apply_updates(state.disc["params"], updates), "stats": stats, "opt_state": opt_state}
     return jax.tree.map(lambda a, b: jnp.where(on > 0, a, b), new, state.disc), loss * on
 
@@ -195,6 +203,9 @@ def train(config, workdir) -> pathlib.Path:
         make_discriminator = lambda key: PatchGAN(**config.discriminator.net, rngs=nnx.Rngs(key))  # noqa: E731
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
     disc_tx = make_optimizer(config.discriminator.optimizer, config.total_steps)
+    guard = guard_config(config)
+    tx = guarded(tx, guard)
+    disc_tx = guarded(disc_tx, dataclasses.replace(guard, spike=0.0))  # its gradients may jump, as those of adversaries do
 
     state = fit(
         config,

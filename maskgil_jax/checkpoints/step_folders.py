@@ -1,0 +1,207 @@
+"""The step folders of a run on disk: which are there, whole, to be kept or to be thrown away. Knows nothing of networks.
+
+    checkpoints/120/          a step: `state/` (arrays) and `record/` (what they are, and a fingerprint of each)
+    checkpoints/100.damaged/  a step that could not be read or whose arrays are not those that were saved
+    checkpoints/.trash-80/    a step on its way out, left by a kill in the middle of its deletion
+
+Paths may be local or "gs://bucket/folder".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator
+
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from maskgil_jax.checkpoints.fingerprints import CHUNK, host_fingerprint
+from maskgil_jax.storage import is_remote
+
+SMALL_FILE = 1 << 20  # bytes; larger files are array data, which tensorstore syncs by itself
+
+
+class Damaged(Exception):
+    """A step folder does not hold what was saved; the message says what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One row of a listing. `problem`: why it cannot be used; empty if nothing is known against it."""
+
+    name: str
+    size: int
+    record: dict
+    problem: str
+
+
+def steps_in(folder) -> list[int]:
+    """The committed steps, newest first."""
+    folder = epath.Path(folder)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    # Local folders are committed by their renaming; buckets cannot rename, so a file is written last.
+    return [s for s in steps if not is_remote(folder) or (folder / str(s) / "commit_success.txt").exists()]
+
+
+def damaged_in(folder) -> list[str]:
+    """The names of the folders put aside as damaged."""
+    folder = epath.Path(folder)
+    return sorted(path.name for path in folder.iterdir() if ".damaged" in path.name) if folder.is_dir() else []
+
+
+def seal(record: dict) -> dict:
+    """`record` with a checksum of itself, to be written as JSON."""
+    text = json.dumps(record, sort_keys=True)
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": json.loads(text)}
+
+
+def read_record(folder, step: int) -> dict:
+    """What was written beside the arrays of a step. Raises `Damaged`."""
+    file = epath.Path(folder) / str(step) / "record" / "metadata"
+    try:
+        sealed = json.loads(file.read_text())
+        record = sealed["record"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"record: unreadable ({type(error).__name__})") from error
+    if seal(record) != sealed or record.get("step") != step:
+        raise Damaged("record: differs from what was written")
+    return record
+
+
+def verify(folder, step: int) -> dict:
+    """Reads every array of a step on the host, compares fingerprints, returns the record. Raises `Damaged`, naming an array."""
+    record = read_record(folder, step)
+    for name, (_, _, expected) in record["arrays"].items():
+        try:
+            found = host_fingerprint(_pieces(epath.Path(folder) / str(step) / "state", name))
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{name}: unreadable ({first_line(error)})") from error
+        if found != expected:
+            raise Damaged(f"{name}: differs from what was saved")
+    return record
+
+
+def _pieces(folder: epath.Path, name: str) -> Iterator[np.ndarray]:
+    """An array of a step in natural order, a few rows at a time."""
+    base = os.fspath(folder) if is_remote(folder) else f"file://{os.fspath(folder)}"
+    array = ts.open(
+        {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}, open=True, read=True
+    ).result()
+    if not array.shape:
+        yield array.read().result()
+        return
+    rows = max(1, CHUNK // max(1, int(np.prod(array.shape[1:]))))
+    for low in range(0, array.shape[0], rows):
+        yield array[low : min(low + rows, array.shape[0])].read().result()
+
+
+def listing(folder, *, read: bool) -> Iterator[Step]:
+    """The steps and the damaged folders, oldest first; with `read`, every array is read and compared."""
+    folder = epath.Path(folder)
+    for step in reversed(steps_in(folder)):
+        record, problem = {}, ""
+        try:
+            record = (verify if read else read_record)(folder, step)
+        except Damaged as error:
+            problem = str(error)
+        yield Step(str(step), size_of(folder / str(step)), record, problem)
+    for name in damaged_in(folder):
+        yield Step(name, size_of(folder / name), {}, "put aside")
+
+
+def size_of(folder: epath.Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(size_of(p) if p.is_dir() else p.stat().length for p in folder.iterdir())
+
+
+def surplus(steps: list[int], whole, scores: dict, *, keep: int, keep_every: int = 0, keep_best: int = 0) -> list[int]:
+    """The steps that may go: older than the newest `keep` of those known to be `whole` (none, if there are not so many), no
+    multiple of `keep_every`, not among the `keep_best` with the lowest scores."""
+    newest = sorted(whole, reverse=True)[: max(keep, 1)]
+    if len(newest) < max(keep, 1):
+        return []
+    best = sorted((s for s in steps if scores.get(s) is not None), key=lambda s: (scores[s], -s))[:keep_best]
+    return sorted(s for s in steps if s < newest[-1] and s not in best and not (keep_every and s % keep_every == 0))
+
+
+def scores_in(folder) -> dict[int, float | None]:
+    """The score of each step whose record can be read."""
+    scores = {}
+    for step in steps_in(folder):
+        with contextlib.suppress(Damaged):
+            scores[step] = read_record(folder, step)["score"]
+    return scores
+
+
+def put_aside(folder, step: int) -> str:
+    """Renames a damaged step so that nothing takes it for a good one; returns its new name."""
+    folder, name, count = epath.Path(folder), f"{step}.damaged", 1
+    while (folder / name).exists():
+        count += 1
+        name = f"{step}.damaged-{count}"
+    (folder / str(step)).rename(folder / name)
+    return name
+
+
+def throw_away(folder, steps: Collection[int]) -> None:
+    """Deletes steps. Each is renamed first, so that a kill on the way leaves nothing that looks like a checkpoint."""
+    for step in steps:
+        path, trash = epath.Path(folder) / str(step), epath.Path(folder) / f".trash-{step}"
+        if is_remote(folder):  # no renaming there: the file that makes it a checkpoint goes first
+            (path / "commit_success.txt").unlink(missing_ok=True)
+            path.rmtree(missing_ok=True)
+            continue
+        trash.rmtree(missing_ok=True)
+        path.rename(trash)
+        trash.rmtree(missing_ok=True)
+
+
+def empty_trash(folder) -> None:
+    """Finishes deletions that a kill interrupted."""
+    folder = epath.Path(folder)
+    for path in list(folder.glob(".trash-*")) if folder.is_dir() else []:
+        path.rmtree(missing_ok=True)
+
+
+def free_bytes(folder) -> int | None:
+    """Free space where a folder lies or will lie; None for buckets."""
+    if is_remote(folder):
+        return None
+    path = epath.Path(folder)
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def sync_small_files(folder: epath.Path) -> None:
+    """Makes the small files and the names below a local folder survive a power cut; Orbax syncs array data only."""
+    if is_remote(folder):
+        return
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            file = os.path.join(root, name)
+            if os.path.getsize(file) <= SMALL_FILE:
+                _sync(file)
+        _sync(root)
+    _sync(os.path.dirname(os.fspath(folder)))
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message in one line, without its middle if it is long: the reason stands at its end."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:100]} ... {text[-130:]}"

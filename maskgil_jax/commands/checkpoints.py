@@ -1,0 +1,41 @@
+"""maskgil checkpoints: what the steps of a run are worth."""
+
+from __future__ import annotations
+
+
+def add(command) -> None:
+    sub = command("checkpoints", run, "List the checkpoints of a run; --verify reads them through. Needs no model.")
+    sub.add_argument("folder", metavar="DIR", help="--workdir of a run or its checkpoints folder, local or gs://")
+    sub.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
+
+
+def run(args, rest) -> int:
+    """maskgil checkpoints"""
+    from etils import epath
+
+    from maskgil_jax.checkpoints.step_folders import listing
+    from maskgil_jax.config import ConfigError
+
+    folder = epath.Path(args.folder)
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    if not folder.is_dir():
+        raise ConfigError(f"{args.folder}: no such folder")
+    good = 0
+    print(f"{'step':>14}  {'size':>10}  {'saved':<25}  state")
+    for step in listing(folder, read=args.verify):
+        good += not step.problem
+        state = "whole" if args.verify else "committed"
+        state = f"damaged: {step.problem}" if step.problem else state
+        print(f"{step.name:>14}  {_bytes(step.size):>10}  {step.record.get('saved_at', ''):<25}  {state}", flush=True)
+    if not good:
+        print(f"no usable checkpoint in {folder}")
+        return 4
+    return 0
+
+
+def _bytes(count: int) -> str:
+    """A size as people read it."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

@@ -1,0 +1,78 @@
+"""A thread that ends the program when no step ends any more, so that whoever started it can start it again."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+_log = logging.getLogger(__name__)
+EXIT_CODE = 5
+
+
+class Watchdog:
+    """Waits for the end of each step for `seconds`, or for `factor` usual steps if that is longer; then the stacks of all
+    threads go to stderr and the program ends with exit code 5. Nothing is watched before the first step has ended: compiling
+    takes as long as it takes. seconds=0: nothing is watched at all. event: called with "hang" before the end.
+    """
+
+    def __init__(self, seconds: float, factor: float = 10.0, *, event: Callable | None = None):
+        self.seconds, self.factor, self.event = seconds, factor, event or (lambda name, **fields: None)
+        self.durations: deque[float] = deque(maxlen=101)
+        self.step = 0
+        self.last: float | None = None  # the end of the last step; None while nothing is watched
+        self.closed = threading.Event()
+        if seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def ended(self, step: int) -> None:
+        """To be called when a step has ended on the device."""
+        now = time.monotonic()
+        if self.last is not None:
+            self.durations.append(now - self.last)
+        self.step, self.last = step, now
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """For work between steps that may take long: pictures, figures, waiting for a disk."""
+        was, self.last = self.last, None
+        try:
+            yield
+        finally:
+            self.last = None if was is None else time.monotonic()
+
+    @property
+    def limit(self) -> float:
+        """Seconds without the end of a step that are too many."""
+        usual = statistics.median(list(self.durations)) if self.durations else 0.0
+        return max(self.factor * usual, self.seconds)
+
+    def _watch(self) -> None:
+        while not self.closed.wait(min(1.0, self.seconds / 4)):
+            last = self.last
+            if last is not None and time.monotonic() - last > self.limit:
+                self._bark(time.monotonic() - last)
+
+    def _bark(self, silence: float) -> None:
+        usual = f"{statistics.median(list(self.durations)):.2g} s" if self.durations else "unknown"
+        self.event("hang", step=self.step, seconds=round(silence, 1))
+        _log.error(
+            "no step ended for %.0f s after step %d (a usual step: %s): a device or another process hangs. The stacks of all "
+            "threads follow; leaving with exit code %d, the same command goes on from the last checkpoint",
+            silence,
+            self.step,
+            usual,
+            EXIT_CODE,
+        )
+        faulthandler.dump_traceback(file=2, all_threads=True)  # the file descriptor: sys.stderr may be captured
+        os._exit(EXIT_CODE)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self.closed.set()
