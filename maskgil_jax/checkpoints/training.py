@@ -34,13 +34,12 @@ from maskgil_jax.checkpoints.step_folders import (
     throw_away,
     verify,
 )
+from maskgil_jax.storage import is_remote, open_folder
 
 _log = logging.getLogger(__name__)
 PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt to write a checkpoint
 # What Orbax has been seen to raise over damaged files of its own. Not RuntimeError: memory that does not suffice is no damage.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, EOFError)
-
-from maskgil_jax.storage import is_remote, open_folder
 
 
 class CheckpointError(RuntimeError):
