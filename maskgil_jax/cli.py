@@ -10,9 +10,9 @@ import argparse
 import logging
 import sys
 
-from maskgil_jax.commands import convert, demo, encode, pack, plan, push, sample, train
+from maskgil_jax.commands import convert, demo, edit, encode, pack, plan, push, sample, train
 
-COMMANDS = (demo, train, encode, pack, push, sample, convert, plan)
+COMMANDS = (demo, train, encode, pack, push, sample, edit, convert, plan)
 
 
 def main(argv: list[str] | None = None) -> int:
