@@ -222,7 +222,7 @@ def _with_progress(batches: Iterable[np.ndarray], todo: int, total: int) -> Iter
 
 
 def _write_part(path: pathlib.Path, images_bhwc: np.ndarray, label_b: np.ndarray) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         save_png(path, images_bhwc[0])
     elif path.suffix == ".webp":

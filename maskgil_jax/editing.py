@@ -41,7 +41,7 @@ def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | No
     made = []
     for rows, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
         old_bhwc, hole_bhw = images_bhwc[rows], masks_bhw[rows]
-        given_bl = to_tokens(pipeline.tokenizer, filled(old_bhwc, hole_bhw))
+        given_bl = to_tokens(pipeline.tokenizer, pipeline.shared(filled(old_bhwc, hole_bhw)))
         tokens_bl = jnp.where(token_mask(hole_bhw, grid), pipeline.generator.cfg.mask_id, given_bl)
         tokens_bl = pipeline.tokens(label_b, keys_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
         new_bhwc = jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))
@@ -74,7 +74,7 @@ def vary(pipeline: Any, images, labels=None, *, share: float = 0.5, cfg=None, **
     images_bhwc = _images(images)
     grid, made = _grid_of(pipeline, images_bhwc), []
     for rows, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
-        given_bl = to_tokens(pipeline.tokenizer, images_bhwc[rows])
+        given_bl = to_tokens(pipeline.tokenizer, pipeline.shared(images_bhwc[rows]))
         tokens_bl = hide_share(given_bl, keys_b, share, pipeline.generator.cfg.mask_id)
         tokens_bl = pipeline.tokens(label_b, keys_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))[:wanted])
@@ -100,7 +100,7 @@ def interpolate(
     shape = tuple(grid or pipeline.generator.cfg.grid)
     for rows, keys_b, _, wanted in _batches(pipeline, None, len(places), places=places, **options):
         start, end = (ClassCondition(jnp.asarray(ids[places[rows]])) for ids in (first_b, second_b))
-        condition = TwoConditions(start, end, jnp.asarray(weight_n[rows]))
+        condition = pipeline.shared(TwoConditions(start, end, jnp.asarray(weight_n[rows])))
         tokens_bl = decode(Between(pipeline.generator), condition, keys_b, pipeline.options(cfg), grid=shape)
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, shape))[:wanted])
     images_nhwc = np.concatenate(made)
@@ -144,7 +144,7 @@ def outpaint(
     hidden_1hw, alpha_1hw = token_mask(outside_1hw, canvas).reshape(1, rows, columns), feathered(outside_1hw, feather)
     made = []
     for at, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
-        known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, images_bhwc[at])).reshape(-1, h, w)
+        known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, pipeline.shared(images_bhwc[at]))).reshape(-1, h, w)
         tokens_bhw = np.pad(known_bhw, ((0, 0), (top, room[0] - top), (left, room[1] - left)))
         tokens_bhw = np.where(hidden_1hw, pipeline.generator.cfg.mask_id, tokens_bhw)
         condition = ClassCondition(jnp.asarray(label_b))
@@ -184,7 +184,7 @@ def trajectory(pipeline: Any, labels, *, cfg=None, grid=None, **options) -> np.n
 
 def _batches(
     pipeline: Any, labels, count: int, *, seed: int = 0, key=None, batch_size: int | None = None, places=None
-) -> Iterator[tuple[np.ndarray, jax.Array, np.ndarray, int]]:
+) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array, int]]:
     """(rows of the request, their keys, their classes, how many of them are wanted), a batch at a time."""
     _check_masked(pipeline)
     if labels is None:
@@ -195,7 +195,7 @@ def _batches(
         ids_b = np.broadcast_to(ids_b, count)
     key, size = pipeline.request(count, seed, key, batch_size)
     for rows, keys_b, wanted in portions(key, np.arange(count) if places is None else places, size):
-        yield rows, keys_b, ids_b[rows], wanted
+        yield rows, *pipeline.shared((keys_b, ids_b[rows])), wanted
 
 
 def _check_masked(pipeline: Any) -> None:

@@ -164,9 +164,7 @@ class Pipeline:
         key, size = self.request(len(ids_b), seed, key, batch_size)
         for rows, keys_b, wanted in portions(key, places_b, size):
             watch = on_step and functools.partial(_watch, on_step, wanted)
-            label_b = jnp.asarray(ids_b[rows])
-            if self.mesh is not None:
-                label_b, keys_b = place((label_b, keys_b), batch_sharding(self.mesh))
+            label_b, keys_b = self.shared((ids_b[rows], keys_b))
             tokens_bl = self.tokens(label_b, keys_b, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=watch)
             images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
             yield jax.device_get(images)[:wanted]
@@ -183,6 +181,10 @@ class Pipeline:
         mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
         tokenizer, generator, ar = place((self.tokenizer, self.generator, self.ar), replicated(mesh))
         return dataclasses.replace(self, tokenizer=tokenizer, generator=generator, ar=ar, mesh=mesh)
+
+    def shared(self, batch) -> Any:
+        """Arrays with a leading batch axis, split over the devices of `over`; as they are without it."""
+        return batch if self.mesh is None else place(batch, batch_sharding(self.mesh))
 
     def tokens(
         self,

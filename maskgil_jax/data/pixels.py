@@ -11,8 +11,9 @@ MAX_PIXELS = 40_000_000  # a 400 kB file can unpack to gigabytes: the header is 
 
 
 def read_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
-    """Decodes a PNG, JPEG, WebP, BMP or GIF (first frame) file, by path or opened, to uint8 (h, w, 3), upright by its EXIF orientation.
+    """Decodes a PNG, JPEG, WebP, BMP or GIF (first frame) file to uint8 (h, w, 3), upright by its EXIF orientation.
 
+    path: its name, or the opened file.
     Transparency is laid on white; 16-bit grey is scaled to 8 bits; CMYK, palette and grey become RGB.
     Raises a ValueError naming the file when it cannot be decoded, has no pixels or has more than 40 million.
     """

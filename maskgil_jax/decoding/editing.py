@@ -23,7 +23,7 @@ def grown(mask_bhw: np.ndarray) -> np.ndarray:
     """A mask and all cells that touch it, corners included: bool (b, h, w)."""
     h, w = mask_bhw.shape[1:]
     padded = np.pad(mask_bhw, ((0, 0), (1, 1), (1, 1)))
-    return np.logical_or.reduce([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)])
+    return np.any([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=0)
 
 
 def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np.ndarray:
@@ -43,7 +43,7 @@ def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np
 
 def feathered(mask_bhw: np.ndarray, width: int) -> np.ndarray:
     """How much of the new picture is seen: float32 (b, h, w), 1 in the hole, falling to 0 over `width` pixels around it."""
-    alpha_bhw, ring_bhw = mask_bhw.astype(np.float32), mask_bhw
+    alpha_bhw, ring_bhw = mask_bhw.astype(np.float32), np.asarray(mask_bhw)
     for distance in range(1, width + 1):
         wider_bhw = grown(ring_bhw)
         alpha_bhw = np.where(wider_bhw & ~ring_bhw, np.float32(1 - distance / (width + 1)), alpha_bhw)
