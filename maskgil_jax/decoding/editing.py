@@ -23,7 +23,7 @@ def grown(mask_bhw: np.ndarray) -> np.ndarray:
     """A mask and all cells that touch it, corners included: bool (b, h, w)."""
     h, w = mask_bhw.shape[1:]
     padded = np.pad(mask_bhw, ((0, 0), (1, 1), (1, 1)))
-    return np.any([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=0)
+    return np.logical_or.reduce([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)])
 
 
 def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np.ndarray:
@@ -35,7 +35,7 @@ def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np
     (b, h, w), (rows, columns) = mask_bhw.shape, grid
     if h % rows or w % columns:
         raise ValueError(f"masks: {h} x {w} pixels do not fall into {rows} x {columns} cells")
-    cells_bhw = mask_bhw.reshape(b, rows, h // rows, columns, w // columns).any(axis=(2, 4))
+    cells_bhw = np.logical_or.reduce(mask_bhw.reshape(b, rows, h // rows, columns, w // columns), axis=(2, 4))
     for _ in range(grow):
         cells_bhw = grown(cells_bhw)
     return cells_bhw.reshape(b, -1)
@@ -43,7 +43,8 @@ def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np
 
 def feathered(mask_bhw: np.ndarray, width: int) -> np.ndarray:
     """How much of the new picture is seen: float32 (b, h, w), 1 in the hole, falling to 0 over `width` pixels around it."""
-    alpha_bhw, ring_bhw = mask_bhw.astype(np.float32), np.asarray(mask_bhw)
+    alpha_bhw: np.ndarray = mask_bhw.astype(np.float32)
+    ring_bhw = mask_bhw
     for distance in range(1, width + 1):
         wider_bhw = grown(ring_bhw)
         alpha_bhw = np.where(wider_bhw & ~ring_bhw, np.float32(1 - distance / (width + 1)), alpha_bhw)
