@@ -3,7 +3,11 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -230,3 +234,31 @@ def test_animations_are_gif_or_webp(tmp_path):
     with pytest.raises(ValueError, match=r"animations are .gif or .webp"):
         save_animation(tmp_path / "a.mp4", frames)
     assert [p.name for p in tmp_path.iterdir()] == ["a.webp"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_job(weights, tmp_path, expected):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    argv = [sys.executable, "-m", "maskgil_jax", "sample", "--weights", str(weights), "--out", str(tmp_path / "out")]
+    argv += ["--num", "10", "--seed", "7", "--format", "npz", "--part-size", "3", "--batch-size", "2"]
+    argv += ["--coordinator", address, "--num-processes", "2", "--process-id"]
+    runs = [
+        subprocess.Popen([*argv, str(i)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in (0, 1)
+    ]
+    try:
+        printed = [run.communicate(timeout=300) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert not any(run.returncode for run in runs), "\n".join(stderr[-3000:] for _, stderr in printed)
+    assert [stdout.count("10 images and grid.png") for stdout, _ in printed] == [1, 0]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grid.png", "samples.json", "samples.npz"]
+    with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["arr_1"], np.arange(10) * 3 // 10)
+    again = read_samples(tmp_path / "out")
+    same = np.flatnonzero(np.arange(10) * 3 // 10 == LABELS)  # where the balanced classes are those of `expected`
+    assert_same_pictures(again[same], expected[same])
