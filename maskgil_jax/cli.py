@@ -10,9 +10,23 @@ import argparse
 import logging
 import sys
 
-from maskgil_jax.commands import checkpoints, convert, demo, encode, evaluate, pack, plan, plot, push, sample, stats, train
+from maskgil_jax.commands import (
+    checkpoints,
+    convert,
+    demo,
+    edit,
+    encode,
+    evaluate,
+    pack,
+    plan,
+    plot,
+    push,
+    sample,
+    stats,
+    train,
+)
 
-COMMANDS = (demo, train, encode, sample, evaluate, stats, plot, convert, pack, push, plan, checkpoints)
+COMMANDS = (demo, train, encode, sample, edit, evaluate, stats, plot, convert, pack, push, plan, checkpoints)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 
@@ -21,13 +22,47 @@ def grid_of(images_bhwc: np.ndarray, *, columns: int | None = None, gap: int = 2
 
 def save_png(path, image_hwc: np.ndarray) -> None:
     """Writes a PNG, whole or not at all."""
-    import os
+    _save(path, [image_hwc], format="PNG")
+
+
+def save_webp(path, image_hwc: np.ndarray) -> None:
+    """Writes a lossless WebP, whole or not at all."""
+    _save(path, [image_hwc], format="WEBP", lossless=True)
+
+
+def png_bytes(image_hwc: np.ndarray) -> bytes:
+    """What a PNG file of the image holds."""
+    import io
 
     from PIL import Image
 
+    buffer = io.BytesIO()
+    Image.fromarray(image_hwc).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def save_animation(path, frames_thwc: np.ndarray, *, seconds: float = 0.4, last: float = 1.5) -> None:
+    """Writes frames as an endless GIF or lossless WebP, by the name's ending; each is shown `seconds`, the last one `last`."""
+    kind = {".gif": "GIF", ".webp": "WEBP"}.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise ValueError(f"{path}: animations are .gif or .webp")
+    durations = [round(1000 * seconds)] * (len(frames_thwc) - 1) + [round(1000 * last)]
+    _save(path, frames_thwc, format=kind, duration=durations, loop=0, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+def _save(path, frames, **options) -> None:
+    from PIL import Image
+
     part = f"{path}.part"
-    Image.fromarray(image_hwc).save(part, format="PNG")
-    os.replace(part, path)
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    if rest:
+        options |= {"save_all": True, "append_images": rest}
+    try:
+        first.save(part, **options)
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
 
 
 def curves(runs: dict) -> np.ndarray:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskgil_jax import editing
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
 from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, decode_preset, from_dict, require
 from maskgil_jax.data.encode import encode_dataset
@@ -20,13 +21,10 @@ from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.hybrid import decode_hybrid
 from maskgil_jax.decoding.masked import decode
+from maskgil_jax.decoding.sampling import portions
 from maskgil_jax.models.condition import ClassCondition
-
-
-@functools.partial(jax.jit, static_argnames="grid")
-def to_pixels(tokenizer, tokens_bl, grid):
-    """Codes (b, rows * columns) -> uint8 images; like `reconstruct`, compiled once per shape however often it is called."""
-    return to_uint8(tokenizer.decode(tokens_bl.reshape(-1, *grid)))
+from maskgil_jax.sharding import batch_sharding, make_mesh, place, replicated
+from maskgil_jax.tokenizers.pixels import to_pixels
 
 
 @jax.jit
@@ -63,6 +61,7 @@ class Pipeline:
     `pipeline(labels=["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its place in
     the request, its label and the decoding options; not on batch size or device count. cfg: decoding options, a `CausalConfig`
     if the generator is causal. ar: a causal network beside a masked generator, for `ar_ratio`; ar_cfg: its decoding options.
+    mesh: the devices that share every batch (`over`); None leaves it to JAX.
     """
 
     tokenizer: Any
@@ -72,6 +71,14 @@ class Pipeline:
     name: str = ""
     ar: Any = None
     ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
+    mesh: Any = None
+
+    inpaint = editing.inpaint
+    edit_box = editing.edit_box
+    vary = editing.vary
+    interpolate = editing.interpolate
+    outpaint = editing.outpaint
+    trajectory = editing.trajectory
 
     @property
     def masked(self) -> bool:
@@ -144,21 +151,40 @@ class Pipeline:
         batch_size: int | None = None,
         ar_ratio: float = 0.0,
         on_step=None,
+        places=None,
     ) -> Iterator[np.ndarray]:
-        """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation."""
+        """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation.
+
+        places: the place in the request that each of these labels has, whole numbers; default 0, 1, 2, ... So the images of a
+        large request can be made in parts, in any order and on any machine, and be the same.
+        """
         ids_b = self.label_ids(labels)
+        places_b = np.arange(len(ids_b)) if places is None else np.asarray(places)
+        require(places_b.shape == ids_b.shape, f"places: expected one for each of {len(ids_b)} labels, got {places_b.shape}")
+        key, size = self.request(len(ids_b), seed, key, batch_size)
+        for rows, keys_b, wanted in portions(key, places_b, size):
+            watch = on_step and functools.partial(_watch, on_step, wanted)
+            label_b, keys_b = self.shared((ids_b[rows], keys_b))
+            tokens_bl = self.tokens(label_b, keys_b, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=watch)
+            images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
+            yield jax.device_get(images)[:wanted]
+
+    def request(self, count: int, seed: int, key, batch_size: int | None) -> tuple[jax.Array, int]:
+        """The key and the batch size of a request for `count` images; several devices get equal shares."""
         require(batch_size is None or batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
         require(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed!r}")
-        key = jax.random.key(seed) if key is None else key
-        size = min(batch_size or len(ids_b), len(ids_b))
-        for start in range(0, len(ids_b), size):
-            # The last batch is filled up; the images made for the padding are thrown away.
-            rows = np.minimum(np.arange(start, start + size), len(ids_b) - 1)
-            keys_b = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
-            watch = on_step and functools.partial(_watch, on_step, len(ids_b) - start)
-            tokens_bl = self.tokens(ids_b[rows], keys_b, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=watch)
-            images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
-            yield jax.device_get(images)[: len(ids_b) - start]
+        size, devices = min(batch_size or count, count), 1 if self.mesh is None else self.mesh.size
+        return jax.random.key(seed) if key is None else key, -(-size // devices) * devices
+
+    def over(self, devices=None) -> Pipeline:
+        """The same pipeline on several devices, those of this process by default: each makes its share of every batch."""
+        mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
+        tokenizer, generator, ar = place((self.tokenizer, self.generator, self.ar), replicated(mesh))
+        return dataclasses.replace(self, tokenizer=tokenizer, generator=generator, ar=ar, mesh=mesh)
+
+    def shared(self, batch) -> Any:
+        """Arrays with a leading batch axis, split over the devices of `over`; as they are without it."""
+        return batch if self.mesh is None else place(batch, batch_sharding(self.mesh))
 
     def tokens(
         self,
@@ -176,19 +202,24 @@ class Pipeline:
         tokens_bl: given ones, [MASK] where they are to be made; for a causal generator the first ones of each image, (b, n).
         """
         condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
-        cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
-        if not isinstance(cfg, type(self.cfg)):
-            raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
+        law = self.options(cfg)
         if ar_ratio:
             require(self.ar is not None, f"ar_ratio: {ar_ratio} needs a causal network; load the pipeline with ar=WEIGHTS")
             require(on_step is None, "on_step: masked decoding alone is watched, not together with ar_ratio")
             require(tokens_bl is None, "ar_ratio: hybrid decoding starts from an empty canvas, tokens were given")
-        if isinstance(cfg, CausalConfig):
+        if isinstance(law, CausalConfig):
             require(on_step is None, "on_step: a causal generator is not watched")
-            return decode_causal(self.generator, condition, key, cfg, tokens_bl, grid)
+            return decode_causal(self.generator, condition, key, law, tokens_bl, grid)
         if ar_ratio:
-            return decode_hybrid(self.ar, self.generator, condition, key, self.ar_cfg, cfg, ar_ratio, grid)
-        return decode(self.generator, condition, key, cfg, tokens_bl, grid, on_step)
+            return decode_hybrid(self.ar, self.generator, condition, key, self.ar_cfg, law, ar_ratio, grid)
+        return decode(self.generator, condition, key, law, tokens_bl, grid, on_step)
+
+    def options(self, cfg: DecodeConfig | CausalConfig | str | None = None) -> Any:
+        """What `cfg` means: a preset's name, options of the generator's kind, or None for the stored ones."""
+        cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
+        if not isinstance(cfg, type(self.cfg)):
+            raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
+        return cfg
 
 
 def _watch(on_step, wanted: int, step: int, tokens_bl) -> None:

@@ -18,8 +18,8 @@ FLOORS = {
     1: ("config", "schedules", "sharding", "distributed", "storage", "pictures", "data", "text", "speech"),
     2: ("models", "tokenizers", "decoding", "masking", "params"),
     3: ("checkpoints",),
-    4: ("training", "pipeline", "convert"),
-    5: ("evaluation", "planning", "app"),
+    4: ("training", "pipeline", "editing", "convert"),
+    5: ("evaluation", "planning", "app", "batch_sampling"),
     6: ("demo", "commands", "cli", "__main__"),
 }
 # Sideways or downwards, but not here: (room, what it must not import, why).

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskgil_jax import cli, pipeline
+from maskgil_jax import batch_sampling, cli, pipeline
 from maskgil_jax.config import DECODE_PRESETS, BertConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
@@ -111,25 +111,19 @@ def test_presets_by_name(drawer):
         drawer(1, cfg="papper")
 
 
-def test_flags_win_over_the_preset_on_the_command_line(monkeypatch, tmp_path, capsys):
+def test_flags_win_over_the_preset_on_the_command_line(drawer, monkeypatch, tmp_path, capsys):
     asked = []
 
-    class Recorder:
-        cfg, class_names = DecodeConfig(steps=3), ("a", "b")
+    def note(pipeline, labels, out, **_):
+        asked.append(pipeline.cfg)
 
-        def label_ids(self, labels):
-            return np.zeros(1, np.int32)
-
-        def batches(self, labels, *, cfg, **_):
-            asked.append(cfg)
-            yield np.zeros((len(labels), 8, 8, 3), np.uint8)
-
-    monkeypatch.setattr(pipeline, "load", lambda path: Recorder())
-    command = ["sample", "--out", str(tmp_path), "--per-class", "1"]
+    monkeypatch.setattr(pipeline, "load", lambda path, **_: drawer)
+    monkeypatch.setattr(batch_sampling, "sample_to_folder", note)
+    command = ["sample", "--out", str(tmp_path), "--per-class", "1", "--no-grid"]
     assert cli.main([*command, "--preset", "halton", "--steps", "5", "--temperature-end", "0.5"]) == 0
     assert cli.main(command) == 0
     assert asked[0].steps == 5 and asked[0].order == "halton_rolled" and asked[0].temperature_end == 0.5
-    assert asked[1] == Recorder.cfg
+    assert asked[1] == drawer.cfg
     capsys.readouterr()
     assert cli.main([*command, "--preset", "best"]) == 2
     assert "paper, release, maskgit, halton, fast" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, cap
         )
         == 0
     )
-    assert sorted(p.name for p in out.iterdir()) == [f"{i:06d}.png" for i in range(6)] + ["grid.png"]
+    assert sorted(p.name for p in out.iterdir()) == [f"{i:06d}.png" for i in range(6)] + ["grid.png", "samples.json"]
 
     mistakes = {
         "label": (["sample", "--weights", str(weights), "--labels", "2"], "labels: 2 is out of range; classes are 0..1"),

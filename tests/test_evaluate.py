@@ -22,7 +22,7 @@ from maskgil_jax.evaluation.clip import ClipScore, read_texts
 from maskgil_jax.evaluation.collect import collect
 from maskgil_jax.evaluation.extractor import extractor_of
 from maskgil_jax.evaluation.features import local_mesh
-from maskgil_jax.evaluation.generated import balanced_labels, generated_set, labels_like
+from maskgil_jax.evaluation.generated import cycled_labels, generated_set, labels_like
 from maskgil_jax.evaluation.image_sets import array_set, open_set
 from maskgil_jax.evaluation.reference import measured, open_reference, write_stats
 from maskgil_jax.evaluation.results import as_markdown, as_table, read_json
@@ -121,8 +121,8 @@ def test_pixels_are_not_kept(judge):
 def test_drawn_samples_are_those_of_the_pipeline(pipeline_folder):
     pipeline = load(pipeline_folder)
     cfg = DecodeConfig(steps=3, guidance=1.0)
-    expected = pipeline(balanced_labels(11, 4), seed=5, cfg=cfg)
-    drawn = generated_set(pipeline, balanced_labels(11, 4), seed=5, cfg=cfg, batch_size=3)
+    expected = pipeline(cycled_labels(11, 4), seed=5, cfg=cfg)
+    drawn = generated_set(pipeline, cycled_labels(11, 4), seed=5, cfg=cfg, batch_size=3)
     assert (drawn.count, drawn.size, drawn.about["sampler"]["steps"]) == (11, expected.shape[1:3], 3)
     # Other batch shapes round differently in float32; a pixel may fall on the other side of a half.
     difference = np.abs(read(drawn).astype(int) - expected)
@@ -131,7 +131,7 @@ def test_drawn_samples_are_those_of_the_pipeline(pipeline_folder):
 
 
 def test_labels_of_samples():
-    assert list(balanced_labels(6, 4)) == [0, 1, 2, 3, 0, 1]
+    assert list(cycled_labels(6, 4)) == [0, 1, 2, 3, 0, 1]
     like = labels_like(np.asarray([2, 0, 0, 0]), 8, seed=1)
     assert sorted(like) == [0] * 6 + [2] * 2 and list(like) != sorted(like)
     assert list(labels_like(np.asarray([2, 0, 0, 0]), 8, seed=1)) == list(like)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.sample import add_decoding_options, decoding_changes, with_options
+from maskgil_jax.commands.sample import add_decoding_options, chosen
 from maskgil_jax.commands.start import prepare_jax
 
 
@@ -132,11 +132,11 @@ def drawn(args):
     """(the samples of --weights as a set, warnings)."""
     from maskgil_jax.checkpoints.weights import load_weights
     from maskgil_jax.config import require
-    from maskgil_jax.evaluation.generated import balanced_labels, even_counts, generated_set, labels_like
+    from maskgil_jax.evaluation.generated import cycled_labels, even_counts, generated_set, labels_like
     from maskgil_jax.evaluation.image_sets import open_set
     from maskgil_jax.pipeline import load
 
-    pipeline = with_options(load(args.weights), decoding_changes(args))
+    pipeline = chosen(load(args.weights), args)
     count = 50_000 if args.count is None else args.count
     require(count >= 2, f"--count: must be at least 2, got {count}")
     classes = len(pipeline.class_names)
@@ -148,7 +148,7 @@ def drawn(args):
         )
         labels, warnings = labels_like(source.labels(), count, args.seed), []
     else:
-        labels, warnings = balanced_labels(count, classes), even_counts(count, classes)
+        labels, warnings = cycled_labels(count, classes), even_counts(count, classes)
     hashes = {part: load_weights(args.weights, part).hash for part in ("tokenizer", "generator")}
     found = generated_set(pipeline, labels, seed=args.seed, batch_size=args.batch_size, hashes=hashes)
     found.about["labels"] = args.labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.start import prepare_jax
+from maskgil_jax.commands.start import add_process_options, prepare_jax
 
 
 def add(command) -> None:
@@ -16,10 +16,7 @@ def add(command) -> None:
     sub.add_argument(
         "--workdir", required=True, help="folder of the run; an interrupted run is continued (or gs://bucket/folder)"
     )
-    several = sub.add_argument_group("several processes", "found by themselves on TPU slices and under SLURM")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs; the same for all")
-    several.add_argument("--num-processes", type=int, metavar="N", help="1: this machine alone, whatever it is part of")
-    several.add_argument("--process-id", type=int, metavar="I", help="0..N-1")
+    add_process_options(sub)
 
 
 def run(args, rest) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+from typing import IO
 
 import numpy as np
 
 MAX_PIXELS = 40_000_000  # a 400 kB file can unpack to gigabytes: the header is asked before anything is decoded
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
     """Decodes a PNG, JPEG, WebP, BMP or GIF (first frame) file to uint8 (h, w, 3), upright by its EXIF orientation.
 
+    path: its name, or the opened file.
     Transparency is laid on white; 16-bit grey is scaled to 8 bits; CMYK, palette and grey become RGB.
     Raises a ValueError naming the file when it cannot be decoded, has no pixels or has more than 40 million.
     """
@@ -30,6 +32,21 @@ def read_image_and_mode(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     """`read_image` and the mode the file was stored in ("RGB", "L", "RGBA", "CMYK", "I;16", ...): who measures must say it."""
     with _open(path) as image:
         return _decode(image, path), image.mode
+
+
+def read_alpha(path: str | os.PathLike) -> np.ndarray | None:
+    """How opaque a file's pixels are, uint8 (h, w), 0 = see-through; None if it does not say. Errors as in `read_image`."""
+    from PIL import ImageOps
+
+    with _open(path) as image:
+        try:
+            if not image.has_transparency_data:
+                return None
+            return np.array(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path}: cannot be decoded ({_reason(error)})") from None
 
 
 def check_image(path: str | os.PathLike) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,18 @@ def image_keys(key, batch: int):
     """One key per image (b,): a single key is folded with the image's index, an array of b keys is used as it is."""
     key = typed_key(key)
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+
+def portions(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
+    """A request in batches of one shape: (rows (size,) of the request, a key for each, how many of them are wanted).
+
+    The image with place p in the request gets `fold_in(key, p)` whatever batch it falls into. The last batch is filled up;
+    what is made of the padding is to be thrown away.
+    """
+    for start in range(0, len(places_n), size):
+        rows = np.minimum(np.arange(start, start + size), len(places_n) - 1)
+        keys_b = jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), np.asarray(places_n)[rows])
+        yield rows, keys_b, min(size, len(places_n) - start)
 
 
 def typed_key(key):

@@ -12,7 +12,7 @@ from maskgil_jax.config import ConfigError, choose, require
 from maskgil_jax.evaluation.collect import feature_rows, split_batch
 from maskgil_jax.evaluation.extractor import load_extractor
 from maskgil_jax.evaluation.frechet import FeatureStatistics, frechet_distance
-from maskgil_jax.evaluation.generated import balanced_labels, draw_images
+from maskgil_jax.evaluation.generated import cycled_labels, draw_images
 from maskgil_jax.evaluation.reference import open_reference
 from maskgil_jax.pipeline import Pipeline
 
@@ -57,7 +57,7 @@ class DuringTraining:
                 "config.evaluate.best: agreement needs a classifier of the generator's classes, "
                 f"{self.extractor.name} has others"
             )
-        label_n = balanced_labels(count, len(pipeline.class_names))
+        label_n = cycled_labels(count, len(pipeline.class_names))
         if mesh not in self._features:
             self._features[mesh] = feature_rows(self.extractor, mesh)
         features_of, key = self._features[mesh], jax.random.key(self.options.seed)

@@ -19,7 +19,7 @@ from maskgil_jax.pipeline import Pipeline, to_pixels
 from maskgil_jax.sharding import batch_sharding, replicated
 
 
-def balanced_labels(count: int, classes: int) -> np.ndarray:
+def cycled_labels(count: int, classes: int) -> np.ndarray:
     """Every class equally often, in turn 0, 1, 2, ...: each part of the set holds all classes, as the Inception Score needs."""
     return (np.arange(count) % classes).astype(np.int32)
 

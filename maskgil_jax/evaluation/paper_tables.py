@@ -13,7 +13,7 @@ from pathlib import Path
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, from_dict, require, to_dict
 from maskgil_jax.evaluation.extractor import Extractor, load_extractor
-from maskgil_jax.evaluation.generated import balanced_labels, even_counts, generated_set
+from maskgil_jax.evaluation.generated import cycled_labels, even_counts, generated_set
 from maskgil_jax.evaluation.image_sets import open_set
 from maskgil_jax.evaluation.reconstruction import evaluate_tokenizer
 from maskgil_jax.evaluation.reference import Reference, open_reference
@@ -128,7 +128,7 @@ class _GeneratorRows:
         hashes = {part: load_weights(folder, part).hash for part in ("tokenizer", "generator")}
         samples = generated_set(
             pipeline,
-            balanced_labels(config.count, classes),
+            cycled_labels(config.count, classes),
             seed=config.seed,
             cfg=cfg,
             batch_size=config.batch_size,

@@ -1,0 +1,105 @@
+"""maskgil edit, as people type it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_pipeline import SIDE, save_pipeline, tiny_pipeline
+
+from maskgil_jax import cli
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def corner():
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[:4, :5] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, images, corner):
+    """A pipeline folder, an image, the same see-through in the corner, and masks."""
+    home = tmp_path_factory.mktemp("edit")
+    save_pipeline(home / "w")
+    Image.fromarray(images[0]).save(home / "image.png")
+    alpha = np.where(corner, np.uint8(0), np.uint8(255))
+    Image.fromarray(np.dstack([images[0], alpha])).save(home / "holed.png")
+    Image.fromarray(255 - alpha).save(home / "mask.png")
+    Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(home / "black.png")
+    Image.fromarray(np.full((SIDE, 8), 255, np.uint8)).save(home / "narrow.png")
+    Image.fromarray(np.dstack([images[0], np.full_like(alpha, 255)])).save(home / "opaque.png")
+    return home
+
+
+def edit(folder, *argv):
+    return cli.main(["edit", *map(str, argv), "--weights", str(folder / "w"), "--count", "2"])
+
+
+def test_the_command_edits(folder, tmp_path, images, corner):
+    pipeline = tiny_pipeline()
+    by_mask, by_alpha = tmp_path / "mask", tmp_path / "alpha"
+    assert (
+        edit(folder, "inpaint", folder / "image.png", "--mask", folder / "mask.png", "--labels", "bee", "--out", by_mask) == 0
+    )
+    assert sorted(p.name for p in by_mask.iterdir()) == ["grid.png", "inpaint-000.png", "inpaint-001.png"]
+    made = np.stack([Image.open(by_mask / f"inpaint-00{i}.png") for i in range(2)])
+    np.testing.assert_array_equal(made, pipeline.inpaint(images[[0, 0]], corner, 1))
+    assert edit(folder, "inpaint", folder / "holed.png", "--labels", "1", "--out", by_alpha) == 0
+    assert (by_alpha / "inpaint-001.png").read_bytes() == (by_mask / "inpaint-001.png").read_bytes()
+    calls = {
+        "vary": (
+            [folder / "image.png", "--share", "0.4", "--seed", "3"],
+            lambda: pipeline.vary(images[[0, 0]], share=0.4, seed=3),
+        ),
+        "interpolate": (["--labels", "ant,cat"], lambda: pipeline.interpolate(0, 2, weights=(0, 1))[0]),
+        "box": (
+            [folder / "image.png", "--box", "0,0,5,4", "--labels", "2"],
+            lambda: pipeline.edit_box(images[[0, 0]], (0, 0, 5, 4), 2),
+        ),
+        "outpaint": ([folder / "image.png", "--canvas", "4x6"], lambda: pipeline.outpaint(images[[0, 0]], (4, 6))),
+    }
+    for mode, (argv, expected) in calls.items():
+        assert edit(folder, mode, *argv, "--out", tmp_path / mode) == 0
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / mode / f"{mode}-001.png")), expected()[1])
+
+
+COMMAND_MISTAKES = {
+    "mode": (["inpant", "image.png"], "MODE: unknown value 'inpant'"),
+    "no image": (["vary"], "IMAGE: vary needs an image file"),
+    "no alpha": (["inpaint", "image.png"], "has no alpha channel to show the hole; give --mask"),
+    "opaque": (["inpaint", "opaque.png"], "nothing in it is see-through"),
+    "black": (["inpaint", "image.png", "--mask", "black.png"], "black.png: nothing in it is white"),
+    "size": (["inpaint", "image.png", "--mask", "narrow.png"], "narrow.png: 8 x 16 pixels, the image has 16 x 16"),
+    "missing": (["vary", "none.png"], "none.png"),
+    "box": (["box", "image.png", "--box", "1,2,3"], "--box: expected LEFT,TOP,RIGHT,BOTTOM"),
+    "outside": (["box", "image.png", "--box", "0,0,17,4"], "box: expected (left, top, right, bottom) inside 16 x 16"),
+    "canvas": (["outpaint", "image.png", "--canvas", "4"], "--canvas: expected ROWSxCOLUMNS"),
+    "no canvas": (["outpaint", "image.png"], "--canvas: outpaint needs it"),
+    "stranger": (["vary", "image.png", "--mask", "mask.png"], "--mask: is an option of inpaint, not of vary"),
+    "one class": (["interpolate", "--labels", "ant"], "--labels: interpolate goes from one class to another"),
+}
+
+
+@pytest.mark.parametrize(("argv", "message"), COMMAND_MISTAKES.values(), ids=COMMAND_MISTAKES)
+def test_mistakes_on_the_command_line_get_one_line(folder, tmp_path, capsys, argv, message):
+    argv = [str(folder / word) if word.endswith(".png") else word for word in argv]
+    assert edit(folder, *argv, "--out", tmp_path / "none") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "none").exists(), error
+
+
+def test_a_picture_of_another_size_is_cropped_with_its_mask(folder, tmp_path):
+    image = np.random.default_rng(5).integers(0, 256, (32, 48, 3), np.uint8)
+    mask = np.zeros((32, 48), np.uint8)
+    mask[:16, 8:24] = 255  # a quarter of the middle square
+    Image.fromarray(image).save(tmp_path / "i.png")
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    argv = ["inpaint", tmp_path / "i.png", "--mask", tmp_path / "m.png", "--feather", "0", "--out", tmp_path / "out"]
+    assert edit(folder, *argv) == 0
+    pair = np.stack([Image.open(tmp_path / "out" / f"inpaint-00{i}.png") for i in range(2)])
+    same = (pair[0] == pair[1]).all(axis=-1)
+    assert pair.shape == (2, SIDE, SIDE, 3) and same[8:].all() and same[:, 8:].all() and not same[:8, :8].all()
