@@ -29,9 +29,9 @@ OWN_ERRORS = {
 SAME = 1e-6
 
 
-def attention(q_blhk, k_bmhk, v_bmhk, is_causal):
+def attention(q_blhk, k_bmhk, v_bmhk, mask=None, is_causal=False):
     """jax.nn.dot_product_attention, but for its softmax, which is float32 whatever it is given."""
-    assert not is_causal
+    assert mask is None and not is_causal
     scores_bhlm = jnp.einsum("blhk,bmhk->bhlm", q_blhk, k_bmhk) / np.sqrt(q_blhk.shape[-1])
     return jnp.einsum("bhlm,bmhk->blhk", jax.nn.softmax(scores_bhlm, axis=-1), v_bmhk)
 
