@@ -108,14 +108,17 @@ def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
 
 
 @pytest.mark.parametrize("loop, given", [("fori", True), ("fori", False), ("unrolled", False)])
-def test_watching_the_steps_changes_nothing_and_compiles_nothing(loop, given):
+def test_watching_the_steps_changes_nothing_and_compiles_one_program(loop, given):
     labels, keys, tokens = batch()
     tokens, cfg = (tokens if given else None), DecodeConfig(steps=3, guidance_ramp="interval", guidance_from=0.5, loop=loop)
     arguments = (Stub(), ClassCondition(labels))
     out = decode(*arguments, jax.random.clone(keys), cfg, tokens)
-    traces, seen = Stub.traces, {}
+    seen = {}
     watched = decode(*arguments, jax.random.clone(keys), cfg, tokens, on_step=seen.__setitem__)
+    traces = Stub.traces  # of a step of any number; later requests find it
+    again = decode(*arguments, jax.random.clone(keys), cfg, tokens, on_step=lambda *_: None)
     assert Stub.traces == traces
+    np.testing.assert_array_equal(again, out)
     np.testing.assert_array_equal(watched, out)
     canvases = decode_steps(*arguments, jax.random.clone(keys), cfg, tokens)
     np.testing.assert_array_equal(np.stack([seen[i] for i in range(1, 4)]), canvases)

@@ -73,7 +73,7 @@ def test_two_processes_train_as_one_and_resume_exactly(tmp_path):
     first = two_processes(tmp_path / "two", tmp_path / "tokenizer", *mesh)
     assert "process 0 of 2" in first[0] and "step 6/6" in first[0] and "step 6/6" not in first[1]
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
-        *("checkpoints", "images", "metrics.jsonl", "parameters.txt", "tensorboard", "weights")
+        *("checkpoints", "events.jsonl", "images", "metrics.jsonl", "parameters.txt", "tensorboard", "weights")
     ]
     straight, weights = losses(tmp_path / "two"), load_weights(tmp_path / "two" / "weights", "generator").hash
 
