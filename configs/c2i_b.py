@@ -16,6 +16,29 @@ MODEL_CHANGES = dict(width=int, depth=int, heads=int, kv_heads=int, mlp_width=in
 MODEL_CHANGES |= dict(class_position=str, positions=str, mask_logit=bool, causal=bool, layers=str)
 
 
+def add_upkeep(config: ConfigDict, *, every: int, keep: int) -> None:
+    """The options of checkpoints and guards, which every training has."""
+    config.checkpoint = ConfigDict(
+        dict(
+            every=every,
+            keep=keep,
+            keep_every=0,  # multiples of this are never deleted
+            keep_best=0,  # nor are the steps with the lowest loss, this many
+            allow_data_change=False,  # go on with other data options than the checkpoint was made with
+        )
+    )
+    config.guard = ConfigDict(
+        dict(
+            spike=10.0,  # a gradient norm this many times its running mean is skipped, as is one that is not finite
+            warmup=50,
+            stop_after=10,  # skipped steps in a row
+            loss_alarm=6.0,  # standard deviations
+            watchdog_seconds=300.0,  # without the end of a step
+            watchdog_factor=10.0,
+        )
+    )
+
+
 def get_config() -> ConfigDict:
     """The paper's class-conditional recipe at size B."""
     config = ConfigDict()
@@ -81,25 +104,7 @@ def get_config() -> ConfigDict:
             top_p=config_dict.placeholder(float),
         )
     )
-    config.checkpoint = ConfigDict(
-        dict(
-            every=5_000,
-            keep=3,
-            keep_every=0,  # multiples of this are never deleted
-            keep_best=0,  # nor are the steps with the lowest loss, this many
-            allow_data_change=False,  # go on with other data options than the checkpoint was made with
-        )
-    )
-    config.guard = ConfigDict(
-        dict(
-            spike=10.0,  # a gradient norm this many times its running mean is skipped, as is one that is not finite
-            warmup=50,
-            stop_after=10,  # skipped steps in a row
-            loss_alarm=6.0,  # standard deviations
-            watchdog_seconds=300.0,  # without the end of a step
-            watchdog_factor=10.0,
-        )
-    )
+    add_upkeep(config, every=5_000, keep=3)
     config.evaluate = ConfigDict(  # figures of samples while training; needs a weights folder for its features
         dict(
             every=0,  # steps; 0: never

@@ -5,6 +5,9 @@ Its weights are shipped; `maskgil demo --report` asks it what generated images l
 maskgil train --config configs/demo_classifier.py --workdir runs/demo_classifier
 """
 
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict
 
 
@@ -44,25 +47,8 @@ def get_config() -> ConfigDict:
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, dcn_data=1))
-    config.checkpoint = ConfigDict(
-        dict(
-            every=1500,
-            keep=1,
-            keep_every=0,  # multiples of this are never deleted
-            keep_best=0,  # nor are the steps with the lowest loss, this many
-            allow_data_change=False,  # go on with other data options than the checkpoint was made with
-        )
-    )
-    config.guard = ConfigDict(
-        dict(
-            spike=10.0,  # a gradient norm this many times its running mean is skipped, as is one that is not finite
-            warmup=50,
-            stop_after=10,  # skipped steps in a row
-            loss_alarm=6.0,  # standard deviations
-            watchdog_seconds=300.0,  # without the end of a step
-            watchdog_factor=10.0,
-        )
-    )
+    add_upkeep = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["add_upkeep"]
+    add_upkeep(config, every=1500, keep=1)
     config.log_every = 100
     config.sample_every = 0
     return config

@@ -3,6 +3,9 @@
 maskgil train --config configs/demo_tokenizer.py --workdir runs/demo_tokenizer
 """
 
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict, config_dict
 
 # What may be changed against the preset, e.g. --config.model.codebook_size=1024; None leaves the preset's value.
@@ -59,25 +62,8 @@ def get_config() -> ConfigDict:
     config.restart_after = 25  # steps a code may go unused before it is moved onto a latent of the batch; 0: never
     config.usage_window = 50  # steps over which codebook usage is counted
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, dcn_data=1))
-    config.checkpoint = ConfigDict(
-        dict(
-            every=200,
-            keep=1,
-            keep_every=0,  # multiples of this are never deleted
-            keep_best=0,  # nor are the steps with the lowest loss, this many
-            allow_data_change=False,  # go on with other data options than the checkpoint was made with
-        )
-    )
-    config.guard = ConfigDict(
-        dict(
-            spike=10.0,  # a gradient norm this many times its running mean is skipped, as is one that is not finite
-            warmup=50,
-            stop_after=10,  # skipped steps in a row
-            loss_alarm=6.0,  # standard deviations
-            watchdog_seconds=300.0,  # without the end of a step
-            watchdog_factor=10.0,
-        )
-    )
+    add_upkeep = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["add_upkeep"]
+    add_upkeep(config, every=200, keep=1)
     config.log_every = 20
     config.sample_every = 200
     return config
