@@ -29,7 +29,7 @@ def local_store(address: str) -> Path:
 
     The copy is named by its manifest's hash. The manifest holds the size and checksum of every shard, so a store that was
     encoded anew is another copy, and one that was only moved is the same. Processes that ask at the same time wait for one of
-    them to copy; an interrupted copy is continued; the manifest is written last.
+    them to copy; what an interrupted copy left is completed; the manifest is written last.
 
     Raises a ValueError if there is no store, or if a shard is not what the manifest says; an OSError if there is no room.
     """
@@ -41,16 +41,20 @@ def local_store(address: str) -> Path:
     folder = cache_folder() / "codes" / hashlib.sha256(content).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / "lock"):
-        if not (folder / code_format.MANIFEST).is_file():
-            _fetch(source, folder, entries)
-            part = folder / f"{code_format.MANIFEST}.part"
-            part.write_bytes(content)
-            os.replace(part, folder / code_format.MANIFEST)
+        _fetch(source, folder, [entry for entry in entries if not _is_there(folder / entry["name"], entry["bytes"])])
+        part = folder / f"{code_format.MANIFEST}.part"
+        part.write_bytes(content)
+        os.replace(part, folder / code_format.MANIFEST)
     return folder
 
 
-def _fetch(source, folder: Path, entries: list[dict]) -> None:
-    todo = [entry for entry in entries if not (folder / entry["name"]).is_file()]
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _fetch(source, folder: Path, todo: list[dict]) -> None:
+    if not todo:
+        return
     size, free = sum(entry["bytes"] for entry in todo), shutil.disk_usage(folder).free
     if size > free:
         needs = f"the codes need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
