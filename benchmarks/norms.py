@@ -1,6 +1,6 @@
 """What QK-Norm and Post-Norm hold (the paper's Fig. 4c, small): four networks that differ in nothing else, at each rate.
 
-python -m benchmarks.norms [--steps 1000] [--rates 1e-3,1e-2] [--out runs/norms]
+python -m benchmarks.norms [--rates 1e-3:1000,1e-2:500] [--out runs/norms]
 
 Each is a run of `maskgil train` on the built-in images' codes with the shipped tokenizer, one after the other; an interrupted
 one goes on. The paper's recipe otherwise: constant rate, no warm-up, clipped gradients. Draws OUT/norms.png and prints a table.
@@ -28,12 +28,12 @@ def command(*arguments: str) -> int:
     return subprocess.run([sys.executable, "-m", "maskgil_jax", *arguments], check=False).returncode
 
 
-def overrides(arm: str, rate: str, codes: pathlib.Path, args) -> list[str]:
+def overrides(arm: str, rate: str, steps: str, codes: pathlib.Path, args) -> list[str]:
     """Options against `configs/demo.py`: a deep, narrow network, since it is depth that adds up, and the paper's optimizer."""
     width = dict(width=args.width, depth=args.depth, heads=args.width // 32, mlp_width=args.width * 8 // 3)
     options = {f"model.{name}": value for name, value in (width | ARMS[arm]).items()}
     options |= {"tokenizer": "demo", "data.codes": codes, "seed": args.seed, "batch_size": args.batch_size}
-    options |= {"total_steps": args.steps, "log_every": 10, "sample_every": 0, "checkpoint.every": 250}
+    options |= {"total_steps": steps, "log_every": 10, "sample_every": 0, "checkpoint.every": 250}
     options |= {"optimizer.learning_rate": rate, "optimizer.weight_decay": 1e-5, "optimizer.warmup_steps": 0}
     options |= {"optimizer.decay": "constant", "optimizer.ema_decay": 0.0}
     return [f"--config.{name}={value}" for name, value in options.items()]
@@ -48,7 +48,7 @@ def draw(runs: dict[str, dict[str, pathlib.Path]], title: str) -> np.ndarray:
 
     figure = Figure(figsize=(4.6 * len(runs), 2.5 * len(SHOWN)), dpi=80, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(len(SHOWN), len(runs), squeeze=False, sharex=True, sharey="row")
+    axes = figure.subplots(len(SHOWN), len(runs), squeeze=False, sharex="col", sharey="row")
     for column, (rate, arms) in enumerate(runs.items()):
         for arm, folder in arms.items():
             metrics = read_metrics(folder)
@@ -68,8 +68,9 @@ def draw(runs: dict[str, dict[str, pathlib.Path]], title: str) -> np.ndarray:
 def main() -> None:
     """Encodes once, trains the arms, draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000, help="of each run (default: 1000)")
-    parser.add_argument("--rates", default="1e-3,1e-2", help="learning rates, comma-separated (default: 1e-3,1e-2)")
+    parser.add_argument(
+        "--rates", default="1e-3:1000,1e-2:500", help="learning rates and steps of their runs (default: 1e-3:1000,1e-2:500)"
+    )
     parser.add_argument("--width", type=int, default=96, help="default: 96")
     parser.add_argument("--depth", type=int, default=12, help="default: 12")
     parser.add_argument("--batch-size", type=int, default=16, help="default: 16")
@@ -81,10 +82,12 @@ def main() -> None:
     if command("encode", "--tokenizer=demo", "--data.path=emoji", f"--out={codes}"):
         sys.exit("encoding failed")
     runs: dict[str, dict[str, pathlib.Path]] = {}
-    for rate in args.rates.split(","):
+    for rate, _, steps in (pair.partition(":") for pair in args.rates.split(",")):
         for arm in ARMS:
             folder = runs.setdefault(rate, {})[arm] = out / f"{arm.lower()}-{rate}"
-            code = command("train", "--config=configs/demo.py", f"--workdir={folder}", *overrides(arm, rate, codes, args))
+            code = command(
+                "train", "--config=configs/demo.py", f"--workdir={folder}", *overrides(arm, rate, steps, codes, args)
+            )
             if code not in (0, 3):  # 3: the guard stopped it, which is a result
                 sys.exit(f"{folder}: stopped with exit code {code}; the same command goes on from there")
     report(runs)

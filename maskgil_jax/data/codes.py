@@ -145,4 +145,5 @@ def code_batches(
         start_step=start_step,
         rows=rows,
         drop_remainder=drop_remainder,
+        threads=1,  # reading codes is Python throughout: four threads contend for the interpreter and halve the rate
     )
