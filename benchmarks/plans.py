@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import pathlib
 import sys
 
@@ -29,17 +30,18 @@ SIZES = ("b", "l", "xl", "xxl")
 BATCHES = (256, 512, 1024, 2048, 4096)
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")
 SAMPLING = ("v5e:1x1", (8, 128))
-# (remat, fsdp), cheapest first: splitting the state over 16 neighbours costs traffic that hides behind products; recomputing
-# matrix products, and moving them to the host and back, does not.
-LAYOUTS = (("none", 1), ("none", 16), ("dots", 1), ("dots", 16), ("full", 1), ("full", 16), ("offload", 16))
+# (remat, the axis of the mesh that takes all chips), cheapest first: splitting the state over the chips costs traffic that can
+# hide behind products; computing matrix products again, or moving them to the host and back, does not.
+LAYOUTS = (("none", "data"), ("none", "fsdp"), ("dots", "data"), ("dots", "fsdp"), ("full", "data"), ("full", "fsdp"))
+LAYOUTS += (("offload", "fsdp"),)
 STATE_BYTES = 16  # a parameter: itself, two moments, a gradient, float32 each
 MARKS = ("<!-- tables: python -m benchmarks.plans -->", "<!-- end of tables -->")
 
 
-def train_options(size: str, batch: int, topology: str, remat: str, fsdp: int) -> list[str]:
+def train_options(size: str, batch: int, topology: str, remat: str, axis: str) -> list[str]:
     """Options of `maskgil plan` for a train step."""
     model = [f"--config=configs/c2i_{size}.py", f"--config.batch_size={batch}", f"--config.model.remat={remat}"]
-    return [f"--topology={topology}", *model, "--config.mesh.data=-1", f"--config.mesh.fsdp={fsdp}"]
+    return [f"--topology={topology}", *model, *(f"--config.mesh.{a}={-1 if a == axis else 1}" for a in ("data", "fsdp"))]
 
 
 def sampling_options(size: str, batch: int) -> list[str]:
@@ -77,10 +79,11 @@ class Plans:
         return json.loads(file.read_text()) if file.exists() else None
 
 
-def hopeless(size: str, topology: str, fsdp: int) -> bool:
+def hopeless(size: str, topology: str, axis: str) -> bool:
     """Whether the state alone does not fit, by counting."""
-    needed = STATE_BYTES * count_params(LLAMA_PRESETS[size.upper()]) / fsdp
-    return needed > CHIPS[topology.partition(":")[0]].memory
+    kind, _, sides = topology.partition(":")
+    parts = math.prod(map(int, sides.split("x"))) if axis == "fsdp" else 1
+    return STATE_BYTES * count_params(LLAMA_PRESETS[size.upper()]) / parts > CHIPS[kind].memory
 
 
 def train_rows(plans: Plans, size: str, topology: str, chosen, full: bool) -> list[dict]:
@@ -90,15 +93,14 @@ def train_rows(plans: Plans, size: str, topology: str, chosen, full: bool) -> li
         if not chosen(f"{topology}/{size}/{batch}"):
             continue
         while True:
-            remat, fsdp = layouts[0]
-            options = train_options(size, batch, topology, remat, fsdp)
+            options = train_options(size, batch, topology, *layouts[0])
             plan = plans(options, False)
             if plan is None or plan["fits"] or len(layouts) == 1:
                 break
             layouts.pop(0)
         if plan is not None:
             plan = plans(options, full) if full and plan["fits"] else plan
-            rows.append({"size": size.upper(), "batch": batch, "remat": remat, "fsdp": fsdp, "options": options, "plan": plan})
+            rows.append({"size": size, "batch": batch, "layout": layouts[0], "options": options, "plan": plan})
     return rows
 
 
@@ -110,7 +112,7 @@ def sampling_rows(plans: Plans, chosen, full: bool) -> list[dict]:
             if chosen(f"{SAMPLING[0]}/{size}/{batch}"):
                 options = sampling_options(size, batch)
                 if (plan := plans(options, full)) is not None:
-                    rows.append({"size": size.upper(), "batch": batch, "options": options, "plan": plan})
+                    rows.append({"size": size, "batch": batch, "options": options, "plan": plan})
     return rows
 
 
@@ -143,13 +145,13 @@ def table(rows: list[dict]) -> str:
 
 
 def train_line(row: dict) -> dict:
-    plan = row["plan"]
+    plan, (remat, axis) = row["plan"], row["layout"]
     return {
-        "size": row["size"],
+        "size": row["size"].upper(),
         "batch": row["batch"],
         "a chip": f"{row['batch'] / plan['devices']:g}",
-        "mesh": f"data={plan['devices'] // row['fsdp']} fsdp={row['fsdp']}",
-        "remat": row["remat"],
+        "mesh": f"{axis}={plan['devices']}",
+        "remat": remat,
         "memory a chip": memory(plan),
         "roofline": estimate(plan, "roofline"),
         "held up by": held_up(plan),
@@ -162,7 +164,7 @@ def sampling_line(row: dict) -> dict:
     plan, images = row["plan"], row["batch"]
     traffic = 2 * (plan["written"] or 0) + (plan["arguments"] or 0)
     return {
-        "size": row["size"],
+        "size": row["size"].upper(),
         "batch": images,
         "memory": memory(plan),
         "FLOPs an image": f"{plan['products'] / images:.3g}",
