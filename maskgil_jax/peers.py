@@ -2,8 +2,8 @@
 
 JAX alone would end them by SIGABRT with a native stack, when its heartbeat has been missing for long enough, or leave them
 waiting in a collective for one that stopped. So every process holds a connection of our own to process 0, on a port that it
-picks and makes known, with a secret, through JAX's key-value store. The end of a connection tells of a death at once, silence of
-a process that is frozen or cut off. What process 0 learns it passes on, so all say the same.
+picks and makes known, with a secret, through JAX's key-value store. The end of a connection tells of a death at once, silence
+of a process that is frozen or cut off. What process 0 learns it passes on, so all say the same.
 """
 
 from __future__ import annotations
