@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import pathlib
 import sys
@@ -45,7 +44,6 @@ def main() -> int:
     parser.add_argument("--out", type=pathlib.Path, help="folder of results; without one all rows are run")
     parser.add_argument("--again", action="store_true", help="run rows that have a result too")
     args = parser.parse_args()
-    logging.disable(logging.WARNING)
     found = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         for number in args.rows.split(","):

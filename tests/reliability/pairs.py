@@ -50,7 +50,7 @@ def disagree(room: Room, count: int) -> dict:
         side = jax.process_index()
         logging.disable(logging.INFO)
         for trial in range(count):
-            argv = ["--workdir", str(room.folder / f"steps{trial}_{side}"), "--steps", "6", "--every", "99"]
+            argv = ["--workdir", str(room.folder / f"steps{trial}_{side}"), "--steps", "2"]
             if trial >= half:
                 option, values, _ = OPTIONS[(trial - half) % len(OPTIONS)]
                 argv = ["--workdir", str(room.folder / "refused"), option, values[side]]
@@ -60,9 +60,7 @@ def disagree(room: Room, count: int) -> dict:
                 print(f"trial {trial}: {error}", flush=True)
 
     texts = [room.expect(program) for program in room.pair(["a", "b"], main=lambda argv: toy_run.main(argv, trials))]
-    for trial in range(half):  # process 0 writes the events: both went on from the step it saw
-        restored = [e["step"] for e in room.lines(f"steps{trial}_0", "events.jsonl") if e["event"] == "restore"]
-        assert restored == [4 if trial % 2 else 2], (trial, restored)
+    assert all(text.count("done at step 2") == half for text in texts), texts  # the newest that both can read
     for trial in range(half, count):
         named = OPTIONS[(trial - half) % len(OPTIONS)][2]
         assert all(f"trial {trial}: {named}" in text for text in texts), (named, texts)
@@ -88,12 +86,9 @@ def gone(room: Room, count: int) -> dict:
         if number == signal.SIGKILL:
             pairs[-1][1 - victim].wait()
             waits.setdefault("killed", []).append(time.monotonic() - began[-1])
-    while any(pair[1 - victim].poll() is None for pair, (victim, _) in zip(pairs, cases)):
-        time.sleep(0.02)
-        for i, (pair, (victim, _)) in enumerate(zip(pairs[:2], cases)):
-            if pair[1 - victim].poll() is not None and len(waits.get("frozen", [])) <= i:
-                waits.setdefault("frozen", []).append(time.monotonic() - began[i])
-        assert time.monotonic() - began[0] < 200, waits
+    for pair, (victim, _), start in zip(pairs[:2], cases, began):
+        pair[1 - victim].wait()
+        waits.setdefault("frozen", []).append(time.monotonic() - start)
     for pair, (victim, number) in zip(pairs, cases):
         pair[victim].send(signal.SIGKILL)
         how = "ended without a word" if number == signal.SIGKILL else "has given no sign of life for 60 s"

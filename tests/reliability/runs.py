@@ -48,18 +48,18 @@ def crash_loop(room: Room, count: int) -> dict:
 
 def resume(room: Room, count: int) -> dict:
     """3: stopped by SIGTERM with two worker processes, continued with none and with three."""
-    steps = 40
-    room.run("straight", "--steps", steps, "--every", 100, "--workers", 0)
+    steps = 300
+    room.run("straight", "--steps", steps, "--every", 9999, "--workers", 0)
     compared = 0
     for trial in range(count):
         for workers in (0, 3):
             work = f"resumed{trial}_{workers}"
-            program = room.start(work, "--steps", steps, "--every", 100, "--workers", 2)
+            program = room.start(work, "--steps", steps, "--every", 9999, "--workers", 2)
             room.until(program, lambda work=work, trial=trial: len(room.losses(work)) > 2 + 3 * trial)
             program.send(signal.SIGTERM)
             room.expect(program)
             assert 0 < room.newest(work) < steps
-            room.run(work, "--steps", steps, "--every", 100, "--workers", workers)
+            room.run(work, "--steps", steps, "--every", 9999, "--workers", workers)
             assert room.differences("straight", work)[0] == 0
             assert room.arrays("straight", steps) == room.arrays(work, steps)
             compared += steps
