@@ -103,7 +103,7 @@ class Peers:
 
     async def _join(self) -> None:
         """Another process: connects to process 0."""
-        place = json.loads(await asyncio.to_thread(self.client.blocking_key_value_get, KEY, int(JOINING * 1000)))
+        place = json.loads(self.client.blocking_key_value_get(KEY, int(JOINING * 1000)))
         reader, writer = await asyncio.wait_for(asyncio.open_connection(self.host, place["port"]), JOINING)
         self._write(writer, {"secret": place["secret"], "index": self.index, "name": _name()})
         self.listening = asyncio.ensure_future(self._listen(0, place["name"], reader, writer))
@@ -165,8 +165,7 @@ class Peers:
 
     async def _another_left(self, code: int, reason: str) -> None:
         """A process stops with an error of its own: so does this one, unless it has one as well."""
-        if self.index == 0:
-            self._send({"end": code, "reason": reason})
+        self._send({"bye": True} if self.index else {"end": code, "reason": reason})  # for the one that stops, too
         await asyncio.sleep(GRACE)
         if self.leaving is None:
             self._end(code, reason)

@@ -45,6 +45,8 @@ def three(monkeypatch):
 
     def end(self, code, sentence):
         ends[self.index] = code, sentence
+        for writer in self.writers.values():
+            writer.transport.abort()
         raise RuntimeError("left")
 
     monkeypatch.setattr(peers.Peers, "_end", end)
@@ -87,12 +89,16 @@ def test_silence_is_told_to_all(three, frozen):
         )
 
 
-def test_an_error_of_one_ends_all_with_its_exit_code(three):
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_error_of_one_ends_all_with_its_exit_code(three, index):
     group, ends = three
-    group[1].leave(2, "x.yaml: no such file")
-    until(lambda: {0, 2} <= ends.keys())
-    assert ends[0] == ends[2] and ends[0][0] == 2 and 1 not in ends
-    assert ends[0][1].startswith("process 1 of 3") and ends[0][1].endswith("stopped: x.yaml: no such file")
+    group[index].leave(2, "x.yaml: no such file")
+    others = {0, 1, 2} - {index}
+    until(lambda: others <= ends.keys())
+    time.sleep(0.5)
+    assert ends.keys() == others and len(set(ends.values())) == 1
+    code, sentence = ends[1 - index]
+    assert code == 2 and sentence.startswith(f"process {index} of 3") and sentence.endswith("stopped: x.yaml: no such file")
 
 
 def test_an_error_that_all_have_is_everybodys_own_and_a_good_end_is_none(three):
