@@ -58,7 +58,7 @@ def run(args, rest) -> None:
     from maskgil_jax.pictures import grid_of, save_png
     from maskgil_jax.pipeline import load
 
-    initialize(args.coordinator, args.num_processes, args.process_id)
+    initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
     prepare_jax()
     require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
     pipeline = load(args.weights, ar=args.ar, rope_scaling=args.rope_scaling)

@@ -1,0 +1,184 @@
+"""The processes of a run watch each other: when one dies, freezes or stops with an error, the others say so and leave as well.
+
+JAX alone would end them by SIGABRT with a native stack, when its heartbeat has been missing for long enough, or leave them
+waiting in a collective for one that stopped. So every process holds a connection of our own to process 0, on a port that it
+picks and makes known, with a secret, through JAX's key-value store. The end of a connection tells of a death at once, silence
+of a process that is frozen or cut off. What process 0 learns it passes on, so all say the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from typing import NoReturn
+
+_log = logging.getLogger(__name__)
+EXIT_CODE = 5
+KEY = "maskgil_jax/peers"
+GRACE = 1.0  # seconds for an error that all processes have to reach each of them before it is told by another
+JOINING = 60.0  # seconds to find process 0; without it a process is left to JAX's heartbeat
+_own: Peers | None = None
+
+
+def watch(client, coordinator: str, index: int, count: int, timeout: float) -> None:
+    """Starts to watch, beside the program; to be called once, by every process. Never raises.
+
+    client: JAX's distributed client. coordinator: "HOST:PORT" of JAX's coordinator, which lives in process 0. timeout: seconds
+    of silence that are too long; 0: nothing is watched.
+    """
+    global _own
+    if timeout:
+        _own = Peers(client, coordinator.rpartition(":")[0].strip("[]"), index, count, timeout)
+
+
+def tell(code: int, reason: str) -> None:
+    """Lets the other processes know that this one is about to leave with exit code `code`; they leave with the same, and this
+    one will not wait for them at its end. Returns after two seconds; nothing happens if no process is watched.
+
+    Not every error is a process's own: one from a collective may come of another's death. If a death is noticed meanwhile, that
+    is what the program ends with.
+    """
+    if _own is not None:
+        _own.leave(code, reason)
+
+
+class Peers:
+    """One process's end of the connections: all of them in process 0, one in each other process."""
+
+    def __init__(self, client, host: str, index: int, count: int, timeout: float):
+        self.client, self.host, self.index, self.count, self.timeout = client, host, index, count, timeout
+        self.writers: dict[int, asyncio.StreamWriter] = {}
+        self.leaving: int | None = None
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self._run, name="peers", daemon=True).start()
+        atexit.register(self._at_exit)  # after JAX's own, hence to be called before it
+
+    def leave(self, code: int, reason: str) -> None:
+        """See `tell`."""
+        self.leaving = code
+        self._send_now({"end": code, "reason": f"{self._called(self.index, _name())} stopped: {reason}"})
+        time.sleep(2 * GRACE)
+
+    def _at_exit(self) -> None:
+        if self.leaving is None:
+            self._send_now({"bye": True})
+            return
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(self.leaving)  # JAX would wait for processes that wait for this one
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_until_complete(self._serve() if self.index == 0 else self._join())
+            self.loop.run_forever()
+        except Exception as error:
+            _log.warning("other processes are not watched (%s); if one dies, JAX will notice within minutes", error)
+
+    async def _serve(self) -> None:
+        """Process 0: takes connections from here on."""
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        listener = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
+        secret = secrets.token_hex(16)
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            hello = await self._next(reader, JOINING)
+            if isinstance(hello, dict) and secrets.compare_digest(str(hello.get("secret")).encode(), secret.encode()):
+                await self._listen(int(hello["index"]), str(hello["name"]), reader, writer)
+            writer.close()
+
+        self.server = await asyncio.start_server(connected, sock=listener)
+        place = json.dumps({"port": listener.getsockname()[1], "secret": secret, "name": _name()})
+        self.client.key_value_set(KEY, place)
+
+    async def _join(self) -> None:
+        """Another process: connects to process 0."""
+        place = json.loads(self.client.blocking_key_value_get(KEY, int(JOINING * 1000)))
+        reader, writer = await asyncio.wait_for(asyncio.open_connection(self.host, place["port"]), JOINING)
+        self._write(writer, {"secret": place["secret"], "index": self.index, "name": _name()})
+        self.listening = asyncio.ensure_future(self._listen(0, place["name"], reader, writer))
+
+    async def _listen(self, peer: int, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Waits for what a process has to say, until it has left in good order."""
+        name, self.writers[peer] = self._called(peer, name), writer
+        beating = asyncio.ensure_future(self._beat(writer))
+        try:
+            while True:
+                try:
+                    said = await self._next(reader, self.timeout)
+                except TimeoutError:
+                    silence = f"has given no sign of life for {self.timeout:.0f} s (frozen, or cut off from the network)"
+                    self._lost(f"{name} {silence}")
+                if said is None:
+                    self._lost(f"{name} ended without a word (killed, preempted, or out of memory)")
+                if "lost" in said:
+                    self._end(EXIT_CODE, said["lost"])
+                if "end" in said:
+                    await self._another_left(said["end"], said["reason"])
+                if "end" in said or "bye" in said:
+                    return
+        finally:
+            beating.cancel()
+            del self.writers[peer]
+
+    async def _beat(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            self._write(writer, {})
+            await asyncio.sleep(min(5.0, self.timeout / 6))
+
+    async def _next(self, reader: asyncio.StreamReader, timeout: float) -> dict | None:
+        """The next line as it was meant; None at the end of the connection."""
+        try:
+            line = await asyncio.wait_for(reader.readline(), timeout)
+            return json.loads(line) if line.endswith(b"\n") else None
+        except TimeoutError:
+            raise
+        except (OSError, ValueError):
+            return None
+
+    def _write(self, writer: asyncio.StreamWriter, message: dict) -> None:
+        writer.write(json.dumps(message).encode() + b"\n")
+
+    def _send(self, message: dict) -> None:
+        """To every process this one is connected to."""
+        for writer in list(self.writers.values()):
+            self._write(writer, message)
+
+    def _send_now(self, message: dict) -> None:
+        """The same from another thread, which goes on when it is done."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(lambda: (self._send(message), done.set()))
+        done.wait(GRACE)
+
+    def _called(self, index: int, name: str) -> str:
+        return f"process {index} of {self.count} ({name})"
+
+    async def _another_left(self, code: int, reason: str) -> None:
+        """A process stops with an error of its own: so does this one, unless it has one as well."""
+        self._send({"bye": True} if self.index else {"end": code, "reason": reason})  # for the one that stops, too
+        await asyncio.sleep(GRACE)
+        if self.leaving is None:
+            self._end(code, reason)
+
+    def _lost(self, sentence: str) -> NoReturn:
+        self._send({"lost": sentence})
+        self._end(EXIT_CODE, sentence)
+
+    def _end(self, code: int, sentence: str) -> NoReturn:
+        restart = "; the same command, on all machines, goes on from the last checkpoint" if code == EXIT_CODE else ""
+        os.write(2, f"error: {sentence}{restart}\n".encode())
+        os._exit(code)  # every other thread may be waiting for a process that is not there any more
+
+
+def _name() -> str:
+    return f"pid {os.getpid()} on {socket.gethostname()}"
