@@ -11,15 +11,10 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig
 from maskgil_jax.decoding.guidance import progress
+from maskgil_jax.keys import keys_at
 
 _BLOCK = 128  # codes per block of the two-level inverse CDF
 _ONE_BITS = 0x3F800000  # float32 1.0 as an integer
-
-
-def image_keys(key, batch: int):
-    """One key per image (b,): a single key is folded with the image's index, an array of b keys is used as it is."""
-    key = typed_key(key)
-    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
 def portions(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
@@ -30,13 +25,8 @@ def portions(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray,
     """
     for start in range(0, len(places_n), size):
         rows = np.minimum(np.arange(start, start + size), len(places_n) - 1)
-        keys_b = jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), np.asarray(places_n)[rows])
+        keys_b = keys_at(key, np.asarray(places_n)[rows])
         yield rows, keys_b, min(size, len(places_n) - start)
-
-
-def typed_key(key):
-    """Accepts keys of `jax.random.key` and raw `jax.random.PRNGKey` data alike."""
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
 def temperatures(cfg: DecodeConfig) -> np.ndarray:

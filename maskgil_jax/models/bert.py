@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskgil_jax.config import BertConfig, ConfigError
+from maskgil_jax.config import BertConfig
+from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, dropout, embedding, fold_keys, linear, walk_layers
+from maskgil_jax.models.layers import LayerNorm, check_learned_grid, dropout, embedding, linear, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
@@ -87,10 +88,7 @@ class Bert(nnx.Module):
     ) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
         cfg = self.cfg
-        if grid is not None and tuple(grid) != tuple(cfg.grid):
-            raise ConfigError(
-                f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
-            )
+        check_learned_grid(cfg, grid)
         check_inputs(cfg, tokens_bl, condition, cfg.grid)
         parts = [self.classes(condition.label_b)[:, None], self.tokens(tokens_bl)]
         x = jnp.concatenate(parts if cfg.class_position == "first" else parts[::-1], axis=1)

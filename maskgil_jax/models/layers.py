@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskgil_jax.config import ConfigError
+from maskgil_jax.keys import fold_keys
+
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
+
+
+def check_learned_grid(cfg, grid: tuple[int, int] | None) -> None:
+    """Raises a `ConfigError` for another grid than the trained one (None): each of its places has a learned position."""
+    if grid is not None and tuple(grid) != tuple(cfg.grid):
+        raise ConfigError(
+            f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
+        )
 
 
 def linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:
@@ -81,11 +92,6 @@ def mixed(bits: jax.Array) -> jax.Array:
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)
-
-
-def fold_keys(key_b: jax.Array | None, data) -> jax.Array | None:
-    """`jax.random.fold_in` for a batch of keys; None stays None."""
-    return None if key_b is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_b, data)
 
 
 # Which intermediate values the backward pass keeps; the rest is computed again. "none" keeps all.

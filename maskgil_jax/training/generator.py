@@ -29,7 +29,8 @@ from maskgil_jax.data.codes import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, image_keys, masked_cross_entropy
+from maskgil_jax.keys import image_keys
+from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import Pipeline, to_pixels
