@@ -13,6 +13,7 @@ the first one stopped, and a row of two tables is drawn once. One contact sheet 
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -71,7 +72,7 @@ def guidance_rows(base: DecodeConfig) -> Iterator[Row]:
         starts = (0.25, 0.5) if ramp == "interval" else (0.0,)
         for start in starts:
             name = f"interval from {start:.0%}" if ramp == "interval" else ramp
-            for scale in (1.0, 1.5, 2.0, 3.0, 4.0)[ramp not in ("constant", "linear") :]:
+            for scale in {"constant": (1.0, 1.5, 2.0, 3.0, 4.0), "linear": (1.0, 2.0, 3.0)}.get(ramp, (2.0, 3.0, 4.0)):
                 how = dataclasses.replace(cfg, guidance=scale, guidance_from=start)
                 yield Row({"ramp": name, "guidance": scale}, how, pictured=ramp == "constant" or scale == 3.0)
 
@@ -91,12 +92,21 @@ def order_rows(base: DecodeConfig) -> Iterator[Row]:
 
 def step_rows(base: DecodeConfig) -> Iterator[Row]:
     """Steps x schedule x plan."""
-    for steps in (8, 4, 16):
-        for plan in ("density", "gamma", "cumulative"):
-            for schedule in SCHEDULES:
-                cfg = dataclasses.replace(base, plan=plan, schedule=schedule, steps=steps)
-                shown = (plan == "density") + (steps == 8) + (schedule == "arccos") >= 2
-                yield Row({"plan": plan, "schedule": schedule, "steps": steps}, cfg, pictured=shown)
+    for steps, plan, schedule in itertools.product((8, 4, 16), ("density", "gamma", "cumulative"), SCHEDULES):
+        cfg = dataclasses.replace(base, plan=plan, schedule=schedule, steps=steps)
+        alike = (plan == base.plan) + (schedule == base.schedule) + (steps == base.steps)
+        yield Row({"plan": plan, "schedule": schedule, "steps": steps}, cfg, pictured=alike >= 2)
+
+
+def law_rows(base: DecodeConfig) -> Iterator[Row]:
+    """The noise on the confidence and the law of the codes, one changed at a time."""
+    for name, values in {
+        "choice_temperature": (0.0, 2.0, 4.5, 9.0, 18.0),
+        "temperature": (0.8, 0.9, 1.1),
+        "top_p": (0.9,),
+    }.items():
+        for value in values:
+            yield Row({"option": name, "value": value}, dataclasses.replace(base, **{name: value}))
 
 
 TABLES: dict[str, Callable[[DecodeConfig], Iterator[Row]]] = {
@@ -105,6 +115,7 @@ TABLES: dict[str, Callable[[DecodeConfig], Iterator[Row]]] = {
     "hybrid": hybrid_rows,
     "guidance": guidance_rows,
     "orders": order_rows,
+    "law": law_rows,
     "steps": step_rows,
 }
 
@@ -252,10 +263,8 @@ def main() -> None:
             if row.pictured:
                 strips.append(strip)
                 names.append(", ".join(f"{value}" for value in row.cells.values()))
-        text = table_text(lines, ACROSS.get(table))
-        (out / f"{table}.md").write_text(text)
-        Image.fromarray(sheet_of(strips, names)).quantize(64).save(out / f"{table}.png", optimize=True)
-        print(f"\n{text}", flush=True)
+            (out / f"{table}.md").write_text(table_text(lines, ACROSS.get(table)))  # after every row: it may be the last
+            Image.fromarray(sheet_of(strips, names)).quantize(64).save(out / f"{table}.png", optimize=True)
 
 
 if __name__ == "__main__":
