@@ -1,6 +1,6 @@
 """The sampler's choices on the built-in images with the shipped weights, one table for each question.
 
-python -m benchmarks.sampler_study [--tables noise,presets,hybrid,guidance,orders,fast,confirm,steps] [--count 294] [--seed 0]
+python -m benchmarks.sampler_study [--tables noise,presets,hybrid,guidance,orders,fast,steps] [--count 294] [--seed 0]
     [--out runs/sampler_study]
 
 Each row draws the same labels, classes as often as among the training images, with the same seed. Agreement: the share of
@@ -28,7 +28,7 @@ from maskgil_jax.decoding.hybrid import network_calls
 
 SHOWN = ("hearts", "country flags", "smiling", "cat faces", "time", "fruit", "birds", "buildings")
 # The cells that become columns of a table, where it has two dimensions.
-ACROSS = {"steps": "steps", "guidance": "guidance", "orders": "steps", "confirm": "seed"}
+ACROSS = {"steps": "steps", "guidance": "guidance", "orders": "steps"}
 # Orders other than by confidence, as their presets have them: without noise, and with the paper's plan.
 QUEUED = dict(plan="gamma_ceil", choice_temperature=0.0)
 
@@ -79,9 +79,9 @@ def guidance_rows(base: DecodeConfig) -> Iterator[Row]:
 
 def order_rows(base: DecodeConfig) -> Iterator[Row]:
     """Every order, confidence with and without its noise, and remasking."""
-    for steps in (8, 16, 32):
+    for steps in (8, 16):
         yield Row({"order": "confidence, noise 4.5", "steps": steps}, dataclasses.replace(base, steps=steps))
-        for order in ORDERS if steps < 32 else ("halton", "halton_rolled"):
+        for order in ORDERS:
             cfg = dataclasses.replace(base, order=order, steps=steps, **QUEUED)
             name = "confidence, noise 0" if order == "confidence" else order
             yield Row({"order": name, "steps": steps}, cfg, pictured=steps != 16)
@@ -98,15 +98,22 @@ def step_rows(base: DecodeConfig) -> Iterator[Row]:
         yield Row({"plan": plan, "schedule": schedule, "steps": steps}, cfg, pictured=alike >= 2)
 
 
-def law_rows(base: DecodeConfig) -> Iterator[Row]:
-    """The noise on the confidence and the law of the codes, one changed at a time."""
-    for name, values in {
-        "choice_temperature": (0.0, 2.0, 4.5, 9.0, 18.0),
-        "temperature": (0.8, 0.9, 1.1),
-        "top_p": (0.9,),
-    }.items():
-        for value in values:
-            yield Row({"option": name, "value": value}, dataclasses.replace(base, **{name: value}))
+# What is tried on top of the stored options for the preset "fast".
+TRIED: tuple[dict[str, Any], ...] = (
+    {},
+    {"choice_temperature": 9.0},
+    {"choice_temperature": 9.0, "guidance": 3.0},
+    {"temperature": 0.9},
+    {"choice_temperature": 2.0},
+    {"top_p": 0.9},
+)
+
+
+def fast_rows(base: DecodeConfig) -> Iterator[Row]:
+    """The noise on the confidence and the law of the codes, which the other tables leave alone."""
+    for changes in TRIED:
+        name = ", ".join(f"{option} {value}" for option, value in changes.items())
+        yield Row({"changed": name or "nothing", "steps": base.steps}, dataclasses.replace(base, **changes))
 
 
 TABLES: dict[str, Callable[[DecodeConfig], Iterator[Row]]] = {
@@ -115,7 +122,7 @@ TABLES: dict[str, Callable[[DecodeConfig], Iterator[Row]]] = {
     "hybrid": hybrid_rows,
     "guidance": guidance_rows,
     "orders": order_rows,
-    "law": law_rows,
+    "fast": fast_rows,
     "steps": step_rows,
 }
 
@@ -152,12 +159,22 @@ def sheet_of(strips: list[np.ndarray], names: list[str]) -> np.ndarray:
     """The strips of pictures (h, w, 3) one below the other, each with its name on the left."""
     from PIL import Image, ImageDraw, ImageFont
 
-    height, margin, font = strips[0].shape[0], 150, ImageFont.load_default(12)
+    height, margin, font = strips[0].shape[0], 170, ImageFont.load_default(12)
     sheet = Image.new("RGB", (margin + strips[0].shape[1], height * len(strips)), "white")
     for i, (strip, name) in enumerate(zip(strips, names, strict=True)):
         sheet.paste(Image.fromarray(strip), (margin, i * height))
-        ImageDraw.Draw(sheet).text((4, i * height + height // 2), name.replace(", ", ",\n"), "black", font, anchor="lm")
+        ImageDraw.Draw(sheet).text((4, i * height + height // 2), name, "black", font, anchor="lm")
     return np.asarray(sheet)
+
+
+def write_table(out: pathlib.Path, table: str, found: list[tuple[Row, dict, np.ndarray]]) -> None:
+    """OUT/table.md and OUT/table.png of (row, figures, strip of pictures)."""
+    from PIL import Image
+
+    (out / f"{table}.md").write_text(table_text([(row.cells, figures) for row, figures, _ in found], ACROSS.get(table)))
+    names = ["\n".join(f"{name}: {value}" for name, value in row.cells.items()) for row, *_ in found if row.pictured]
+    sheet = sheet_of([strip for row, _, strip in found if row.pictured], names)
+    Image.fromarray(sheet).quantize(64).save(out / f"{table}.png", optimize=True)
 
 
 class Study:
@@ -234,9 +251,7 @@ class Study:
 
 
 def main() -> None:
-    """Draws what is not there yet, prints the tables and writes them with their sheets."""
-    from PIL import Image
-
+    """Draws what is not there yet; tables and sheets are written as they grow."""
     from maskgil_jax.commands.start import prepare_jax
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,16 +270,11 @@ def main() -> None:
     out = pathlib.Path(args.out)
     study = Study(out, args.count, args.seed, args.batch_size)
     for table in tables:
-        lines, strips, names = [], [], []
-        for row in TABLES[table](study.pipeline.cfg):
-            figures, strip = study.figures(row)
-            lines.append((row.cells, figures))
-            print(table, *lines[-1], flush=True)
-            if row.pictured:
-                strips.append(strip)
-                names.append(", ".join(f"{value}" for value in row.cells.values()))
-            (out / f"{table}.md").write_text(table_text(lines, ACROSS.get(table)))  # after every row: it may be the last
-            Image.fromarray(sheet_of(strips, names)).quantize(64).save(out / f"{table}.png", optimize=True)
+        rows, drawn = list(TABLES[table](study.pipeline.cfg)), {}
+        for i in sorted(range(len(rows)), key=lambda i: not rows[i].pictured):  # those of the sheet first
+            drawn[i] = study.figures(rows[i])
+            print(table, rows[i].cells, drawn[i][0], flush=True)
+            write_table(out, table, [(rows[k], *drawn[k]) for k in sorted(drawn)])  # each time: this row may be the last
 
 
 if __name__ == "__main__":
