@@ -99,7 +99,7 @@ def train_rows(plans: Plans, size: str, topology: str, chosen, full: bool) -> li
                 break
             layouts.pop(0)
         if plan is not None:
-            plan = plans(options, full) if full and plan["fits"] else plan
+            plan = (plans(options, True) or plan) if full and plan["fits"] else plan
             rows.append({"size": size, "batch": batch, "layout": layouts[0], "options": options, "plan": plan})
     return rows
 

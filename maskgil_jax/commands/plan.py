@@ -23,7 +23,9 @@ def add(command) -> None:
     sub.add_argument("--codebook-size", type=int, help="default: the tokenizer preset's")
     sub.add_argument("--num-classes", type=int, default=1000)
     sub.add_argument(
-        "--quick", action="store_true", help="compile with least effort: sooner, and without the estimate by cycles"
+        "--quick",
+        action="store_true",
+        help="compile with least effort: sooner, but no estimate by cycles, and traffic is overstated",
     )
     sub.add_argument("--json", metavar="FILE", help="also write the figures here")
 

@@ -60,6 +60,19 @@ class Instruction:
         return type_bytes(self.type)
 
     @property
+    def results(self) -> list[tuple[str, str, str]]:
+        """Parts of the type that are results: (kind, sizes, place); a started operation's names operands and handles too."""
+        text = self.type
+        if self.kind.endswith("-start") and text.startswith("(("):  # ((operands), results, handles)
+            text = text[text.index(")") + 1 :]
+        leaves = _SHAPE.findall(text)
+        if self.kind == "copy-start":  # the copy, the original, a handle
+            return leaves[:1]
+        if self.kind in ("all-gather-start", "collective-permute-start") and text is self.type:  # operand, result, handles
+            return leaves[1:2]
+        return leaves
+
+    @property
     def cycles(self) -> int:
         """The compiler's estimate, 0 where it gives none."""
         found = _CYCLES.search(self.attributes)
@@ -125,8 +138,7 @@ class Program:
             kind = instruction.kind.removesuffix("-start")
             if kind in COLLECTIVES:
                 count[kind] += times
-                # A started one's type holds its operands beside its results.
-                moved[kind] += times * (instruction.bytes // (2 if instruction.kind.endswith("-start") else 1))
+                moved[kind] += times * sum(_leaf_bytes(*leaf) for leaf in instruction.results)
         return {kind: (count[kind], moved[kind]) for kind in COLLECTIVES if count[kind]}
 
     def cycles(self) -> dict[str, int]:
@@ -152,9 +164,9 @@ class Program:
         )
 
     def _written(self, instruction: Instruction) -> int:
-        leaves = _SHAPE.findall(instruction.type)
-        if instruction.kind == "copy-start":  # its type: the copy, the original, a handle
-            leaves = leaves[:1]
+        if 'custom_call_target="AllocateBuffer"' in instruction.attributes:
+            return 0
+        leaves = instruction.results
         written = [_leaf_bytes(*leaf) for leaf in leaves]
         inside = self.computations.get(dict(_CALLED.findall(instruction.attributes)).get("calls", ""))
         if instruction.kind == "dynamic-update-slice":

@@ -82,8 +82,8 @@ class Plan:
 def make_plan(program: Program, devices: int, chip: Chip | None, *, quick: bool = False) -> Plan:
     """Traces, compiles and measures `program`, whose mesh has `devices` devices of `chip` (None: of this machine).
 
-    quick: with the compiler's least effort, several times sooner. Its cycles then say nothing and are left out; memory,
-    FLOPs and collectives hardly change.
+    quick: with the compiler's least effort, several times sooner. Its cycles then say nothing and are left out, and bytes
+    written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly change.
     """
     traced = program.traced()
     total = count_flops(traced.jaxpr)
