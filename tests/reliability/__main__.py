@@ -85,7 +85,7 @@ def tried(number: str, quick: bool, cache: pathlib.Path) -> dict:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[pathlib.Path]:
-    """A folder that is deleted at the end of the block, and by this process alone: `tempfile` would do it in forked ones too."""
+    """A folder that is deleted at the end of the block, by this process alone: `tempfile` would do it in forked ones too."""
     folder = pathlib.Path(tempfile.mkdtemp())
     try:
         yield folder
