@@ -22,6 +22,8 @@ from collections.abc import Callable
 from maskgil_jax.checkpoints.step_folders import read_record, steps_in
 from tests import toy_run
 
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+
 
 class Program:
     """A forked process that runs `work`, everything it prints in `log`."""
@@ -37,9 +39,7 @@ class Program:
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(out, 1)
             os.dup2(out, 2)
-            os.environ["XLA_FLAGS"] = (
-                f"--xla_force_host_platform_device_count={devices} --xla_cpu_parallel_codegen_split_count=1"
-            )
+            os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={devices}"
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
             code = work() or 0
         except SystemExit as error:
