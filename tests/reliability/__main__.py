@@ -2,7 +2,7 @@
 
 python -m tests.reliability --out runs/reliability     about 15 minutes on two cores; --rows 1,4 for some, --quick for a taste
 
-A row that has a result in OUT is not run again (--again), so the command goes on where it was stopped.
+A row that has a good result in OUT is not run again (--again), so the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def main() -> int:
     with temporary_folder() as cache:
         for number in args.rows.split(","):
             file = args.out and args.out / f"row_{number}.json"
-            if file and file.exists() and not args.again:
-                found[number] = json.loads(file.read_text())
+            before = json.loads(file.read_text()) if file and file.exists() else {}
+            if before.get("ok") and not args.again:
+                found[number] = before
             else:
                 found[number] = tried(number, args.quick, cache)
-                if file and found[number]["ok"]:
+                if file:
                     args.out.mkdir(parents=True, exist_ok=True)
                     part = file.with_suffix(".part")
                     part.write_text(json.dumps(found[number], indent=1) + "\n")
