@@ -8,8 +8,8 @@ of a process that is frozen or cut off. What process 0 learns it passes on, so a
 
 from __future__ import annotations
 
-import asyncio
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import NoReturn
 
 _log = logging.getLogger(__name__)
@@ -55,118 +56,121 @@ class Peers:
 
     def __init__(self, client, host: str, index: int, count: int, timeout: float):
         self.client, self.host, self.index, self.count, self.timeout = client, host, index, count, timeout
-        self.writers: dict[int, asyncio.StreamWriter] = {}
+        self.open: list[socket.socket] = []
+        self.lock = threading.Lock()  # for what is written and what it is written to
         self.leaving: int | None = None
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self._run, name="peers", daemon=True).start()
+        threading.Thread(target=self._meet, name="peers", daemon=True).start()
+        threading.Thread(target=self._beat, name="peers' beat", daemon=True).start()
         atexit.register(self._at_exit)  # after JAX's own, hence to be called before it
 
     def leave(self, code: int, reason: str) -> None:
         """See `tell`."""
         self.leaving = code
-        self._send_now({"end": code, "reason": f"{self._called(self.index, _name())} stopped: {reason}"})
+        self._send({"end": code, "reason": f"{self._called(self.index, _name())} stopped: {reason}"})
         time.sleep(2 * GRACE)
 
     def _at_exit(self) -> None:
         if self.leaving is None:
-            self._send_now({"bye": True})
+            self._send({"bye": True})
             return
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
         os._exit(self.leaving)  # JAX would wait for processes that wait for this one
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
+    def _meet(self) -> None:
         try:
-            self.loop.run_until_complete(self._serve() if self.index == 0 else self._join())
-            self.loop.run_forever()
+            if self.index == 0:
+                self._serve()
+            else:
+                self._join()
         except Exception as error:
             _log.warning("other processes are not watched (%s); if one dies, JAX will notice within minutes", error)
 
-    async def _serve(self) -> None:
-        """Process 0: takes connections from here on."""
+    def _serve(self) -> None:
+        """Process 0: takes connections from here on, and listens to each in a thread of its own."""
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
-        listener = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
-        secret = secrets.token_hex(16)
+        with socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024) as listener:
+            secret = secrets.token_hex(16)
+            self.client.key_value_set(KEY, json.dumps({"port": listener.getsockname()[1], "secret": secret, "name": _name()}))
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=self._welcome, args=(connection, secret), name="peer", daemon=True).start()
 
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            hello = await self._next(reader, JOINING)
+    def _welcome(self, connection: socket.socket, secret: str) -> None:
+        """Listens to a connection if it is of one of ours."""
+        with connection:
+            lines = self._lines(connection, JOINING)
+            hello = next(lines)
             if isinstance(hello, dict) and secrets.compare_digest(str(hello.get("secret")).encode(), secret.encode()):
-                await self._listen(int(hello["index"]), str(hello["name"]), reader, writer)
-            writer.close()
+                connection.settimeout(self.timeout)
+                self._listen(int(hello["index"]), str(hello["name"]), connection, lines)
 
-        self.server = await asyncio.start_server(connected, sock=listener)
-        place = json.dumps({"port": listener.getsockname()[1], "secret": secret, "name": _name()})
-        self.client.key_value_set(KEY, place)
-
-    async def _join(self) -> None:
+    def _join(self) -> None:
         """Another process: connects to process 0."""
         place = json.loads(self.client.blocking_key_value_get(KEY, int(JOINING * 1000)))
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(self.host, place["port"]), JOINING)
-        self._write(writer, {"secret": place["secret"], "index": self.index, "name": _name()})
-        self.listening = asyncio.ensure_future(self._listen(0, place["name"], reader, writer))
+        with socket.create_connection((self.host, place["port"]), timeout=JOINING) as connection:
+            hello = {"secret": place["secret"], "index": self.index, "name": _name()}
+            connection.sendall(json.dumps(hello).encode() + b"\n")
+            self._listen(0, place["name"], connection, self._lines(connection, self.timeout))
 
-    async def _listen(self, peer: int, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _lines(self, connection: socket.socket, timeout: float) -> Iterator:
+        """What comes in, line by line; "silent" when nothing did for too long, None at the end of the connection."""
+        connection.settimeout(timeout)
+        file = connection.makefile("rb")
+        while True:
+            try:
+                line = file.readline(1 << 16)
+                yield json.loads(line) if line.endswith(b"\n") else None
+            except TimeoutError:
+                yield "silent"
+            except (OSError, ValueError):
+                yield None
+
+    def _listen(self, peer: int, name: str, connection: socket.socket, lines: Iterator) -> None:
         """Waits for what a process has to say, until it has left in good order."""
-        name, self.writers[peer] = self._called(peer, name), writer
-        beating = asyncio.ensure_future(self._beat(writer))
+        name = self._called(peer, name)
+        with self.lock:
+            self.open.append(connection)
         try:
-            while True:
-                try:
-                    said = await self._next(reader, self.timeout)
-                except TimeoutError:
-                    silence = f"has given no sign of life for {self.timeout:.0f} s (frozen, or cut off from the network)"
-                    self._lost(f"{name} {silence}")
+            for said in lines:
                 if said is None:
                     self._lost(f"{name} ended without a word (killed, preempted, or out of memory)")
-                if "lost" in said:
+                elif said == "silent":
+                    silence = f"no sign of life for {self.timeout:.0f} s"
+                    self._lost(f"{name} has given {silence} (frozen, or cut off from the network)")
+                elif "lost" in said:
                     self._end(EXIT_CODE, said["lost"])
-                if "end" in said:
-                    await self._another_left(said["end"], said["reason"])
-                if "end" in said or "bye" in said:
+                elif "end" in said:
+                    self._another_left(said["end"], said["reason"])
+                    return
+                elif "bye" in said:
                     return
         finally:
-            beating.cancel()
-            del self.writers[peer]
+            with self.lock:
+                self.open.remove(connection)
 
-    async def _beat(self, writer: asyncio.StreamWriter) -> None:
+    def _beat(self) -> None:
         while True:
-            self._write(writer, {})
-            await asyncio.sleep(min(5.0, self.timeout / 6))
-
-    async def _next(self, reader: asyncio.StreamReader, timeout: float) -> dict | None:
-        """The next line as it was meant; None at the end of the connection."""
-        try:
-            line = await asyncio.wait_for(reader.readline(), timeout)
-            return json.loads(line) if line.endswith(b"\n") else None
-        except TimeoutError:
-            raise
-        except (OSError, ValueError):
-            return None
-
-    def _write(self, writer: asyncio.StreamWriter, message: dict) -> None:
-        writer.write(json.dumps(message).encode() + b"\n")
+            self._send({})
+            time.sleep(min(5.0, self.timeout / 6))
 
     def _send(self, message: dict) -> None:
         """To every process this one is connected to."""
-        for writer in list(self.writers.values()):
-            self._write(writer, message)
-
-    def _send_now(self, message: dict) -> None:
-        """The same from another thread, which goes on when it is done."""
-        done = threading.Event()
-        self.loop.call_soon_threadsafe(lambda: (self._send(message), done.set()))
-        done.wait(GRACE)
+        line = json.dumps(message).encode() + b"\n"
+        with self.lock:
+            for connection in self.open:
+                with contextlib.suppress(OSError):  # who listens to it will notice
+                    connection.sendall(line)
 
     def _called(self, index: int, name: str) -> str:
         return f"process {index} of {self.count} ({name})"
 
-    async def _another_left(self, code: int, reason: str) -> None:
+    def _another_left(self, code: int, reason: str) -> None:
         """A process stops with an error of its own: so does this one, unless it has one as well."""
         self._send({"bye": True} if self.index else {"end": code, "reason": reason})  # for the one that stops, too
-        await asyncio.sleep(GRACE)
+        time.sleep(GRACE)
         if self.leaving is None:
             self._end(code, reason)
 

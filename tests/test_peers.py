@@ -38,6 +38,12 @@ class Store:
             return self.values[key]
 
 
+def cut(process):
+    """What the kernel does with the connections of a process that was killed."""
+    for connection in process.open:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.fixture
 def three(monkeypatch):
     """Three processes' ends in one process: what each of them would leave with is in `ends`."""
@@ -45,9 +51,8 @@ def three(monkeypatch):
 
     def end(self, code, sentence):
         ends[self.index] = code, sentence
-        for writer in self.writers.values():
-            writer.transport.abort()
-        raise RuntimeError("left")
+        cut(self)
+        raise SystemExit
 
     monkeypatch.setattr(peers.Peers, "_end", end)
     monkeypatch.setattr(peers.Peers, "_at_exit", lambda self: None)
@@ -55,7 +60,7 @@ def three(monkeypatch):
     monkeypatch.setattr(peers.atexit, "register", lambda _: None)
     store = Store()
     group = [peers.Peers(store, "127.0.0.1", index, 3, 1.5) for index in range(3)]
-    until(lambda: len(group[0].writers) == 2)
+    until(lambda: [len(one.open) for one in group] == [2, 1, 1])
     return group, ends
 
 
@@ -70,8 +75,7 @@ def test_a_death_is_told_to_all(three):
     group, ends = three
     time.sleep(2.0)  # longer than the silence that is too long: they do give signs of life
     assert not ends
-    writer = group[2].writers[0]
-    group[2].loop.call_soon_threadsafe(writer.transport.abort)  # as the kernel does for a process that was killed
+    cut(group[2])
     until(lambda: {0, 1} <= ends.keys())
     assert ends[0] == ends[1] and ends[0][0] == peers.EXIT_CODE
     assert ends[0][1].startswith(f"process 2 of 3 (pid {os.getpid()} on {socket.gethostname()}) ended without a word")
@@ -80,7 +84,7 @@ def test_a_death_is_told_to_all(three):
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_silence_is_told_to_all(three, frozen):
     group, ends = three
-    group[frozen].loop.call_soon_threadsafe(time.sleep, 4.0)
+    group[frozen].lock.acquire()  # it sends nothing any more
     others = {0, 1, 2} - {frozen}
     until(lambda: others <= ends.keys())
     for other in others:
@@ -105,8 +109,8 @@ def test_an_error_that_all_have_is_everybodys_own_and_a_good_end_is_none(three):
     group, ends = three
     for one in group[:2]:
         threading.Thread(target=one.leave, args=(3, "diverged")).start()
-    group[2]._send_now({"bye": True})
-    group[2].loop.call_soon_threadsafe(group[2].writers[0].transport.abort)
+    group[2]._send({"bye": True})
+    cut(group[2])
     time.sleep(1.0)
     assert not {0, 1} & ends.keys()
 

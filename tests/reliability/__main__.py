@@ -2,18 +2,21 @@
 
 python -m tests.reliability --out runs/reliability     about 15 minutes on two cores; --rows 1,4 for some, --quick for a taste
 
-A row that has a result in OUT is not run again (--again), so the command goes on where it was stopped.
+A row that has a good result in OUT is not run again (--again), so the command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -45,14 +48,15 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="run rows that have a result too")
     args = parser.parse_args()
     found = {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+    with temporary_folder() as cache:
         for number in args.rows.split(","):
             file = args.out and args.out / f"row_{number}.json"
-            if file and file.exists() and not args.again:
-                found[number] = json.loads(file.read_text())
+            before = json.loads(file.read_text()) if file and file.exists() else {}
+            if before.get("ok") and not args.again:
+                found[number] = before
             else:
-                found[number] = tried(number, args.quick, pathlib.Path(cache))
-                if file and found[number]["ok"]:
+                found[number] = tried(number, args.quick, cache)
+                if file:
                     args.out.mkdir(parents=True, exist_ok=True)
                     part = file.with_suffix(".part")
                     part.write_text(json.dumps(found[number], indent=1) + "\n")
@@ -69,8 +73,8 @@ def main() -> int:
 def tried(number: str, quick: bool, cache: pathlib.Path) -> dict:
     """The result of a row, in a folder of its own."""
     name, row, many, few = ROWS[number]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        room, began = Room(pathlib.Path(folder), cache), time.monotonic()
+    with temporary_folder() as folder:
+        room, began = Room(folder, cache), time.monotonic()
         try:
             result = {"ok": True, **row(room, few if quick else many)}
         except AssertionError as error:
@@ -78,6 +82,16 @@ def tried(number: str, quick: bool, cache: pathlib.Path) -> dict:
         finally:
             room.close()
     return {"row": number, "name": name, **result, "seconds": round(time.monotonic() - began)}
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[pathlib.Path]:
+    """A folder that is deleted at the end of the block, by this process alone: `tempfile` would do it in forked ones too."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def table(found: dict) -> str:

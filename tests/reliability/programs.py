@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import faulthandler
 import json
 import os
 import pathlib
@@ -21,6 +22,8 @@ from collections.abc import Callable
 
 from maskgil_jax.checkpoints.step_folders import read_record, steps_in
 from tests import toy_run
+
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 
 class Program:
@@ -37,9 +40,8 @@ class Program:
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(out, 1)
             os.dup2(out, 2)
-            os.environ["XLA_FLAGS"] = (
-                f"--xla_force_host_platform_device_count={devices} --xla_cpu_parallel_codegen_split_count=1"
-            )
+            faulthandler.register(signal.SIGUSR1, file=2)
+            os.environ["XLA_FLAGS"] = f"{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={devices}"
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
             code = work() or 0
         except SystemExit as error:
@@ -65,8 +67,10 @@ class Program:
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
+                self.send(signal.SIGUSR1)  # the stacks of all threads
+                time.sleep(1.0)
                 self.send(signal.SIGKILL)
-                raise AssertionError(f"still running after {timeout:.0f} s:\n{self.text[-2000:]}")
+                raise AssertionError(f"still running after {timeout:.0f} s:\n{self.text[-6000:]}")
             time.sleep(0.02)
         return self.code
 
