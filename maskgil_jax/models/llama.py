@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.cache import KVCache, attention_mask
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.models.layers import LayerNorm, RMSNorm, dropout, embedding, linear, walk_layers
+from maskgil_jax.models.layers import LayerNorm, RMSNorm, dropout, embedding, fold_keys, linear, walk_layers
 from maskgil_jax.models.rope import rotate, rotation_table
 
 
