@@ -17,10 +17,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maskgil_jax.config import ConfigError, DecodeConfig, require
-from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress
+from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress, ready
 from maskgil_jax.decoding.orders import queue_scores
 from maskgil_jax.decoding.sampling import draw, image_keys, temperatures, typed_key
 from maskgil_jax.schedules import most_left, remask_counts, reveal_counts
+
+# loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
+MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES = 16, 4096
 
 
 def decode(
@@ -150,6 +153,7 @@ def fill(
     With `cfg.remask` that is the number on balance: what is hidden again is revealed on top. Returns the last canvas, or
     with `trajectory` the canvas after every step (steps, b, l). `part`: only some of the steps; default all.
     """
+    generator, each_step = ready(generator), unrolled(cfg, generator.cfg.codebook_size)
     mask_id, scales, heat = generator.cfg.mask_id, guidance_scales(cfg), temperatures(cfg)
     l, folded = tokens_bl.shape[1], jax.vmap(jax.random.fold_in, (0, None))
     queue_bl = None
@@ -182,7 +186,7 @@ def fill(
     canvas_bl, span = (tokens_bl, None) if part is None else (part.canvas_bl, part.span)
     carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None)
     for start, stop, guided in guided_runs(scales):
-        if cfg.loop == "fori":
+        if not each_step:
             low, high = (start, stop) if span is None else jnp.clip(span, start, stop)
             carry = jax.lax.fori_loop(low, high, functools.partial(step, guided=guided), carry)
             continue
@@ -191,6 +195,13 @@ def fill(
             now = functools.partial(step, i, guided=guided, left=left)
             carry = now(carry) if span is None else jax.lax.cond((span[0] <= i) & (i < span[1]), now, lambda c: c, carry)
     return carry[1] if trajectory else carry[0]
+
+
+def unrolled(cfg: DecodeConfig, codes: int) -> bool:
+    """What `cfg.loop` comes to on this platform, for a codebook of so many codes."""
+    if cfg.loop != "auto":
+        return cfg.loop == "unrolled"
+    return jax.default_backend() == "cpu" and cfg.steps <= MAX_UNROLLED_STEPS and codes >= MIN_UNROLLED_CODES
 
 
 def _spread(values_bm, at_bm, length: int):

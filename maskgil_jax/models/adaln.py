@@ -11,7 +11,7 @@ from flax import nnx
 
 from maskgil_jax.config import AdaLNConfig, ConfigError
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import RMSNorm, dropout, embedding, fold_keys, unit_rms, walk_layers
+from maskgil_jax.models.layers import RMSNorm, dropout, embedding, fold_keys, unit_rms, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 EPS = 1e-5
@@ -103,6 +103,8 @@ class AdaLN(nnx.Module):
         self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.last_norm = LastNorm(cfg, rngs=rngs)
         self.head_bias = nnx.Param(jnp.zeros((cfg.codebook_size + 1,), jnp.float32))
+
+    unstacked = unstacked
 
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """The same batch with the learned null class, for classifier-free guidance."""

@@ -11,7 +11,7 @@ from flax import nnx
 
 from maskgil_jax.config import BertConfig, ConfigError
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, dropout, embedding, fold_keys, linear, walk_layers
+from maskgil_jax.models.layers import LayerNorm, dropout, embedding, fold_keys, linear, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
@@ -77,6 +77,8 @@ class Bert(nnx.Module):
         self.head_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
         # One bias per position and token, classes included: the published network scores its whole joint table.
         self.head_bias = nnx.Param(jnp.zeros((count, rows + cfg.num_classes + 1), jnp.float32))
+
+    unstacked = unstacked
 
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """The same batch with the learned null class, for classifier-free guidance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -96,10 +97,24 @@ REMAT_POLICIES: dict[str, Callable[[], Any]] = {
 }
 
 
+def unstacked(network: Any) -> Any:
+    """The network for a loop that calls it often: if its layers are not scanned, they are cut out of their stack.
+
+    Each call copies the weights of unrolled layers out of the stack; those cut apart before a loop are copied once.
+    """
+    if not _unrolled(network.cfg.layers):
+        return network
+    loose = copy.copy(network)
+    row = lambda i: jax.tree.map(lambda leaf: leaf[i], network.layers)  # noqa: E731
+    loose.layers = nnx.List([row(i) for i in range(network.cfg.depth)])
+    return loose
+
+
 def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable):
     """Runs stacked `layers` (a leading axis of `depth` on every parameter) over `x_bld` with `call(layer, x, key_b)`.
 
-    Both may be pytrees, such as a network's layers with their numbers, and the states with a cache.
+    Both may be pytrees, such as a network's layers with their numbers, and the states with a cache. `layers` may also be a
+    list of what is otherwise stacked (`unstacked`).
 
     `layers_mode` "scan" compiles one layer and loops (fast to compile, the choice on TPU and GPU), "unroll" writes all out
     (faster to run on CPU), "auto" chooses by platform. Both give the same numbers.
@@ -111,6 +126,13 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
 
     if remat != "none":
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=layers_mode != "scan")
-    unroll = layers_mode == "unroll" or (layers_mode == "auto" and jax.default_backend() == "cpu")
-    x_bld, _ = jax.lax.scan(step, x_bld, (layers, jnp.arange(depth)), unroll=depth if unroll else 1)
+    if isinstance(layers, list | nnx.List):
+        for index, layer in enumerate(layers):
+            x_bld, _ = step(x_bld, (layer, index))
+        return x_bld
+    x_bld, _ = jax.lax.scan(step, x_bld, (layers, jnp.arange(depth)), unroll=depth if _unrolled(layers_mode) else 1)
     return x_bld
+
+
+def _unrolled(layers_mode: str) -> bool:
+    return layers_mode == "unroll" or (layers_mode == "auto" and jax.default_backend() == "cpu")
