@@ -11,7 +11,7 @@ from flax import nnx
 
 from maskgil_jax.config import AdaLNConfig, ConfigError
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import RMSNorm, dropout, embedding, fold_keys, unit_rms, unstacked, walk_layers
+from maskgil_jax.models.layers import RMSNorm, attend, dropout, embedding, fold_keys, unit_rms, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 EPS = 1e-5
@@ -40,7 +40,7 @@ class Attention(nnx.Module):
         b, l, _ = x_bld.shape
         q, k, v = unit_rms(self.q(x_bld), EPS), unit_rms(self.k(x_bld), EPS), self.v(x_bld)
         q, k, v = (y.reshape(b, l, self.heads, -1) for y in (q, k, v))
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(b, l, -1))
+        return self.o(attend(q, k, v).reshape(b, l, -1))
 
 
 class Mlp(nnx.Module):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from maskgil_jax.config import BertConfig, ConfigError
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, dropout, embedding, fold_keys, linear, unstacked, walk_layers
+from maskgil_jax.models.layers import LayerNorm, attend, dropout, embedding, fold_keys, linear, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
@@ -28,7 +28,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
         q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(b, l, -1))
+        return self.o(attend(q, k, v).reshape(b, l, -1))
 
 
 class Mlp(nnx.Module):

@@ -9,7 +9,7 @@ from flax import nnx
 from maskgil_jax.config import ConfigError, LlamaConfig
 from maskgil_jax.models.cache import KVCache, attention_mask
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.models.layers import LayerNorm, RMSNorm, dropout, embedding, fold_keys, linear, unstacked, walk_layers
+from maskgil_jax.models.layers import LayerNorm, RMSNorm, attend, dropout, embedding, fold_keys, linear, unstacked, walk_layers
 from maskgil_jax.models.rope import rotate, rotation_table
 
 
@@ -70,7 +70,7 @@ class Attention(nnx.Module):
             cache = cache.put(layer, start, k, v)
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
-        return self.o(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal).reshape(b, l, -1)), cache
+        return self.o(attend(q, k, v, mask, causal).reshape(b, l, -1)), cache
 
 
 class SwiGLU(nnx.Module):
