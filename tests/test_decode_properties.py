@@ -24,7 +24,7 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
-from maskgil_jax.decoding.masked import decode, decode_steps, doubt, fill
+from maskgil_jax.decoding.masked import MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES, decode, decode_steps, doubt, fill, unrolled
 from maskgil_jax.decoding.orders import halton_ranks
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import build, create, params_of
@@ -214,6 +214,17 @@ def test_networks_make_the_same_tokens_in_both_loops(cfg):
     )
     np.testing.assert_array_equal(fori, unrolled)
     assert len(np.unique(fori)) > 4
+    scanned = build(dataclasses.replace(cfg, layers="scan"), params)  # on a CPU, "auto" walks layers cut out of their stack
+    assert scanned.unstacked() is scanned and len(model.unstacked().layers) == cfg.depth
+    same = decode(scanned, label, jax.random.key(2), DecodeConfig(steps=3, plan="gamma", loop="fori"))
+    np.testing.assert_array_equal(fori, same)
+
+
+def test_the_form_of_the_loop_is_by_platform():
+    big, few = MIN_UNROLLED_CODES, DecodeConfig(steps=8)
+    assert jax.default_backend() == "cpu" and unrolled(few, big)
+    assert not unrolled(few, big - 1) and not unrolled(DecodeConfig(steps=MAX_UNROLLED_STEPS + 1), big)
+    assert unrolled(DecodeConfig(steps=64, loop="unrolled"), 2) and not unrolled(DecodeConfig(steps=8, loop="fori"), big)
 
 
 @pytest.mark.parametrize("kind, options", [(AdaLNConfig, {}), (MaskGITConfig, {"mlp_width": 32})])

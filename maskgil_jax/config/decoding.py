@@ -27,14 +27,15 @@ class DecodeConfig:
     temperature: divides the logits; 0 takes the likeliest code. temperature_end: the temperature of the last step, reached
     on a straight line; None keeps it constant. choice_temperature: weight of the Gumbel noise on the confidence, falling to
     0 at the last step. top_k, top_p: draw only from the likeliest codes. draw: how a code is drawn, the same law either
-    way: "gumbel" (Gumbel-max), "inverse" (inverse CDF), or by platform: inverse on CPU.
+    way: "gumbel" (Gumbel-max, a random number for every code), or "inverse" (inverse CDF, two a position), which is "auto".
     remask: hides some of the tokens made so far again at each step, by the rule "cap" or "rescale" of ReMDM with the
     strength `remask_eta` (`schedules.remask_counts`). Given tokens are never hidden. remask_pick: which of them, each as
     likely ("even") or the less sure ones sooner ("confidence": ReMDM-conf). remask_from, remask_to: the part of the steps,
     in 0..1, that does so (ReMDM-switch). remask_loop: the plan stands still meanwhile, so that this part only corrects
     (ReMDM-loop).
     loop: "fori" compiles one step and repeats it; "unrolled" compiles every step by itself, which takes as many times
-    longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network.
+    longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network. "auto":
+    by platform, unrolled on CPU (up to 16 steps), fori elsewhere.
     """
 
     steps: int = 8
@@ -54,7 +55,7 @@ class DecodeConfig:
     guidance_to: float = 1.0
     temperature_end: float | None = None
     remask_eta: float = 0.05
-    loop: str = "fori"
+    loop: str = "auto"
     remask_pick: str = "even"
     remask_from: float = 0.0
     remask_to: float = 1.0
@@ -68,7 +69,7 @@ class DecodeConfig:
         choose("remask", self.remask, (None, *REMASK_RULES))
         choose("remask_pick", self.remask_pick, REMASK_PICKS)
         choose("draw", self.draw, ("auto", "gumbel", "inverse"))
-        choose("loop", self.loop, ("fori", "unrolled"))
+        choose("loop", self.loop, ("auto", "fori", "unrolled"))
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         require(whole and self.steps >= 1, f"steps: must be a whole number >= 1, got {self.steps!r}")
         for name in ("guidance", "temperature", "choice_temperature"):

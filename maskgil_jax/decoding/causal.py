@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, require
-from maskgil_jax.decoding.guidance import mix
+from maskgil_jax.decoding.guidance import mix, ready
 from maskgil_jax.decoding.sampling import draw
 from maskgil_jax.keys import fold_keys, image_keys, typed_key
 
@@ -94,6 +94,7 @@ def write(generator, condition, key_b, tokens_bn, kept_bl, cfg: CausalConfig, gr
     b, n = tokens_bn.shape
     if end == n:
         return tokens_bn
+    generator = ready(generator)
     law = DecodeConfig(temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, draw=cfg.draw)
     key_b = fold_keys(key_b, _CAUSAL_DRAWS)
     guided, rows_bn = cfg.guidance != 1.0, tokens_bn

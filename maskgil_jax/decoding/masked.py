@@ -17,11 +17,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maskgil_jax.config import ConfigError, DecodeConfig, require
-from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress
+from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress, ready
 from maskgil_jax.decoding.orders import queue_scores
 from maskgil_jax.decoding.sampling import draw, temperatures
 from maskgil_jax.keys import fold_keys, image_keys, typed_key
 from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
+
+# loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
+MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES = 16, 4096
 
 
 def decode(
@@ -165,6 +168,7 @@ def fill(
     with `trajectory` the canvas after every step (steps, b, l); and how sure its tokens were, or None unless the
     configuration `remembers`. `part`: only some of the steps; default all.
     """
+    generator, each_step = ready(generator), unrolled(cfg, generator.cfg.codebook_size)
     mask_id, scales, heat = generator.cfg.mask_id, guidance_scales(cfg), temperatures(cfg)
     l, queue_bl = tokens_bl.shape[1], None
     if cfg.order not in ("confidence", "random"):
@@ -203,7 +207,7 @@ def fill(
         sure_bl = jnp.zeros(tokens_bl.shape, jnp.float32)
     carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None, sure_bl)
     for start, stop, guided in guided_runs(scales):
-        if cfg.loop == "fori":
+        if not each_step:
             low, high = (start, stop) if span is None else jnp.clip(span, start, stop)
             carry = jax.lax.fori_loop(low, high, functools.partial(step, guided=guided), carry)
             continue
@@ -223,6 +227,13 @@ def doubt(key_b, length: int, sure_bl=None):
     if sure_bl is None:
         return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(key_b)
     return jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(key_b) - sure_bl
+
+
+def unrolled(cfg: DecodeConfig, codes: int) -> bool:
+    """What `cfg.loop` comes to on this platform, for a codebook of so many codes."""
+    if cfg.loop != "auto":
+        return cfg.loop == "unrolled"
+    return jax.default_backend() == "cpu" and cfg.steps <= MAX_UNROLLED_STEPS and codes >= MIN_UNROLLED_CODES
 
 
 def _spread(values_bm, at_bm, length: int):

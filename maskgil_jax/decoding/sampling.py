@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -44,13 +43,9 @@ def draw(key_b, logits_bmv, cfg: DecodeConfig, length: int | None = None, at_bm=
     if cfg.temperature == 0:
         return jnp.argmax(logits_bmv, axis=-1)
     logits_bmv = keep_likely(logits_bmv, cfg.top_k, cfg.top_p)
-    gumbel, inverse = (functools.partial(law, length=length, at_bm=at_bm) for law in (draw_gumbel, draw_inverse))
-    if cfg.draw == "gumbel":
-        return gumbel(key_b, logits_bmv)
-    if cfg.draw == "inverse":
-        return inverse(key_b, logits_bmv)
-    # Random bits are the cost of the Gumbel draw on a CPU (one per code); accelerators make them for next to nothing.
-    return jax.lax.platform_dependent(key_b, logits_bmv, cpu=inverse, default=gumbel)
+    # Not by platform: the same key is the same image everywhere.
+    law = draw_gumbel if cfg.draw == "gumbel" else draw_inverse
+    return law(key_b, logits_bmv, length, at_bm)
 
 
 def draw_gumbel(key_b, logits_bmv, length: int | None = None, at_bm=None):

@@ -12,7 +12,7 @@ from flax import nnx
 from maskgil_jax.config import AdaLNConfig
 from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import RMSNorm, check_learned_grid, dropout, embedding, unit_rms, walk_layers
+from maskgil_jax.models.layers import RMSNorm, attend, check_learned_grid, dropout, embedding, unit_rms, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 EPS = 1e-5
@@ -41,7 +41,7 @@ class Attention(nnx.Module):
         b, l, _ = x_bld.shape
         q, k, v = unit_rms(self.q(x_bld), EPS), unit_rms(self.k(x_bld), EPS), self.v(x_bld)
         q, k, v = (y.reshape(b, l, self.heads, -1) for y in (q, k, v))
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(b, l, -1))
+        return self.o(attend(q, k, v).reshape(b, l, -1))
 
 
 class Mlp(nnx.Module):
@@ -104,6 +104,8 @@ class AdaLN(nnx.Module):
         self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.last_norm = LastNorm(cfg, rngs=rngs)
         self.head_bias = nnx.Param(jnp.zeros((cfg.codebook_size + 1,), jnp.float32))
+
+    unstacked = unstacked
 
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """The same batch with the learned null class, for classifier-free guidance."""

@@ -12,7 +12,7 @@ from flax import nnx
 from maskgil_jax.config import BertConfig
 from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, check_learned_grid, dropout, embedding, linear, walk_layers
+from maskgil_jax.models.layers import LayerNorm, attend, check_learned_grid, dropout, embedding, linear, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
@@ -29,7 +29,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
         q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(b, l, -1))
+        return self.o(attend(q, k, v).reshape(b, l, -1))
 
 
 class Mlp(nnx.Module):
@@ -78,6 +78,8 @@ class Bert(nnx.Module):
         self.head_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
         # One bias per position and token, classes included: the published network scores its whole joint table.
         self.head_bias = nnx.Param(jnp.zeros((count, rows + cfg.num_classes + 1), jnp.float32))
+
+    unstacked = unstacked
 
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """The same batch with the learned null class, for classifier-free guidance."""

@@ -14,7 +14,7 @@ from maskgil_jax.config import ConfigError, MaskGITConfig
 from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.bert import Attention, Mlp
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, check_learned_grid, dropout, embedding, linear, walk_layers
+from maskgil_jax.models.layers import LayerNorm, check_learned_grid, dropout, embedding, linear, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 EPS = 1e-12  # of every norm, as published
@@ -48,6 +48,8 @@ class MaskGIT(nnx.Module):
         self.head_norm = LayerNorm(cfg.width, eps=EPS, rngs=rngs)
         # The published network scores its whole table, classes and [MASK] too; only the codes' scores are ever used here.
         self.head_bias = nnx.Param(jnp.zeros((cfg.vocabulary,), jnp.float32))
+
+    unstacked = unstacked
 
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """Raises ConfigError: there is no null class to guide away from."""
