@@ -129,12 +129,15 @@ class Peers:
                 yield None
 
     def _listen(self, peer: int, name: str, connection: socket.socket, lines: Iterator) -> None:
-        """Waits for what a process has to say, until it has left in good order."""
-        name = self._called(peer, name)
+        """Waits for what a process has to say. One that left in good order may end its connection, but not this process: that
+        one still has to be told when this one leaves as well."""
+        name, left = self._called(peer, name), False
         with self.lock:
             self.open.append(connection)
         try:
             for said in lines:
+                if left and (said is None or said == "silent"):
+                    return
                 if said is None:
                     self._lost(f"{name} ended without a word (killed, preempted, or out of memory)")
                 elif said == "silent":
@@ -144,9 +147,7 @@ class Peers:
                     self._end(EXIT_CODE, said["lost"])
                 elif "end" in said:
                     self._another_left(said["end"], said["reason"])
-                    return
-                elif "bye" in said:
-                    return
+                left = left or "end" in said or "bye" in said
         finally:
             with self.lock:
                 self.open.remove(connection)

@@ -1,6 +1,6 @@
 """The reliability scorecard: what docs/reliability.md promises, tried and counted.
 
-python -m tests.reliability --out runs/reliability     about 15 minutes on two cores; --rows 1,4 for some, --quick for a taste
+python -m tests.reliability --out runs/reliability     --rows 1,4 for some, --quick for a taste
 
 A row that has a good result in OUT is not run again (--again), so the command goes on where it was stopped.
 """
