@@ -55,19 +55,19 @@ def plan(args, config, tokenizer) -> int:
     from maskgil_jax.planning.chips import open_topology
     from maskgil_jax.planning.program import decode_program, network_options, train_program
     from maskgil_jax.planning.report import as_text, make_plan
+    from maskgil_jax.platforms import made_for
     from maskgil_jax.sharding import AXES, make_mesh
 
     devices, chip = open_topology(args.topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     codes = args.codebook_size or tokenizer.codebook_size
-    cfg = network_options(
-        config, codebook_size=codes, num_classes=args.num_classes, downsample=tokenizer.downsample, on_tpu=chip is not None
-    )
-    if args.decode:
-        program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
-    else:
-        program = train_program(config, cfg, mesh)
-    found = make_plan(program, mesh.size, chip, quick=args.quick)
+    cfg = network_options(config, codebook_size=codes, num_classes=args.num_classes, downsample=tokenizer.downsample)
+    with made_for("tpu" if chip else jax.default_backend()):
+        if args.decode:
+            program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
+        else:
+            program = train_program(config, cfg, mesh)
+        found = make_plan(program, mesh.size, chip, quick=args.quick)
     rows, columns = cfg.grid
     model = config.model
     heading = [
