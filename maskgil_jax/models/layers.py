@@ -13,6 +13,7 @@ from flax import nnx
 from maskgil_jax.config import ConfigError
 from maskgil_jax.keys import fold_keys
 from maskgil_jax.platforms import platform
+from maskgil_jax.sharding import split_rows
 
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
@@ -143,6 +144,7 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
 
     def step(x, inputs):
         layer, index = inputs
+        x = split_rows(x) if isinstance(x, jax.Array) else x
         return call(layer, x, fold_keys(key_b, index)), None
 
     if remat != "none":
