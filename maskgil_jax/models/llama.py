@@ -229,7 +229,7 @@ class Llama(nnx.Module):
 
         loose = isinstance(self.layers, nnx.List)
         x_bqd, cache = walk_layers(
-            list(zip(self.layers, range(cfg.depth))) if loose else (self.layers, jnp.arange(cfg.depth)),
+            list(zip(self.layers, range(cfg.depth), strict=True)) if loose else (self.layers, jnp.arange(cfg.depth)),
             (x_bqd, cache),
             None,
             depth=cfg.depth,
