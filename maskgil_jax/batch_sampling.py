@@ -166,7 +166,10 @@ def _check_canvas(pipeline: Pipeline, grid) -> None:
         return
     tokens_bl, label_b = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, math.prod(grid)), (1,)))
     jax.eval_shape(
-        lambda network, tokens, labels: network(tokens, ClassCondition(labels), grid=grid), pipeline.generator, tokens_bl, label_b
+        lambda network, tokens, labels: network(tokens, ClassCondition(labels), grid=grid),
+        pipeline.generator,
+        tokens_bl,
+        label_b,
     )
 
 
