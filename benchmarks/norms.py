@@ -47,7 +47,7 @@ def draw(runs: dict[str, dict[str, pathlib.Path]], title: str) -> np.ndarray:
 
     from maskgil_jax.evaluation.plots import read_metrics
 
-    figure = Figure(figsize=(4.6 * len(runs), 2.5 * len(SHOWN)), dpi=80, layout="constrained")
+    figure = Figure(figsize=(4.6 * len(runs), 2.5 * len(SHOWN)), dpi=72, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(SHOWN), len(runs), squeeze=False, sharex="col", sharey="row")
     for column, (rate, arms) in enumerate(runs.items()):
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def report(runs: dict[str, dict[str, pathlib.Path]]) -> None:
-    """Prints a Markdown table: means over the last hundred steps, of the output norm also the first; and what the guard skipped."""
+    """Prints a Markdown table: means over the last hundred steps (of the output norm also the first), and steps skipped."""
     from maskgil_jax.evaluation.plots import read_metrics
 
     print(
