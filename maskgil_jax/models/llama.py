@@ -131,7 +131,7 @@ class Llama(nnx.Module):
             self.caption_null = nnx.Param(null_td)
         else:
             self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
-        self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
+        self.layers: Any = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
         self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
 
