@@ -17,7 +17,7 @@ from tests.reliability.programs import Room, committed_at
 
 def crash_loop(room: Room, count: int) -> dict:
     """2: kill -9 at random moments of a run; it ends as if nothing had happened."""
-    steps, rng = 10 * count, random.Random(0)
+    steps, rng = 12 * count + 40, random.Random(0)
     options = ("--steps", steps, "--every", 2)
     room.run("whole", *options, "--keep", steps)
     kills, seen = 0, {}
