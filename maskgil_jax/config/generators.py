@@ -45,6 +45,7 @@ class LlamaConfig:
     dtype: str = "float32"  # compute dtype; parameters stay float32
     layers: str = "auto"  # "scan", "unroll", or by platform: unrolled on CPU, scanned elsewhere
     remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
+    attention: str = "xla"  # "flash": in training on a TPU, by the kernels of models/attention.py; class conditions only
 
     def __post_init__(self):
         choose("condition", self.condition, ("class", "text"))
@@ -68,6 +69,12 @@ class LlamaConfig:
         choose("layers", self.layers, ("auto", "scan", "unroll"))
         choose("remat", self.remat, ("none", "dots", "full", "offload"))
         choose("dtype", self.dtype, ("float32", "bfloat16"))
+        choose("attention", self.attention, ("xla", "flash"))
+        require(
+            self.attention == "xla" or (self.condition == "class" and self.kv_heads in (None, self.heads)),
+            'attention: "flash" knows no text and no grouped queries, got '
+            f'condition {self.condition!r} and {self.kv_heads} of {self.heads} kv_heads; use "xla"',
+        )
         require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
         require(

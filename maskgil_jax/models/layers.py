@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+ATTENTION = "attention"  # name of an attention's output before its last linear map, for the remat policies
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
 
@@ -88,9 +89,16 @@ def fold_keys(key_b: jax.Array | None, data) -> jax.Array | None:
     return None if key_b is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_b, data)
 
 
+def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
+    """Keeps what linear maps make of (b, l, d), but not the rotation's (b, l, h, k), in float32 and cheap to repeat."""
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim == 3
+
+
 # Which intermediate values the backward pass keeps; the rest is computed again. "none" keeps all.
 REMAT_POLICIES: dict[str, Callable[[], Any]] = {
-    "dots": lambda: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": lambda: jax.checkpoint_policies.save_from_both_policies(
+        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(ATTENTION)
+    ),
     "full": lambda: jax.checkpoint_policies.nothing_saveable,
     "offload": lambda: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
