@@ -66,7 +66,7 @@ class Plan:
         return sum(self.cycles.values()) / chip.clock + self.kernel_seconds(chip) if self.cycles else None
 
     def kernel_seconds(self, chip: Chip) -> float:
-        """Seconds of the kernels KERNEL"""
+        """Seconds of the kernels at the published peaks, by what their authors say they do: a lower bound."""
         return sum(max(flops / chip.flops, moved / chip.bandwidth) for _, flops, moved in (self.kernels or {}).values())
 
     def utilisation(self, seconds: float, chip: Chip) -> float:
@@ -175,7 +175,12 @@ def _estimates(plan: Plan, chip: Chip) -> list[tuple[str, str]]:
         rows.append(("  assumes", f"{chip.clock / 1e9:.2f} GHz; one instruction after another; collectives hidden behind them"))
         if plan.kernels:
             runs = ", ".join(f"{name} {count} times" for name, (count, _, _) in plan.kernels.items())
-            rows.append(("  and kernels", f"{plan.kernel_seconds(chip) * 1e3:.1f} ms KERNELTEXT: {runs}"))
+            rows.append(
+                (
+                    "  and kernels",
+                    f"{plan.kernel_seconds(chip) * 1e3:.1f} ms in that, at the published peaks (at least): {runs}",
+                )
+            )
         if plan.dearest:
             rows.append(("  by part", _shares({part: cycles / chip.clock for part, cycles in (plan.parts or {}).items()})))
             rows += [
