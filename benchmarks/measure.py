@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -18,22 +20,49 @@ def measure(function, *args, images: int, repeats: int, fresh=lambda args, resul
     began = time.perf_counter()
     compiled = function.lower(*args).compile()
     compile_s = time.perf_counter() - began
-    memory, seconds = compiled.memory_analysis(), []
+    memory, runs = compiled.memory_analysis(), []
     result = jax.block_until_ready(compiled(*args))
     for _ in range(repeats):
         args = fresh(args, result)
-        began = time.perf_counter()
-        result = jax.block_until_ready(compiled(*args))
-        seconds.append(time.perf_counter() - began)
+        result, *run = timed(lambda now=args: jax.block_until_ready(compiled(*now)))
+        runs.append(run)
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return {"compile_s": round(compile_s, 1), **_summary(runs, images), "peak_gib": round(peak / 2**30, 2)}
+
+
+def timed(function: Callable) -> tuple:
+    """(result, seconds, CPU-seconds of all threads) of one call."""
+    began, busy = time.perf_counter(), _cpu_seconds()
+    result = function()
+    return result, time.perf_counter() - began, _cpu_seconds() - busy
+
+
+def in_turns(forms: dict[str, Callable], images: int, repeats: int) -> list[dict]:
+    """One row for each form of the same work; they take turns, so that what else the machine does falls on all alike.
+
+    first_s: the first call, in which a program may still be compiled.
+    """
+    first, runs = {name: timed(form)[1] for name, form in forms.items()}, {name: [] for name in forms}
+    for _ in range(repeats):
+        for name, form in forms.items():
+            runs[name].append(timed(form)[1:])
+    return [{"form": name, "first_s": round(first[name], 1), **_summary(runs[name], images)} for name in forms]
+
+
+def _summary(runs: list, images: int) -> dict:
+    seconds, busy = zip(*runs)
     return {
-        "compile_s": round(compile_s, 1),
         "seconds": round(statistics.median(seconds), 3),
         "fastest_s": round(min(seconds), 3),
         "slowest_s": round(max(seconds), 3),
+        "cpu_s": round(statistics.median(busy), 3),
         "images_per_s": round(images / statistics.median(seconds), 3),
-        "peak_gib": round(peak / 2**30, 2),
     }
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def options(text: str) -> argparse.ArgumentParser:
@@ -47,13 +76,18 @@ def options(text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def report(rows: list[dict], file: str | None) -> None:
-    """Prints the rows as a Markdown table; lone times depend on the machine, so it is named."""
+def table(rows: list[dict]) -> str:
+    """Rows of one kind as a Markdown table."""
+    lines = ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0]), *lines])
+
+
+def report(rows: list[dict], file: str | None, **more: list[dict]) -> None:
+    """Prints the rows as a table; lone times depend on the machine, so it is named. `more` rows go into the file only."""
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}; median times, memory as planned by the compiler\n")
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
+    if rows:
+        print(table(rows))
     if file:
         with open(file, "w") as out:
-            json.dump({"device": device.device_kind, "jax": jax.__version__, "rows": rows}, out, indent=1)
+            json.dump({"device": device.device_kind, "jax": jax.__version__, "rows": rows, **more}, out, indent=1)

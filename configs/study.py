@@ -41,7 +41,7 @@ def get_config(argument: str = "llamagen-bi_llama") -> ConfigDict:
     if norm:
         config.model.update(qk_norm="per_head", post_norm="sandwich")
     config.decode.guidance = GUIDANCE.get((tokenizer, generator), 3.0)
-    if generator == "causal_llama":  # "consistent with LlamaGen" (A.1): its trainer's settings where they differ from ours
+    if generator == "causal_llama":  # "consistent with LlamaGen" (A.1): where the defaults of its train_c2i.py differ from ours
         config.objective.label_smoothing = 0.0
         config.optimizer.update(beta2=0.95, weight_decay=5e-2)
         config.sample_every = 0

@@ -17,14 +17,11 @@ launch/slurm.sbatch. MASKGIL names another command than `maskgil`, e.g. MASKGIL=
 END
 }
 
-fail() {
-    echo "gpu.sh: $*" >&2
-    exit 2
-}
-
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/flags.sh
 source "$here/flags.sh"
+# shellcheck source=launch/options.sh
+source "$here/options.sh"
 
 dry_run=false restarts=3 workdir="" arguments=()
 while (($#)); do

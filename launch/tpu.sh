@@ -22,7 +22,7 @@ options
   --spot             cheaper, and may be taken away at any time
   --workdir DIR      for `run`: gs://bucket/folder; must outlive the machines
   --config FILE      for `run`: run file of the training
-  --copy SRC DST     copy gs://... onto every worker before training, e.g. a code store; may be repeated
+  --copy SRC DST     copy gs://... onto every worker before training; may be repeated
   --restarts N       after how many preemptions or retries to give up (default 50)
   --poll SECONDS     between looks at a TPU that is being made (default 30)
   --dry-run          print the commands of an undisturbed run, as they would be called, and call none
@@ -33,15 +33,13 @@ The code is that of the current commit, the versions those of requirements.lock.
 
 example
   launch/tpu.sh run --name b-run --zone us-west4-a --type v5litepod-64 --spot --queued --workdir gs://bucket/runs/c2i_b \
-      --config configs/c2i_b.py --copy gs://bucket/codes/imagenet_vq16 codes/imagenet_vq16 -- --config.tokenizer=gs://bucket/vq16
+      --config configs/c2i_b.py -- --config.tokenizer=gs://bucket/vq16 --config.data.codes=gs://bucket/codes/imagenet_vq16
 END
 }
 
-say() { echo "tpu.sh: $*" >&2; }
-fail() {
-    say "$*"
-    exit 2
-}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/options.sh
+source "$here/options.sh"
 
 command=${1:-}
 case $command in
@@ -54,44 +52,14 @@ run | logs | stop | delete) shift ;;
 *) fail "unknown command '$command': run, logs, stop or delete" ;;
 esac
 
-name="" zone="" project="" type="" runtime="" workdir="" config="" restarts=50 poll=30
-queued=false spot=false dry_run=false copies=() arguments=()
-while (($#)); do
-    case $1 in
-    --name | --zone | --project | --type | --runtime | --workdir | --config | --restarts | --poll)
-        [[ -n ${2:-} ]] || fail "$1: needs a value"
-        printf -v "${1#--}" '%s' "$2"
-        shift
-        ;;
-    --copy)
-        [[ -n ${2:-} && -n ${3:-} ]] || fail "--copy: needs SRC and DST"
-        copies+=("$2" "$3")
-        shift 2
-        ;;
-    --queued) queued=true ;;
-    --spot) spot=true ;;
-    --dry-run) dry_run=true ;;
-    -h | --help)
-        usage
-        exit 0
-        ;;
-    --)
-        shift
-        arguments=("$@")
-        break
-        ;;
-    *) fail "unknown option '$1'; see --help (options of the training go after --)" ;;
-    esac
-    shift
-done
+name="" zone="" project="" type="" runtime="" workdir="" config="" restarts=50 poll=30 queued=false spot=false dry_run=false
+parse_options "name zone project type runtime workdir config restarts poll copy:2" "queued spot dry-run" "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name: expected lower-case letters, digits and dashes, got '$name'"
 [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || fail "--zone: expected something like us-west4-a, got '$zone'"
 [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts: expected a number, got '$restarts'"
 [[ $poll =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "--poll: expected seconds, got '$poll'"
 if [[ $command == run ]]; then
-    [[ -n $type ]] || fail "--type: missing, e.g. v5litepod-16"
-    [[ -n $config ]] || fail "--config: missing, e.g. configs/c2i_b.py"
-    [[ $workdir == gs://* ]] || fail "--workdir: expected gs://bucket/folder, which outlives the TPU; got '$workdir'"
+    need type config workdir
     case ${runtime:=$type} in # the image that each generation is documented to boot
     v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
     v5p-*) runtime=v2-alpha-tpuv5 ;;
@@ -177,9 +145,9 @@ install() {
     local archive=$1 folder=maskgil_jax pair
     act "${vm[@]}" scp "$archive" "$name:maskgil_jax.tar.gz" "${where[@]}" --worker=all || return
     on_all "mkdir -p $folder && tar -xzf maskgil_jax.tar.gz -C $folder && bash $folder/launch/worker.sh install" || return
-    for ((pair = 0; pair < ${#copies[@]}; pair += 2)); do
-        on_all "cd $folder && mkdir -p $(printf %q "${copies[pair + 1]}") &&$(printf ' %q' gcloud storage rsync --recursive \
-            "${copies[pair]}" "${copies[pair + 1]}")" || return
+    for ((pair = 0; pair < ${#pairs[@]}; pair += 2)); do
+        on_all "cd $folder && mkdir -p $(printf %q "${pairs[pair + 1]}") &&$(printf ' %q' gcloud storage rsync --recursive \
+            "${pairs[pair]}" "${pairs[pair + 1]}")" || return
     done
 }
 
@@ -208,7 +176,7 @@ delete)
     ;;
 esac
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(dirname "$here")
 commit=$(git -C "$root" rev-parse HEAD) || fail "$root: not a git clone, so there is no commit to install"
 [[ -z $(git -C "$root" status --porcelain --untracked-files=no) ]] || say "uncommitted changes are not part of what is installed"
 room=$(mktemp -d)

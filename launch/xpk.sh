@@ -25,41 +25,17 @@ Delete:  xpk workload delete --cluster CLUSTER --zone ZONE --workload NAME
 END
 }
 
-fail() {
-    echo "xpk.sh: $*" >&2
-    exit 2
-}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/options.sh
+source "$here/options.sh"
 
-cluster="" name="" zone="" project="" type="" workdir="" config="" slices=1 priority=medium dry_run=false arguments=()
-while (($#)); do
-    case $1 in
-    --cluster | --name | --zone | --project | --type | --workdir | --config | --slices | --priority)
-        [[ -n ${2:-} ]] || fail "$1: needs a value"
-        printf -v "${1#--}" '%s' "$2"
-        shift
-        ;;
-    --dry-run) dry_run=true ;;
-    -h | --help)
-        usage
-        exit 0
-        ;;
-    --)
-        shift
-        arguments=("$@")
-        break
-        ;;
-    *) fail "unknown option '$1'; see --help (options of the training go after --)" ;;
-    esac
-    shift
-done
-for option in cluster name zone type config; do
-    [[ -n ${!option} ]] || fail "--$option: missing; see --help"
-done
-[[ $workdir == gs://* ]] || fail "--workdir: expected gs://bucket/folder, which outlives the machines; got '$workdir'"
+cluster="" name="" zone="" project="" type="" workdir="" config="" slices=1 priority=medium dry_run=false
+parse_options "cluster name zone project type workdir config slices priority" "dry-run" "$@"
+need cluster name zone type config workdir
 [[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices: expected a number, got '$slices'"
 ((slices == 1)) || arguments=("--config.mesh.dcn_data=$slices" ${arguments[@]+"${arguments[@]}"})
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$here/.."
 inside="bash launch/worker.sh install && bash launch/worker.sh run$(printf ' %q' "$workdir" --config "$config" \
     --workdir "$workdir" ${arguments[@]+"${arguments[@]}"})"
 submit=(xpk workload create --cluster "$cluster" --zone "$zone" ${project:+--project "$project"} --workload "$name"

@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import pathlib
 import shutil
 import struct
@@ -31,9 +32,11 @@ from jax.experimental import multihost_utils
 from maskgil_jax.config import ConfigError, choose, require, to_dict
 from maskgil_jax.data.code_format import write_json, write_shard
 from maskgil_jax.data.pixels import read_image
+from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import fingerprint, params_of
 from maskgil_jax.pictures import png_bytes, save_png, save_webp
 from maskgil_jax.pipeline import Pipeline
+from maskgil_jax.storage import is_remote
 
 _log = logging.getLogger(__name__)
 FORMATS = ("png", "webp", "npz", "array_record")
@@ -75,13 +78,18 @@ def sample_to_folder(
     overwrite: take the samples of other settings away first. share: (which, of how many) shares of the job this process makes;
     default: its own among the processes of the run. The first one joins the parts once all are there.
 
-    Raises a ValueError if `out` holds samples that were made with other settings, which it names.
+    Raises a ValueError if `out` holds samples that were made with other settings, which it names, if the generator knows no
+    such canvas, and if parts are missing once all processes are done: they must write to one disk.
     """
     choose("--format", format, FORMATS)
+    require(
+        not is_remote(out), f"--out: {out}: samples are written to a disk that all processes see; copy them to a bucket after"
+    )
     require(part_size >= 1, f"part_size: must be at least 1, got {part_size}")
     ids_n, out = pipeline.label_ids(labels), pathlib.Path(out)
     pipeline.request(len(ids_n), seed, None, batch_size)  # refuses a bad seed or batch size before anything is written
-    number, count = share or (jax.process_index(), jax.process_count())
+    _check_canvas(pipeline, grid)
+    number, count = share or _own_share()
     settings = _settings(pipeline, ids_n, format, seed, grid or pipeline.generator.cfg.grid, ar_ratio, part_size)
     if number == 0:
         _claim(out, settings, overwrite)
@@ -94,6 +102,9 @@ def sample_to_folder(
     for (name, rows), images_bhwc in zip(todo, images):
         _write_part(out / name, images_bhwc, ids_n[rows])
     _wait_for_all("made", share)
+    look = number == 0 and not share and not finished
+    missing = [name for name in parts if not (out / name).exists()] if look else []
+    require(not missing, f"{out}: {len(missing)} parts are missing, {missing[:1]} first; all processes must write to one disk")
     if format == "npz" and number == 0:
         if not finished and all((out / name).exists() for name in parts):
             _join(out, list(parts), ids_n)
@@ -149,6 +160,14 @@ def _settings(pipeline: Pipeline, ids_n, format: str, seed: int, grid, ar_ratio:
     return values
 
 
+def _check_canvas(pipeline: Pipeline, grid) -> None:
+    """Raises what the generator has against a canvas before anything is written, without computing anything."""
+    if grid is None or tuple(grid) == tuple(pipeline.generator.cfg.grid):
+        return
+    tokens_bl, label_b = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, math.prod(grid)), (1,)))
+    jax.eval_shape(lambda network, *inputs: network(*inputs, grid=grid), pipeline.generator, tokens_bl, ClassCondition(label_b))
+
+
 def _claim(out: pathlib.Path, settings: dict, overwrite: bool) -> None:
     """Makes the folder this job's, or raises if it is another's."""
     if (out / MANIFEST).exists():
@@ -186,6 +205,10 @@ def _read_manifest(out: pathlib.Path) -> dict:
 
 def _short(value) -> str:
     return text if len(text := repr(value)) <= 60 else text[:57] + "..."
+
+
+def _own_share() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
 
 
 def _wait_for_all(what: str, share) -> None:

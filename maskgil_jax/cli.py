@@ -42,17 +42,27 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args, rest) or 0
     except KeyboardInterrupt:
+        tell_others(130, "interrupted")
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
         sys.stdout = None
         return 0
     except Exception as error:
-        code = exit_code(error)
+        code, sentence = exit_code(error), " ".join(str(error).split())
+        tell_others(1 if code is None else code, sentence)
         if code is None or args.debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         return code
+
+
+def tell_others(code: int, reason: str) -> None:
+    """Lets the other processes of a run of several know that this one stops."""
+    if "maskgil_jax.peers" in sys.modules:
+        from maskgil_jax import peers
+
+        peers.tell(code, reason)
 
 
 def exit_code(error: Exception) -> int | None:

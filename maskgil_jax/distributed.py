@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import logging
 import os
 import re
@@ -17,7 +18,10 @@ import threading
 import time
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
+from maskgil_jax import peers
 from maskgil_jax.config import ConfigError, require
 
 _log = logging.getLogger(__name__)
@@ -29,18 +33,25 @@ class CoordinatorTimeout(TimeoutError):
 
 
 def initialize(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *, timeout: int = 300
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 300,
+    peer_timeout: float = 60.0,
 ) -> None:
     """Joins this process to its run; to be called before any device is used. A single process is left alone.
 
     coordinator: "HOST:PORT" on the machine of process 0, the same for all. num_processes=1 turns all detection off.
-    timeout: seconds to wait for the others. Raises a ConfigError for flags that do not fit together, `CoordinatorTimeout` if
-    the coordinator does not answer; if the others do not come, the program ends with a sentence and exit code 75.
+    timeout: seconds to wait for the others. peer_timeout: seconds without a sign of life after which a process counts as frozen
+    and the others leave (see `maskgil_jax.peers`); 0: they are not watched. Raises a ConfigError for flags that do not fit
+    together, `CoordinatorTimeout` if the coordinator does not answer; if the others do not come, the program ends with a
+    sentence and exit code 75.
     """
     given = _given(coordinator, num_processes, process_id)
     if given is None and (given := slurm(os.environ)) is None:
         if _on_tpu():
-            _initialize_tpu(timeout)
+            _initialize_tpu(timeout, peer_timeout)
         return
     coordinator, num_processes, process_id, devices = given
     if num_processes == 1:
@@ -56,8 +67,22 @@ def initialize(
             local_device_ids=devices,
             cluster_detection_method="deactivate",
             initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=_heartbeat(peer_timeout),
         )
+    _watch_peers(peer_timeout)
     _log.info("process %d of %d, coordinator %s", process_id, num_processes, coordinator)
+
+
+def _heartbeat(peer_timeout: float) -> int:
+    """Seconds that JAX's own heartbeat waits: longer than ours, which has a sentence to say."""
+    return max(100, round(2 * peer_timeout))
+
+
+def _watch_peers(timeout: float) -> None:
+    from jax._src.distributed import global_state as job  # the key-value store has no public name
+
+    if job.num_processes > 1:
+        peers.watch(job.client, job.coordinator_address, job.process_id, job.num_processes, timeout)
 
 
 def _given(coordinator, num_processes, process_id) -> tuple[str, int, int, list[int] | None] | None:
@@ -108,14 +133,54 @@ def _on_tpu() -> bool:
     return "tpu" in platforms and bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
-def _initialize_tpu(timeout: int) -> None:
+def _initialize_tpu(timeout: int, peer_timeout: float) -> None:
     """JAX reads the TPU's metadata: worker 0 coordinates, slices follow one another."""
     sentence = f"TPU: not all workers of the slice joined within {timeout} s; start the same command on every worker (or give"
     with _or_exit(f"{sentence} --num-processes 1 for this machine alone)", timeout):
         try:
-            jax.distributed.initialize(initialization_timeout=timeout + 60)
+            jax.distributed.initialize(initialization_timeout=timeout + 60, heartbeat_timeout_seconds=_heartbeat(peer_timeout))
         except ValueError:  # chips, but nothing says that they are part of a slice
             _log.info("one TPU machine, no slice found")
+            return
+    _watch_peers(peer_timeout)
+
+
+def agree(options: dict) -> None:
+    """Raises a ConfigError in every process, naming the first difference, unless all of them call this with the same options.
+
+    options: nested dicts of what JSON can hold. Uses the devices.
+    """
+    if jax.process_count() == 1:
+        return
+    own = json.loads(json.dumps(options))
+    first = json.loads(_text_of_first(json.dumps(own)))
+    problem = ""
+    if difference := first_difference("", first, own):
+        name, theirs, ours = difference
+        problem = f"{name.lstrip('.')}: {theirs!r} in process 0, {ours!r} in process {jax.process_index()}"
+    rows = multihost_utils.process_allgather(_as_bytes(problem, 512))
+    told = [sentence for row in rows if (sentence := bytes(row).rstrip(b"\0").decode(errors="ignore"))]
+    require(not told, f"{'; '.join(told[:2])}; start all processes with the same options and the same version")
+
+
+def _text_of_first(text: str) -> str:
+    """The text that process 0 has."""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text.encode()))))
+    return bytes(multihost_utils.broadcast_one_to_all(_as_bytes(text, length))).rstrip(b"\0").decode()
+
+
+def _as_bytes(text: str, length: int) -> np.ndarray:
+    return np.frombuffer(text.encode()[:length].ljust(length, b"\0"), np.uint8)
+
+
+def first_difference(name: str, found, wanted) -> tuple | None:
+    """(path, value found, value wanted) of the first difference, looking into dicts."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            if inner := first_difference(f"{name}.{key}", found.get(key), wanted.get(key)):
+                return inner
+        return None
+    return None if found == wanted else (name, found, wanted)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.tokenizers.pixels import to_pixels, to_tokens
 
 GREY = 160  # of cells that are still masked
+MASKED_ONLY = "editing is masked decoding alone; a causal network does not see what stands below a hole and to the right of it"
 
 
 def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | None = None, cfg=None, **options) -> np.ndarray:
@@ -98,7 +99,7 @@ def interpolate(
     places = np.repeat(np.arange(len(first_b)), len(weight_w))
     weight_n, made = np.tile(weight_w, len(first_b)), []
     shape = tuple(grid or pipeline.generator.cfg.grid)
-    for rows, keys_b, _, wanted in _batches(pipeline, None, len(places), places=places, **options):
+    for rows, keys_b, _, wanted in _batches(pipeline, first_b[places], len(places), places=places, **options):
         start, end = (ClassCondition(jnp.asarray(ids[places[rows]])) for ids in (first_b, second_b))
         condition = pipeline.shared(TwoConditions(start, end, jnp.asarray(weight_n[rows])))
         tokens_bl = decode(Between(pipeline.generator), condition, keys_b, pipeline.options(cfg), grid=shape)
@@ -183,12 +184,21 @@ def trajectory(pipeline: Any, labels, *, cfg=None, grid=None, **options) -> np.n
 
 
 def _batches(
-    pipeline: Any, labels, count: int, *, seed: int = 0, key=None, batch_size: int | None = None, places=None
+    pipeline: Any,
+    labels,
+    count: int,
+    *,
+    seed: int = 0,
+    key=None,
+    batch_size: int | None = None,
+    places=None,
+    ar_ratio: float = 0.0,
 ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array, int]]:
     """(rows of the request, their keys, their classes, how many of them are wanted), a batch at a time."""
     _check_masked(pipeline)
+    require(not ar_ratio, f"ar_ratio: {MASKED_ONLY}")
     if labels is None:
-        ids_b = np.full(count, pipeline.generator.cfg.num_classes, np.int32)  # the null class
+        ids_b = _no_class(pipeline.generator, count)
     else:
         ids_b = pipeline.label_ids(labels)
         require(len(ids_b) in (1, count), f"labels: {len(ids_b)} classes for {count} images; give one, or one for each")
@@ -196,6 +206,14 @@ def _batches(
     key, size = pipeline.request(count, seed, key, batch_size)
     for rows, keys_b, wanted in portions(key, np.arange(count) if places is None else places, size):
         yield rows, *pipeline.shared((keys_b, ids_b[rows])), wanted
+
+
+def _no_class(generator, count: int) -> np.ndarray:
+    """The null class, as often as there are images."""
+    try:
+        return np.asarray(generator.null_condition(ClassCondition(jnp.zeros(count, jnp.int32))).label_b)
+    except ConfigError:
+        raise ConfigError("labels: this generator was trained without a null class; give a class") from None
 
 
 def _check_masked(pipeline: Any) -> None:

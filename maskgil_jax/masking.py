@@ -8,14 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from maskgil_jax.config import choose, require
+from maskgil_jax.keys import image_keys
 from maskgil_jax.schedules import mask_ratio
 
 MASKING_LAWS = ("exact", "bernoulli")
-
-
-def image_keys(key: jax.Array, count: int) -> jax.Array:
-    """One key per image, folded from its index in the global batch, so no draw depends on how the batch is split."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(count))
 
 
 def corrupt(

@@ -200,18 +200,18 @@ class Pipeline:
         """The codes behind the images: int32 (b, rows * columns).
 
         tokens_bl: given ones, [MASK] where they are to be made; for a causal generator the first ones of each image, (b, n).
+        With `ar_ratio` both networks keep them (`decoding.hybrid.decode_hybrid`).
         """
         condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
         law = self.options(cfg)
         if ar_ratio:
             require(self.ar is not None, f"ar_ratio: {ar_ratio} needs a causal network; load the pipeline with ar=WEIGHTS")
             require(on_step is None, "on_step: masked decoding alone is watched, not together with ar_ratio")
-            require(tokens_bl is None, "ar_ratio: hybrid decoding starts from an empty canvas, tokens were given")
         if isinstance(law, CausalConfig):
             require(on_step is None, "on_step: a causal generator is not watched")
             return decode_causal(self.generator, condition, key, law, tokens_bl, grid)
         if ar_ratio:
-            return decode_hybrid(self.ar, self.generator, condition, key, self.ar_cfg, law, ar_ratio, grid)
+            return decode_hybrid(self.ar, self.generator, condition, key, self.ar_cfg, law, ar_ratio, grid, tokens_bl)
         return decode(self.generator, condition, key, law, tokens_bl, grid, on_step)
 
     def options(self, cfg: DecodeConfig | CausalConfig | str | None = None) -> Any:
@@ -240,8 +240,8 @@ def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
     ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
-    rope_scaling: how the generator treats canvases larger than its training one, "none", "interpolate" or "ntk"
-    (`models.rope.angles_1d`); default what the folder says.
+    rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
+    "ntk" (`models.rope.angles_1d`); default what the folder says.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not belong together.
     """
@@ -250,12 +250,7 @@ def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
         if not hasattr(weights.cfg, attribute):
             raise ConfigError(f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
     _check_tokenizer(path, generator, tokenizer)
-    if rope_scaling is not None:
-        require(
-            hasattr(generator.cfg, "rope_scaling"),
-            f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
-        )
-        generator = dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
+    generator = _scaled(path, generator, rope_scaling)
     names, cfg = _class_names(generator), _decoding(generator)
     if ar is None:
         return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path))
@@ -267,8 +262,19 @@ def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
     _check_tokenizer(ar, causal, tokenizer, str(path))
     if _class_names(causal) != names:
         raise ConfigError(f"{ar}: was trained on other classes than {path}; both networks must know the same ones")
-    ar_cfg = _decoding(causal)
+    ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
     return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path), causal.build(), ar_cfg)
+
+
+def _scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
+    """The generator of `path` with another `rope_scaling`, if any is given."""
+    if rope_scaling is None:
+        return generator
+    require(
+        hasattr(generator.cfg, "rope_scaling"),
+        f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
+    )
+    return dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
 
 
 def _check_tokenizer(path, generator: Weights, tokenizer: Weights, holder: str = "this folder") -> None:

@@ -14,6 +14,7 @@ The arithmetic is float64 NumPy at trace time, with ties decided by rule, so cou
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def mask_ratio(schedule: str, r, convention: str = "gamma"):
     return 1 - ratio if rising else ratio
 
 
-def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: int = 4096):
+def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: int = 4096, pause: tuple[int, int] = (0, 0)):
     """Number of tokens to reveal at each step; never negative, always sums to `num_masked`.
 
     Where the published plans are valid (nothing negative) the counts are theirs. Otherwise every step reveals at least one
@@ -76,6 +77,7 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
       steps: at least 1.
       num_masked: a Python int, or an integer array (b,), possibly traced, for a plan per image.
       max_masked: static upper bound of a traced `num_masked` (the canvas length); larger entries give -1.
+      pause: (first, end) of steps that reveal nothing; the plan is that of the other steps.
 
     Returns:
       int32 NumPy array (steps,) for an int, otherwise a JAX array (b, steps).
@@ -85,27 +87,37 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
     """
     if isinstance(num_masked, (int, np.integer)):
         require(bool(num_masked >= 0), f"num_masked: must be at least 0, got {num_masked}")
-        return _counts(plan, schedule, steps, np.array([num_masked]))[0]
+        return _counts(plan, schedule, steps, np.array([num_masked]), pause)[0]
     if not isinstance(num_masked, jax.core.Tracer):
         num_masked = np.asarray(num_masked)
         require(bool(num_masked.min(initial=0) >= 0), f"num_masked: must be at least 0, got {num_masked.min(initial=0)}")
-        return jnp.asarray(_counts(plan, schedule, steps, num_masked))
+        return jnp.asarray(_counts(plan, schedule, steps, num_masked, pause))
     # Tabulated for every possible number, so that the traced plan is the NumPy plan bit for bit.
-    table = jnp.asarray(_table(plan, schedule, steps, max_masked))
+    table = jnp.asarray(_table(plan, schedule, steps, max_masked, pause))
     return table.at[num_masked].get(mode="fill", fill_value=-1)
 
 
-def most_left(plan: str, schedule: str, steps: int, max_masked: int) -> np.ndarray:
+def most_left(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Int64 (steps,): at most this many tokens are masked when each step begins, if `max_masked` are at the first.
 
     A bound for every smaller number at the first step, too, so that it can size arrays whatever an image starts with.
     """
-    table = _table(plan, schedule, steps, max_masked)
+    table = _table(plan, schedule, steps, max_masked, pause)
     revealed = np.cumsum(table, axis=1) - table
     return (np.arange(max_masked + 1)[:, None] - revealed).max(axis=0)
 
 
-def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096):
+def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
+    """(first, end) of the steps i with `start <= i / steps < stop` that can hide anything: neither the first nor the last.
+
+    In ReMDM's time, which runs from 1 to 0, these are t_on = 1 - start >= t > t_off = 1 - stop.
+    """
+    first, end = (math.ceil(share * steps - _TIE) for share in (start, stop))
+    first = max(first, 1)
+    return first, max(first, min(end, steps - 1))
+
+
+def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, window: tuple[int, int] | None = None):
     """How many of the tokens made so far ReMDM (2503.00307) hides again at each step: int32 JAX array (b, steps).
 
     A step that reveals n tokens then reveals n + this many, so the plan of what stays masked holds all the same. In
@@ -113,34 +125,39 @@ def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096):
     counts those masked after the step and `made` those made before it. Here the number is fixed, floor(sigma * made), and
     only which ones is drawn, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
     eta * sigma_max. Nothing is hidden at the first step (nothing is made yet) nor at the last (nothing may be left).
-    The published rules `conf` and `loop` are not here: see docs/decoding.md.
 
     Args:
       rule: one of `config.REMASK_RULES`.
       eta: strength in [0, 1].
       counts_bt: the plan, integers (b, steps), possibly traced: what `reveal_counts` gives.
       max_masked: static upper bound of a plan's sum (the canvas length).
+      window: (first, end) of the steps that hide (`remask_steps`), the others hide nothing. Default: all.
 
     Raises:
       ConfigError: unknown rule.
     """
     choose("remask", rule, REMASK_RULES)
+    first, end = (0, counts_bt.shape[-1]) if window is None else window
+    inside_t = (np.arange(counts_bt.shape[-1]) >= first) & (np.arange(counts_bt.shape[-1]) < end)
     after_bt = jnp.cumsum(counts_bt, axis=-1)
     made_bt, left_bt = after_bt - counts_bt, after_bt[:, -1:] - after_bt
     # Tabulated in float64 on the host, as the plans are: the number must not depend on the platform's rounding.
     share = jnp.asarray(np.floor(eta * np.arange(max_masked + 1) + _TIE), jnp.int32)
-    if rule == "cap":
-        return jnp.minimum(share[made_bt], left_bt)
-    return share[jnp.minimum(made_bt, left_bt)]
+    again_bt = jnp.minimum(share[made_bt], left_bt) if rule == "cap" else share[jnp.minimum(made_bt, left_bt)]
+    return jnp.where(inside_t[None], again_bt, 0)
 
 
 @functools.lru_cache(maxsize=64)
-def _table(plan: str, schedule: str, steps: int, max_masked: int) -> np.ndarray:
-    return _counts(plan, schedule, steps, np.arange(max_masked + 1))
+def _table(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int]) -> np.ndarray:
+    return _counts(plan, schedule, steps, np.arange(max_masked + 1), pause)
 
 
-def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray) -> np.ndarray:
+def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Counts (b, steps) for each number of masked tokens in `n_b`."""
+    first, end = pause
+    if end > first:
+        moving_bt = _counts(plan, schedule, steps - (end - first), n_b)
+        return np.insert(moving_bt, [first] * (end - first), 0, axis=1)
     choose("plan", plan, PLANS)
     choose("schedule", schedule, SCHEDULES)
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)

@@ -102,6 +102,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def whole_tables(params: dict) -> dict:
+    """Inside a jitted function: tables that are looked up (`.../embedding`) are gathered on every device first.
+
+    They are stored split over their columns. A look-up in such a table gives states that are split over columns too, where
+    the layers want them split over the batch, and the compiler knows no cheaper way from one to the other than every
+    state of the batch on every device, forward and backward.
+    """
+
+    def of(path, leaf):
+        mesh = jax.typeof(leaf).sharding.mesh
+        if mesh.empty or not path_name(path).endswith("embedding"):
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P()))
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
 def place(tree, sharding: NamedSharding):
     """Arrays and keys that every process has in full -> global arrays laid out by `sharding`."""
     if jax.process_count() == 1:

@@ -11,10 +11,10 @@ MODES = ("flip", "truncate", "delete", "zero")
 SHAPES = {"kernel": (64, 96), "bias": (96,), "table": (300, 17)}
 
 
-def made_up_state(step: int) -> dict:
+def made_up_state(step: int, shapes=SHAPES) -> dict:
     """The state of a step, known without having been saved."""
     rng = np.random.default_rng(step)
-    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in SHAPES.items()}
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     return {"params": jax.tree.map(jax.numpy.asarray, arrays), "step": jax.numpy.asarray(step, jax.numpy.int32)}
 
 
@@ -26,10 +26,10 @@ def save_steps(workdir, steps, **options) -> None:
     checkpoints.close()
 
 
-def abstract_state():
+def abstract_state(shapes=SHAPES):
     """The restore target of `made_up_state`."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), made_up_state(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), made_up_state(0, shapes))
 
 
 def damage(folder: pathlib.Path, mode: str, rng: np.random.Generator) -> pathlib.Path:
@@ -52,15 +52,15 @@ def damage(folder: pathlib.Path, mode: str, rng: np.random.Generator) -> pathlib
     return file
 
 
-def restored_step(workdir, steps) -> tuple[int, int] | None:
+def restored_step(workdir, steps, shapes=SHAPES) -> tuple[int, int] | None:
     """(step, number of wrong elements) of what comes back; None if an error said that nothing is usable."""
     checkpoints = Checkpoints(workdir, keep=len(steps))
     try:
-        step, state = checkpoints.restore(abstract_state(), {"seed": 0})
+        step, state = checkpoints.restore(abstract_state(shapes), {"seed": 0})
     except CheckpointError:
         return None
     finally:
         checkpoints.close()
-    right = made_up_state(step)
+    right = made_up_state(step, shapes)
     wrong = jax.tree.map(lambda a, b: int((np.asarray(a).view(np.uint32) != np.asarray(b).view(np.uint32)).sum()), state, right)
     return step, sum(jax.tree.leaves(wrong))

@@ -102,6 +102,7 @@ def draws(keys, steps, length):
         "scores": every(jax.random.gumbel, odd, (length,)),
         "random": every(jax.random.uniform, jax.random.clone(odd), (length,)),
         "again": every(jax.random.uniform, again, (length,)),
+        "doubt": every(jax.random.gumbel, jax.random.clone(again), (length,)),
         "shift": jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 3 * steps), (), 0, length))(keys),
     }
 
@@ -130,12 +131,24 @@ def twin_again(cfg, made, left):
     return math.floor(sigma * made + 1e-9)
 
 
+def twin_counts(cfg, masked):
+    """What each step reveals on balance: while remasking loops the plan stands still."""
+    still = [cfg.remask_loop and twin_remasks(cfg, i) for i in range(cfg.steps)]
+    moving = iter(reveal_counts(cfg.plan, cfg.schedule, cfg.steps - sum(still), masked))
+    return [0 if paused else int(next(moving)) for paused in still]
+
+
+def twin_remasks(cfg, i):
+    """Whether step i may hide tokens: in ReMDM's time t = 1 - i / T, that of the step's beginning, t_on >= t > t_off."""
+    return 0 < i < cfg.steps - 1 and cfg.remask_from - 1e-9 <= i / cfg.steps < cfg.remask_to - 1e-9
+
+
 def twin(stub, labels, noise, cfg, tokens_bl, grid=GRID):
     """One image after the other, one token after the other."""
     tables, noise, finished = np.asarray(stub.tables[...]), {k: np.asarray(v) for k, v in noise.items()}, []
     for b, (label, given) in enumerate(zip(labels, np.array(tokens_bl))):
         tokens, places = given.copy(), range(len(given))
-        counts = reveal_counts(cfg.plan, cfg.schedule, cfg.steps, int((tokens == CODES).sum()))
+        counts, sure = twin_counts(cfg, int((tokens == CODES).sum())), np.zeros(len(given), np.float32)
         for i in range(cfg.steps):
             done = i / (cfg.steps - 1) if cfg.steps > 1 else 1.0
             scale = twin_scale(cfg, i)
@@ -157,10 +170,11 @@ def twin(stub, labels, noise, cfg, tokens_bl, grid=GRID):
                 "halton_rolled": -((rank + noise["shift"][b]) % len(tokens)),
             }[cfg.order]
             masked, made = ([p for p in places if given[p] == CODES and (tokens[p] == CODES) == m] for m in (True, False))
-            again = twin_again(cfg, len(made), len(masked) - counts[i])
-            for p in sorted(made, key=lambda p: (-noise["again"][b, i, p], p))[:again]:
+            again = twin_again(cfg, len(made), len(masked) - counts[i]) if twin_remasks(cfg, i) else 0
+            chance = noise["doubt"][b, i] - sure if cfg.remask_pick == "confidence" else noise["again"][b, i]
+            for p in sorted(made, key=lambda p: (-chance[p], p))[:again]:
                 tokens[p] = CODES
             for p in sorted(masked, key=lambda p: (-scores[p], p))[: counts[i] + again]:
-                tokens[p] = picks[p]
+                tokens[p], sure[p] = picks[p], np.exp(log_p[p])
         finished.append(tokens)
     return np.stack(finished)

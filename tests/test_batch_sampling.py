@@ -8,7 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,8 +18,9 @@ from tiny_pipeline import LLAMA, assert_same_pictures, generator_params, save_pi
 
 from maskgil_jax import batch_sampling, cli
 from maskgil_jax.batch_sampling import FORMATS, balanced_labels, read_samples, sample_to_folder
-from maskgil_jax.config import ConfigError, DecodeConfig
-from maskgil_jax.params import build
+from maskgil_jax.commands.sample import draw_steps
+from maskgil_jax.config import BertConfig, ConfigError, DecodeConfig
+from maskgil_jax.params import build, create
 from maskgil_jax.pictures import save_animation
 from maskgil_jax.pipeline import Pipeline
 
@@ -177,7 +180,18 @@ def test_folders_of_others_are_left_alone(pipeline, tmp_path):
     ]:
         with pytest.raises(ConfigError, match=message):
             sample(pipeline, tmp_path / "none", **options)
+    learned = BertConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=8, depth=1, heads=1, mlp_width=8)
+    learned = dataclasses.replace(pipeline, generator=create(learned, jax.random.key(0)))
+    with pytest.raises(ConfigError, match=r"learned positions exist for \(4, 4\) only, got \(4, 6\)"):
+        sample(learned, tmp_path / "none", grid=(4, 6))
     assert not (tmp_path / "none").exists()
+
+
+def test_processes_that_write_to_disks_of_their_own_are_told(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_sampling, "_own_share", lambda: (0, 2))
+    with pytest.raises(ConfigError, match=r"out: 2 parts are missing, \['parts/00001.npy'\] first; all processes must write"):
+        sample(pipeline, tmp_path / "out", format="npz")
+    assert not (tmp_path / "out" / "samples.npz").exists()
 
 
 def test_progress_is_a_line_now_and_then_without_a_terminal(pipeline, tmp_path, caplog, monkeypatch):
@@ -215,6 +229,7 @@ def test_the_command_samples_draws_and_watches(weights, tmp_path, pipeline, caps
     for more, message in {
         ("--seed", "4"): "holds other samples: seed is 3 there, 4 now; give another --out, or --overwrite",
         ("--canvas", "4"): "--canvas: expected ROWSxCOLUMNS",
+        ("--out", "gs://bucket/none"): "--out: gs://bucket/none: samples are written to a disk that all processes see",
         ("--num", "65", "--trajectory"): "--trajectory: at most 64 images, 65 were asked for",
         ("--per-class", "2"): "--num: 5, but 2 classes with 2 images each make 4",
         ("--format", "jpg"): "--format: unknown value 'jpg'",
@@ -234,6 +249,15 @@ def test_animations_are_gif_or_webp(tmp_path):
     with pytest.raises(ValueError, match=r"animations are .gif or .webp"):
         save_animation(tmp_path / "a.mp4", frames)
     assert [p.name for p in tmp_path.iterdir()] == ["a.webp"]
+
+
+def test_steps_are_drawn_as_a_strip_and_a_film(tmp_path):
+    steps = np.random.default_rng(0).integers(0, 256, (4, 2, 6, 5, 3), np.uint8)
+    drawer = types.SimpleNamespace(trajectory=lambda labels, **options: steps)
+    draw_steps(drawer, [0, 1], tmp_path, ".webp", seed=0)
+    assert Image.open(tmp_path / "trajectory.png").size == (4 * 7 + 2, 2 * 8 + 2)
+    with Image.open(tmp_path / "trajectory.webp") as film:
+        assert film.n_frames == 4
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_filters_equal_llamagen():
             np.testing.assert_allclose(got, golden[name], atol=1e-6)
 
 
-def plain_loop(model, condition, key, cfg, given, grid):
+def plain_loop(model, condition, key, cfg, given, kept, grid):
     """The definition: at every position the whole sequence again, both branches apart, one image after the other."""
     count, rows = grid[0] * grid[1], []
     forward = jax.jit(lambda tokens, c: model(tokens, c, grid=grid))
@@ -114,6 +114,9 @@ def plain_loop(model, condition, key, cfg, given, grid):
         own = jax.random.fold_in(jax.random.fold_in(key, image), _CAUSAL_DRAWS)
         while len(tokens) < count:
             i = len(tokens)
+            if kept is not None and kept[image][i] >= 0:
+                tokens.append(int(kept[image][i]))
+                continue
             canvas = jnp.asarray([tokens + [0] * (count - i)], jnp.int32)
             logits = forward(canvas, alone)[:, i]
             if cfg.cfg_interval is None or i - given.shape[1] <= cfg.cfg_interval + 1:
@@ -124,13 +127,14 @@ def plain_loop(model, condition, key, cfg, given, grid):
     return rows
 
 
-@pytest.mark.parametrize("given,interval", [(0, None), (5, 0), (0, 3)])
-def test_the_loop_equals_the_plain_one(small, given, interval):
+@pytest.mark.parametrize("given,interval,kept", [(0, None, False), (5, 0, False), (0, 3, True)])
+def test_the_loop_equals_the_plain_one(small, given, interval, kept):
     cfg = CausalConfig(guidance=1.7, temperature=0.8, top_k=9, top_p=0.95, cfg_interval=interval)
     tokens = jax.random.randint(jax.random.key(5), (3, given), 0, 13)
     condition, key = labels(0, 1, 2), jax.random.key(6)
-    got = decode_causal(small, condition, jax.random.clone(key), cfg, tokens, grid=(4, 2))
-    np.testing.assert_array_equal(got, plain_loop(small, condition, key, cfg, np.asarray(tokens), (4, 2)))
+    kept = jnp.full((3, 8), -1).at[0, 2:5].set(7).at[2, :].set(jnp.arange(8)) if kept else None  # some, none, all
+    got = decode_causal(small, condition, jax.random.clone(key), cfg, tokens, grid=(4, 2), kept_bl=kept)
+    np.testing.assert_array_equal(got, plain_loop(small, condition, key, cfg, np.asarray(tokens), kept, (4, 2)))
 
 
 def test_an_image_does_not_depend_on_its_batch(small):
@@ -179,5 +183,7 @@ def test_mistakes_are_named(small):
         decode_causal(small, condition, key, cfg, jnp.zeros((2, 5), jnp.int32), end=3)
     with pytest.raises(ConfigError, match=r"expected whole numbers of shape \(2, n\), got int32 \(3, 5\)"):
         decode_causal(small, condition, key, cfg, jnp.zeros((3, 5), jnp.int32))
+    with pytest.raises(ConfigError, match=r"kept_bl: expected whole numbers of shape \(2, 12\), got int32 \(2, 5\)"):
+        decode_causal(small, condition, key, cfg, kept_bl=jnp.zeros((2, 5), jnp.int32))
     with pytest.raises(ConfigError, match=r"one per image, \(2,\), got keys of shape \(3,\)"):
         decode_causal(small, condition, jax.random.split(key, 3), cfg)

@@ -305,17 +305,20 @@ def test_memory_stays_below_a_few_tensors(tmp_path):
 # ------------------------------------------------------------------------------------------------ the command
 def test_the_command(maskgil_file, tmp_path, capsys):
     heads = f"heads={maskgil_config().heads}"
-    assert cli.main(["convert", "--list"]) == 0
-    assert list_families() in capsys.readouterr().out
+    for argv, code in ((["convert", "--list"], 0), (["convert", str(maskgil_file)], 2)):
+        with pytest.raises(SystemExit) as left:
+            cli.main(argv)
+        assert left.value.code == code
+    shown = capsys.readouterr()
+    assert list_families() in shown.out and "the following arguments are required: OUT" in shown.err
     assert cli.main(["inspect", str(maskgil_file)]) == 0
     shown = capsys.readouterr().out
     assert "tok_emb.weight" in shown and "family: maskgil" in shown and "types: float32 (17)" in shown
-    assert cli.main(["convert", str(maskgil_file), str(tmp_path / "out"), "--set", heads, "--set", "grid=16x16"]) == 0
+    assert cli.main(["convert", str(maskgil_file), "--set", heads, str(tmp_path / "out"), "--set", "grid=16x16"]) == 0
     assert "recognised as maskgil" in capsys.readouterr().out
     assert cli.main(["export", str(tmp_path / "out"), str(tmp_path / "back.safetensors"), "--to", "maskgil"]) == 0
     assert (tmp_path / "back.safetensors").exists()
     for argv, match in (
-        (["convert", str(maskgil_file)], "needs FILE and OUT"),
         (["convert", str(maskgil_file), str(tmp_path / "new"), "--set", "heads=two"], "expected NAME=N"),
         (["convert", str(tmp_path / "none.pt"), str(tmp_path / "new")], "no such file"),
         (["export", str(tmp_path / "out"), str(tmp_path / "b.safetensors"), "--to", "llamagen-vq"], "expected a"),

@@ -10,26 +10,38 @@ import pytest
 from decode_twin import CODES, GRID, HASTY, LENGTH, Headed, Stub, batch, draws, hasty, twin  # noqa: F401
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from maskgil_jax.config import ORDERS, PLANS, REMASK_RULES, SCHEDULES, BertConfig, ConfigError, DecodeConfig, LlamaConfig
+from maskgil_jax.config import (
+    ORDERS,
+    PLANS,
+    REMASK_RULES,
+    SCHEDULES,
+    AdaLNConfig,
+    BertConfig,
+    ConfigError,
+    DecodeConfig,
+    LlamaConfig,
+    MaskGITConfig,
+)
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
-from maskgil_jax.decoding.masked import decode, decode_steps, fill
+from maskgil_jax.decoding.masked import MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES, decode, decode_steps, doubt, fill, unrolled
 from maskgil_jax.decoding.orders import halton_ranks
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import build, create, params_of
-from maskgil_jax.schedules import most_left, remask_counts, reveal_counts
+from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
 
 TWINS = [
     DecodeConfig(steps=5, guidance_ramp="cosine", order="halton", plan="gamma_ceil"),
     DecodeConfig(
         steps=4, guidance_ramp="power-cosine", guidance_power=1.5, order="halton_rolled", temperature=0.9, temperature_end=0.4
     ),
-    DecodeConfig(
-        steps=5, guidance_ramp="interval", guidance_from=0.4, guidance_to=0.8, plan="gamma", remask="cap", remask_eta=0.3
-    ),
     DecodeConfig(steps=6, order="random", plan="cumulative", guidance_ramp="linear", remask="rescale", remask_eta=0.5),
     DecodeConfig(steps=4, order="raster", plan="gamma", guidance=1.0, remask="cap", remask_eta=1.0),
     DecodeConfig(steps=3, temperature=0.5, temperature_end=2.0, top_k=4),
+    DecodeConfig(
+        **dict(steps=8, plan="gamma", schedule="cosine", guidance_ramp="interval", guidance_from=0.4, guidance_to=0.8),
+        **dict(remask="cap", remask_eta=0.4, remask_pick="confidence", remask_from=0.2, remask_to=0.8, remask_loop=True),
+    ),
 ]
 
 
@@ -49,6 +61,7 @@ MIXED = [
     DecodeConfig(steps=6, order=order, guidance_ramp=ramp, remask=remask, remask_eta=0.4, guidance_from=0.5)
     for order, ramp, remask in zip(ORDERS, GUIDANCE_RAMPS, (None, *REMASK_RULES, None, "cap"))
 ]
+MIXED[1] = dataclasses.replace(MIXED[1], steps=8, remask_pick="confidence", remask_from=0.3, remask_to=0.7, remask_loop=True)
 
 
 @pytest.mark.parametrize("cfg", MIXED, ids=lambda cfg: f"{cfg.order}-{cfg.guidance_ramp}-{cfg.remask}")
@@ -56,10 +69,12 @@ def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
     labels, keys, tokens = batch(b=6)
     loop, start = jax.jit(fill, static_argnums=(5, 6, 7), compiler_options=HASTY), np.asarray(tokens)
     assert (start == CODES).all(axis=1).any() and (start != CODES).all(axis=1).any()  # all masked, and none
+    window = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to)
     for plan, schedule in itertools.product(PLANS, SCHEDULES):
-        counts = reveal_counts(plan, schedule, cfg.steps, (start == CODES).sum(axis=1))
-        again = remask_counts(cfg.remask, cfg.remask_eta, counts, LENGTH) if cfg.remask else np.zeros_like(counts)
-        canvases = loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID, True)
+        pause = window if cfg.remask_loop else (0, 0)
+        counts = reveal_counts(plan, schedule, cfg.steps, (start == CODES).sum(axis=1), pause=pause)
+        again = remask_counts(cfg.remask, cfg.remask_eta, counts, LENGTH, window) if cfg.remask else np.zeros_like(counts)
+        canvases, _ = loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID, True)
         before = start
         for i, canvas in enumerate(np.asarray(canvases)):
             was, now = before == CODES, canvas == CODES
@@ -73,14 +88,16 @@ def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
     assert cfg.remask is None or np.asarray(again).sum() > 0
 
 
-@pytest.mark.parametrize("steps", [1, 2, 12, 13, 64, 256])
-def test_any_number_of_steps_fills_every_canvas(steps):
+@pytest.mark.parametrize(
+    "steps, order", [(1, "confidence"), (2, "random"), (12, "halton"), (13, "raster"), *((256, order) for order in ORDERS)]
+)
+def test_any_number_of_steps_fills_every_canvas(steps, order):
     labels, keys, tokens = batch(b=5)
-    cfg = DecodeConfig(steps=steps, order="halton", guidance=1.0, remask="rescale", remask_eta=0.5, loop="fori")
+    cfg = DecodeConfig(steps=steps, order=order, guidance=1.0, remask="rescale", remask_eta=0.5, remask_pick="confidence")
     loop = jax.jit(fill, static_argnums=(5, 6), compiler_options=HASTY)
     for plan in PLANS:
         counts = reveal_counts(plan, "cosine", steps, (np.asarray(tokens) == CODES).sum(axis=1))
-        out = np.asarray(loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID))
+        out, _ = loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID)
         assert out.min() >= 0 and out.max() < CODES
         np.testing.assert_array_equal(out[tokens != CODES], tokens[tokens != CODES])
 
@@ -89,7 +106,7 @@ def test_any_number_of_steps_fills_every_canvas(steps):
 def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
     labels, keys, tokens = batch(b=8)
     cfg = DecodeConfig(steps=3, order="halton_rolled", remask="cap", remask_eta=0.3, temperature_end=0.5, loop=loop)
-    clone = jax.random.clone
+    cfg, clone = dataclasses.replace(cfg, remask_pick="confidence"), jax.random.clone
     together = np.asarray(decode(Headed(), ClassCondition(labels), clone(keys), cfg, tokens))
     for one in (slice(0, 1), slice(5, 6)):
         alone = decode(Headed(), ClassCondition(labels[one]), clone(keys[one]), cfg, tokens[one])
@@ -107,10 +124,32 @@ def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
     assert [i for i, _ in seen] == [1, 2, 3] * 2 and all(len(x.sharding.device_set) == 8 for _, x in seen)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_and_plan_makes_the_same_images_one_on_each_of_eight_devices(order):
+    labels, keys, tokens = batch(b=8)
+    cfg = DecodeConfig(steps=3, order=order, guidance=1.0, draw="gumbel")
+    loop = jax.jit(fill, static_argnums=(5, 6), compiler_options=HASTY)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    made = []
+    for plan in PLANS:
+        counts = reveal_counts(plan, "arccos", 3, (tokens == CODES).sum(axis=1))
+        arguments = (ClassCondition(labels), jax.random.clone(keys), tokens, counts)
+        whole, _ = loop(Stub(), *arguments, cfg, GRID)
+        arguments = (arguments[0], jax.random.clone(keys), *arguments[2:])
+        arguments = jax.device_put(arguments, NamedSharding(mesh, PartitionSpec("data")))
+        spread, _ = loop(Stub(), *arguments, cfg, GRID)
+        assert len(spread.sharding.device_set) == 8
+        np.testing.assert_array_equal(spread, whole, err_msg=plan)
+        made.append(np.asarray(whole).tobytes())
+    assert len(set(made)) > 1  # the plans do differ
+
+
 @pytest.mark.parametrize("loop, given", [("fori", True), ("fori", False), ("unrolled", False)])
 def test_watching_the_steps_changes_nothing_and_compiles_one_program(loop, given):
     labels, keys, tokens = batch()
     tokens, cfg = (tokens if given else None), DecodeConfig(steps=3, guidance_ramp="interval", guidance_from=0.5, loop=loop)
+    if given:  # a step needs more than the canvas to go on
+        cfg = dataclasses.replace(cfg, steps=4, remask="cap", remask_eta=1.0, remask_pick="confidence")
     arguments = (Stub(), ClassCondition(labels))
     out = decode(*arguments, jax.random.clone(keys), cfg, tokens)
     seen = {}
@@ -121,7 +160,7 @@ def test_watching_the_steps_changes_nothing_and_compiles_one_program(loop, given
     np.testing.assert_array_equal(again, out)
     np.testing.assert_array_equal(watched, out)
     canvases = decode_steps(*arguments, jax.random.clone(keys), cfg, tokens)
-    np.testing.assert_array_equal(np.stack([seen[i] for i in range(1, 4)]), canvases)
+    np.testing.assert_array_equal(np.stack([seen[i] for i in range(1, cfg.steps + 1)]), canvases)
 
 
 def test_steps_cannot_be_watched_from_inside_a_jitted_function():
@@ -149,6 +188,10 @@ def test_most_left_bounds_every_start(plan, schedule):
         counts = np.stack([reveal_counts(plan, schedule, steps, n) for n in range(25)])
         left = np.arange(25)[:, None] - np.cumsum(counts, axis=1) + counts
         assert (left <= bound).all() and (left == bound).any(axis=0).all()
+        if steps == 1:
+            continue
+        paused = most_left(plan, schedule, steps + 2, 24, (1, 3))
+        np.testing.assert_array_equal(paused, bound[np.minimum([0, 1, 1, 1, *range(2, steps)], steps - 1)])
 
 
 @pytest.mark.parametrize(
@@ -171,6 +214,32 @@ def test_networks_make_the_same_tokens_in_both_loops(cfg):
     )
     np.testing.assert_array_equal(fori, unrolled)
     assert len(np.unique(fori)) > 4
+    scanned = build(dataclasses.replace(cfg, layers="scan"), params)  # on a CPU, "auto" walks layers cut out of their stack
+    assert scanned.unstacked() is scanned and len(model.unstacked().layers) == cfg.depth
+    same = decode(scanned, label, jax.random.key(2), DecodeConfig(steps=3, plan="gamma", loop="fori"))
+    np.testing.assert_array_equal(fori, same)
+
+
+def test_the_form_of_the_loop_is_by_platform():
+    big, few = MIN_UNROLLED_CODES, DecodeConfig(steps=8)
+    assert jax.default_backend() == "cpu" and unrolled(few, big)
+    assert not unrolled(few, big - 1) and not unrolled(DecodeConfig(steps=MAX_UNROLLED_STEPS + 1), big)
+    assert unrolled(DecodeConfig(steps=64, loop="unrolled"), 2) and not unrolled(DecodeConfig(steps=8, loop="fori"), big)
+
+
+@pytest.mark.parametrize("kind, options", [(AdaLNConfig, {}), (MaskGITConfig, {"mlp_width": 32})])
+def test_networks_give_logits_where_they_are_asked_for(kind, options):
+    """What the unrolled loop asks of those that the test above leaves out."""
+    cfg = kind(codebook_size=16, num_classes=3, grid=(2, 2), width=32, depth=1, heads=2, **options)
+    at = jnp.array([[3, 1]])
+
+    def part_and_whole(model):
+        hidden = model.hidden(jnp.array([[1, 16, 2, 16]]), ClassCondition(jnp.array([2], jnp.int32)), grid=(2, 2))
+        return model.logits(hidden[:, at[0]], at), model.logits(hidden)[:, at[0]]
+
+    part, whole = jax.jit(part_and_whole, compiler_options=HASTY)(create(cfg, jax.random.key(0)))
+    np.testing.assert_allclose(part, whole, atol=1e-6)  # the same sums in a product of another size
+    assert float(jnp.ptp(whole)) > 0.01
 
 
 def test_ramps_cost_a_second_branch_only_where_they_guide():
@@ -209,3 +278,50 @@ def test_remasking_follows_remdm():
         assert remask_counts("cap", eta, np.array([[100, 50, 106]]))[0, 1] == expected
     with pytest.raises(ConfigError, match="remask"):
         remask_counts("loop", 0.5, counts)
+
+
+def test_remdms_loop_by_hand():
+    """20 steps, t_on 0.55, t_off 0.05, a linear schedule: 9 plain steps to alpha 0.9, 10 that correct, and the last one."""
+    window = remask_steps(20, 0.45, 0.95)
+    assert window == (9, 19)
+    counts = reveal_counts("gamma", "linear", 20, 100, pause=window)
+    assert counts.tolist() == [10] * 9 + [0] * 10 + [10]
+    # sigma = min(0.02, 0.1 / 0.9) of 90 tokens; rescale: 0.5 * 0.1 / 0.9 of them.
+    assert remask_counts("cap", 0.02, counts[None], 100, window)[0].tolist() == [0] * 9 + [1] * 10 + [0]
+    assert remask_counts("rescale", 0.5, counts[None], 100, window)[0].tolist() == [0] * 9 + [5] * 10 + [0]
+    # From the middle on (ReMDM-switch): 10, 10, ... of which sigma = 1 hides all it may, as many as stay masked.
+    window = remask_steps(10, 0.5, 1.0)
+    assert window == (5, 9) and remask_steps(1, 0.0, 1.0) == (1, 1) and remask_steps(2, 0.0, 1.0) == (1, 1)
+    counts = reveal_counts("gamma", "linear", 10, 100)
+    assert remask_counts("cap", 1.0, counts[None], 100, window)[0].tolist() == [0] * 5 + [40, 30, 20, 10, 0]
+
+
+def test_less_sure_tokens_are_hidden_sooner():
+    """ReMDM-conf: token k goes first with probability exp(-psi_k) / sum, here 0.212, 0.316, 0.472."""
+    sure = jnp.tile(jnp.array([[0.9, 0.5, 0.1]]), (20_000, 1))
+    scores = jax.jit(doubt, static_argnums=1)(jax.random.split(jax.random.key(0), 20_000), 3, sure)
+    share = np.bincount(np.asarray(scores).argmax(axis=1), minlength=3) / 20_000
+    np.testing.assert_allclose(share, [0.2120, 0.3162, 0.4718], atol=0.012)  # 3.4 standard deviations
+
+
+def count_of(jaxpr, name):
+    """How often a primitive stands in a program and the programs inside it."""
+    found = 0
+    for eqn in jaxpr.eqns:
+        parts = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns"))
+        inner = [getattr(x, "jaxpr", x) for x in parts if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
+        found += (eqn.primitive.name == name) + sum(count_of(x, name) for x in inner)
+    return found
+
+
+def test_what_is_off_costs_nothing():
+    labels, keys, tokens = batch()
+
+    def counts(**options):
+        cfg = DecodeConfig(steps=3, draw="gumbel", **options)
+        jaxpr = jax.make_jaxpr(lambda key: decode(Stub(), ClassCondition(labels), key, cfg, tokens))(keys).jaxpr
+        return [count_of(jaxpr, name) for name in ("random_bits", "sort", "exp")]
+
+    off, even, unsure = counts(), counts(remask="cap"), counts(remask="cap", remask_pick="confidence")
+    assert off[:2] == [2, 1] and even[:2] == unsure[:2] == [3, 2]  # the draw and the confidence's noise, ranked once
+    assert unsure[2] == even[2] + 1 == off[2] + 1  # only the rule that looks at it keeps the probability

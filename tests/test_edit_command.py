@@ -55,12 +55,18 @@ def test_the_command_edits(folder, tmp_path, images, corner):
             [folder / "image.png", "--share", "0.4", "--seed", "3"],
             lambda: pipeline.vary(images[[0, 0]], share=0.4, seed=3),
         ),
-        "interpolate": (["--labels", "ant,cat"], lambda: pipeline.interpolate(0, 2, weights=(0, 1))[0]),
+        "interpolate": (
+            ["--labels", "ant,cat", "--canvas", "4x6"],
+            lambda: pipeline.interpolate(0, 2, weights=(0, 1), grid=(4, 6))[0],
+        ),
         "box": (
             [folder / "image.png", "--box", "0,0,5,4", "--labels", "2"],
             lambda: pipeline.edit_box(images[[0, 0]], (0, 0, 5, 4), 2),
         ),
-        "outpaint": ([folder / "image.png", "--canvas", "4x6"], lambda: pipeline.outpaint(images[[0, 0]], (4, 6))),
+        "outpaint": (
+            [folder / "image.png", "--canvas", "4x6", "--place", "0x2", "--overlap", "0x1"],
+            lambda: pipeline.outpaint(images[[0, 0]], (4, 6), place=(0, 2), overlap=(0, 1)),
+        ),
     }
     for mode, (argv, expected) in calls.items():
         assert edit(folder, mode, *argv, "--out", tmp_path / mode) == 0
@@ -80,6 +86,11 @@ COMMAND_MISTAKES = {
     "canvas": (["outpaint", "image.png", "--canvas", "4"], "--canvas: expected ROWSxCOLUMNS"),
     "no canvas": (["outpaint", "image.png"], "--canvas: outpaint needs it"),
     "stranger": (["vary", "image.png", "--mask", "mask.png"], "--mask: is an option of inpaint, not of vary"),
+    "place": (["outpaint", "image.png", "--canvas", "4x6", "--place", "2"], "--place: expected ROWSxCOLUMNS"),
+    "far place": (["outpaint", "image.png", "--canvas", "4x6", "--place", "0x3"], "place: must be (row, column)"),
+    "overlap": (["outpaint", "image.png", "--canvas", "4x6", "--overlap", "0x4"], "overlap: must be (rows, columns)"),
+    "not placed": (["vary", "image.png", "--place", "0x0"], "--place: is an option of outpaint, not of vary"),
+    "hybrid": (["vary", "image.png", "--ar", "w"], "--ar: editing is masked decoding alone"),
     "one class": (["interpolate", "--labels", "ant"], "--labels: interpolate goes from one class to another"),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_pipeline import CELL, DECODE, LLAMA, SIDE, assert_same_pictures, tiny_pipeline
 
-from maskgil_jax.config import CausalConfig, ConfigError
+from maskgil_jax.config import CausalConfig, ConfigError, MaskGITConfig
 from maskgil_jax.decoding import editing
 from maskgil_jax.decoding.editing import (
     decode_windows,
@@ -23,6 +23,7 @@ from maskgil_jax.decoding.editing import (
 )
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.params import create
 from maskgil_jax.tokenizers.pixels import to_pixels, to_tokens
 
 MASK = LLAMA.mask_id
@@ -232,6 +233,11 @@ def test_editing_on_several_devices_is_the_same(pipeline, images, corner):
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
+def unguided():
+    cfg = MaskGITConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=8, depth=1, heads=1, mlp_width=8)
+    return create(cfg, jax.random.key(0))
+
+
 BLACK = np.zeros((2, SIDE, SIDE, 3), np.uint8)
 HOLE = np.ones((SIDE, SIDE), bool)
 MISTAKES = {
@@ -257,6 +263,8 @@ MISTAKES = {
     "place": (lambda p: p.outpaint(BLACK, (4, 6), place=(0, 3)), r"place: must be \(row, column\).*got \(0, 3\)"),
     "overlap": (lambda p: p.outpaint(BLACK, (4, 6), overlap=(0, 4)), r"overlap: must be .*4x4, got \(0, 4\)"),
     "narrow canvas": (lambda p: p.outpaint(BLACK[:, :8, :8], (3, 6)), "canvas: 3x6 is smaller than the training grid 4x4"),
+    "hybrid": (lambda p: p.vary(BLACK, ar_ratio=0.5), "ar_ratio: editing is masked decoding alone"),
+    "no null class": (lambda p: dataclasses.replace(p, generator=unguided()).vary(BLACK), "labels: .* without a null class"),
     "causal": (lambda p: dataclasses.replace(p, cfg=CausalConfig()).vary(BLACK), "tiny: holds a causal generator"),
 }
 

@@ -87,6 +87,20 @@ def test_it_is_one_after_the_other(networks):
     assert int(got.min()) >= 0 and int(got.max()) < 16
 
 
+def test_given_tokens_are_kept_by_both_networks(networks):
+    """Half of the canvas each: given tokens in both halves, none, and all of them."""
+    ar, masked = networks
+    condition, key, mask_id = labels(0, 1, 2), jax.random.key(4), MASKED.mask_id
+    given = jnp.full((3, 16), mask_id, jnp.int32).at[0, 3:12:2].set(5).at[2].set(jnp.arange(16))
+    got = decode_hybrid(ar, masked, condition, key, WRITE, DECODE, 0.5, tokens_bl=given)
+    np.testing.assert_array_equal(got[given != mask_id], given[given != mask_id])
+    kept = jnp.where(given == mask_id, -1, given)[:, :8]
+    prefix = decode_causal(ar, condition, key, WRITE, end=8, kept_bl=kept)
+    np.testing.assert_array_equal(got, decode(masked, condition, key, DECODE, given.at[:, :8].set(prefix)))
+    with pytest.raises(ConfigError, match=r"tokens_bl: a 4x4 grid needs tokens of shape \(b, 16\), got \(3, 8\)"):
+        decode_hybrid(ar, masked, condition, key, WRITE, DECODE, 1.0, tokens_bl=given[:, :8])
+
+
 def test_an_image_does_not_depend_on_its_batch_and_is_compiled_once(networks):
     ar, masked = networks
     keys = jax.random.split(jax.random.key(5), 3)
@@ -114,6 +128,8 @@ def test_pipelines_causal_and_hybrid(folders):
     masked, causal = folders
     pipeline = load(masked, ar=causal)
     assert pipeline.cfg == DECODE and pipeline.ar_cfg == WRITE
+    scaled = load(masked, ar=causal, rope_scaling="ntk")
+    assert scaled.generator.cfg.rope_scaling == scaled.ar.cfg.rope_scaling == "ntk"
     plain, hybrid = pipeline(["ant", 2], seed=5), pipeline(["ant", 2], seed=5, ar_ratio=0.5)
     assert plain.shape == hybrid.shape == (2, 16, 16, 3) and (plain != hybrid).any()
     np.testing.assert_array_equal(hybrid, pipeline(["ant", 2], seed=5, ar_ratio=0.5, batch_size=1))

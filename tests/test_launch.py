@@ -39,7 +39,7 @@ def test_shellcheck(path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_stop_at_errors_and_run_no_input(path):
     text = path.read_text()
-    assert path.name == "flags.sh" or "\nset -euo pipefail\n" in text
+    assert path.name in ("flags.sh", "options.sh") or "\nset -euo pipefail\n" in text
     assert not re.search(r"\beval\b", text)
 
 

@@ -1,5 +1,6 @@
 """What `maskgil plan` counts: FLOPs of programs that are known, loops and collectives in compiled text, and a real step."""
 
+import dataclasses
 import json
 
 import jax
@@ -15,7 +16,7 @@ from maskgil_jax.planning.chips import CHIPS, open_topology
 from maskgil_jax.planning.flops import count_flops
 from maskgil_jax.planning.hlo import Program
 from maskgil_jax.planning.program import product_flops
-from maskgil_jax.planning.report import Plan
+from maskgil_jax.planning.report import Plan, as_text, bytes_needed
 
 # The form in which a TPU's compiler writes: layouts with parentheses, comments in tuples, cycles in the attributes.
 TEXT = """HloModule jit_f, is_scheduled=true
@@ -52,6 +53,10 @@ TEXT = """HloModule jit_f, is_scheduled=true
   %m = bf16[8,4]{1,0} fusion(%x, %y), kind=kOutput, calls=%fused, backend_config={"window_config":{"estimated_cycles":"100"}}
   %r = f32[8]{0} all-reduce(%m), replica_groups={{0,1}}, to_apply=%sum
   %w = f32[12,8]{1,0} fusion(%m), kind=kLoop, calls=%store, backend_config={"window_config":{"estimated_cycles":"7"}}
+  %v = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %y), kind=kOutput, calls=%fused
+  %cs = (bf16[8,4]{1,0:T(8,128)S(1)}, bf16[8,4]{1,0}, u32[]{:S(2)}) copy-start(%m)
+  %ss = ((bf16[8,4]{1,0}), bf16[2,4]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%m), slice={[0:2], [0:4]}
+  %al = bf16[8,4]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   ROOT %t = (s32[], bf16[8,4]{1,0}) tuple(%i, %m)
 }
 
@@ -68,9 +73,10 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
 def test_text_is_walked_with_its_loops_multiplied_out():
     program = Program(TEXT)
     assert program.cycles() == {"matrix products": 1200, "element-wise": 84, "exponential": 5}
-    assert program.collectives() == {"all-reduce": (12, 12 * 32), "all-gather": (1, 24)}
-    # In the loop the product writes 8*4*2 bytes, the sum 8*4, the store one row of 8*4; outside a gather and 64 floats.
-    assert program.written_bytes() == 12 * (64 + 32 + 32) + 48 + 256
+    assert program.collectives() == {"all-reduce": (12, 12 * 32), "all-gather": (1, 32)}
+    # In the loop the product writes 8*4*2 bytes, the sum 8*4, the store one row of 8*4; outside a gather and 64 floats. The
+    # product %v, the copy and the slice stay on the chip.
+    assert program.written_bytes() == 12 * (64 + 32 + 32) + 32 + 256
 
 
 def test_text_without_an_entry_is_refused():
@@ -137,27 +143,47 @@ def test_estimates():
     assert plan.roofline(CHIPS["v5e"]) == {"products": 1.0, "memory": 2.0, "links": 2.0}
     assert plan.cycle_seconds(CHIPS["v5e"]) == 2.0 and plan.utilisation(2.0, CHIPS["v5e"]) == 0.25
 
+    assert plan.traffic() == 2 * 819 * 10**9
+    found = plan.estimates(CHIPS["v5e"])
+    assert found["roofline"] == {"seconds": 2.0, "mfu": 0.25} and found["cycles"] == {"seconds": 2.0, "mfu": 0.25}
+    assert "cycles" not in dataclasses.replace(plan, cycles=None).estimates(CHIPS["v5e"])
+    # 4 devices work 2 s on 8 images: a second of one chip each.
+    assert "1000.00 ms of one chip" in as_text(plan, CHIPS["v5e"], [("program", "p")])
+
+
+def test_what_a_compiler_says_when_memory_is_short():
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (1.88T) exceeds available"
+    )
+    assert bytes_needed(said) == int(1.88 * 2**40)
+    assert bytes_needed("RESOURCE_EXHAUSTED: XLA:TPU compile. Used 18.50G of 15.75G hbm.") == int(18.5 * 2**30)
+    assert bytes_needed("INTERNAL: Used 18.50G of 15.75G hbm") is None
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--decode", "8"]])
-def test_plan_of_a_run_file(tmp_path, capsys, more):
+def test_plan_of_a_run_file(tmp_path, capsys, monkeypatch):
     out = tmp_path / "plan.json"
-    run = [
-        "plan",
-        "--config",
-        "debug",
-        "--topology",
-        "cpu:4",
-        "--config.batch_size=8",
-        "--config.mesh.fsdp=2",
-        "--json",
-        str(out),
-    ]
+    run = ["plan", "--config", "debug", "--config.batch_size=8", "--config.mesh.fsdp=2", "--json", str(out)]
     small = ["--config.model.width=32", "--config.model.heads=2", "--codebook-size", "64", "--config.decode.steps=2"]
-    assert cli.main([*run, *small, *more]) == 0
-    figures, text = json.loads(out.read_text()), capsys.readouterr().out
-    assert "data=2 x fsdp=2 x tensor=1" in text and "parameters" in text
-    assert figures["fits"] and figures["peak"] > 0 and 0.3 < figures["useful"] / figures["products"] < 1.2
-    if not more:
-        assert figures["collectives"]["all-reduce"][0] >= 1
-    assert np.isfinite(figures["compile_seconds"])
+
+    def planned(*more) -> tuple[int, dict, str]:
+        code = cli.main([*run, *small, *more])
+        figures = json.loads(out.read_text())
+        assert figures["peak"] > 0 and 0.3 < figures["useful"] / figures["products"] < 1.2
+        assert np.isfinite(figures["compile_seconds"])
+        return code, figures, capsys.readouterr().out
+
+    code, figures, text = planned("--topology", "cpu:8", "--config.mesh.tensor=2")
+    assert code == 0 and figures["fits"] and "data=2 x fsdp=2 x tensor=2" in text and "parameters" in text
+    # Look-up tables are gathered before they are used: else states arrive split over columns and are exchanged.
+    assert figures["collectives"]["all-reduce"][0] >= 1 and "all-to-all" not in figures["collectives"]
+
+    code, figures, text = planned("--topology", "cpu:4", "--decode", "8")
+    assert code == 0 and figures["images"] == 8 and "an image" in text
+
+    devices = jax.devices()[:1]
+    tiny = dataclasses.replace(CHIPS["v5e"], memory=1000)
+    monkeypatch.setattr("maskgil_jax.planning.chips.open_topology", lambda text: (devices, tiny))
+    code, figures, text = planned("--topology", "cpu:1", "--decode", "1", "--config.mesh.fsdp=1", "--quick")
+    assert code == 3 and not figures["fits"] and "DOES NOT FIT" in text
+    assert figures["chip_memory"] == 1000 and figures["estimates"]["roofline"]["seconds"] > 0

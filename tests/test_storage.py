@@ -1,5 +1,6 @@
 """Workdirs and weights in a bucket. The bucket is a stand-in (fsspec's memory, under the name of Google's file system)."""
 
+import concurrent.futures
 import json
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
+from test_codes import encode
 
 from maskgil_jax import storage
 from maskgil_jax.checkpoints import training
@@ -86,6 +88,45 @@ def test_weights(bucket):
         jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
+def test_codes(bucket, tmp_path, monkeypatch):
+    """Copied once, by one of those who ask, and checked; an interrupted copy is continued."""
+    made, fetched, open_object = encode(tmp_path / "made"), [], Bucket._open
+
+    def watched(self, path, mode="rb", **options):
+        fetched.extend([path.rpartition("/")[2]] * (mode == "rb" and path.endswith(".array_record")))
+        return open_object(self, path, mode, **options)
+
+    storage.upload(made, "gs://bucket/codes")
+    monkeypatch.setattr(Bucket, "_open", watched)
+    monkeypatch.setenv("MASKGIL_CACHE_DIR", str(tmp_path / "cache"))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(CodeStore, ["gs://bucket/codes"] * 2)
+    shards = sorted(entry["name"] for entry in first.manifest["shards"])
+    assert sorted(fetched) == shards and first.path == second.path
+    first.verify()
+    for name in (*shards, "manifest.json"):
+        assert (first.path / name).read_bytes() == (made / name).read_bytes()
+
+    fetched.clear()
+    (first.path / "manifest.json").unlink()
+    (first.path / shards[0]).unlink()
+    (first.path / shards[1]).write_bytes(b"half")
+    np.testing.assert_array_equal(CodeStore("gs://bucket/codes")[24]["codes"], first[24]["codes"])
+    assert sorted(fetched) == shards[:2]
+
+    monkeypatch.setenv("MASKGIL_CACHE_DIR", str(tmp_path / "another"))
+    (storage.open_folder("gs://bucket/codes") / shards[2]).write_bytes(b"x" * (made / shards[2]).stat().st_size)
+    with pytest.raises(ValueError, match=rf"gs://bucket/codes/{shards[2]}: damaged \(checksum differs"):
+        CodeStore("gs://bucket/codes")
+    with pytest.raises(ValueError, match=r"gs://bucket/none: not a finished code store"):
+        CodeStore("gs://bucket/none")
+    with pytest.raises(ConfigError, match="gs://bucket/new: codes are written to a local disk"):
+        encode("gs://bucket/new")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    with pytest.raises(OSError, match=r"0\.00 GB are free; MASKGIL_CACHE_DIR names another disk"):
+        CodeStore("gs://bucket/codes")
+
+
 def test_checkpoints_keep_the_address(bucket, monkeypatch):
     seen = []
     monkeypatch.setattr(training.ocp, "CheckpointManager", lambda folder, options: seen.append(str(folder)))
@@ -100,6 +141,6 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch):
         MetricWriter("gs://b/run")
     with pytest.raises(ConfigError, match="s3://b/run: expected a local path or gs://"):
         storage.open_folder("s3://b/run")
-    with pytest.raises(ConfigError, match="gs://b/codes: codes are read from a local disk"):
+    with pytest.raises(ConfigError, match=r"gs://b/codes: buckets need an extra: pip install"):
         CodeStore("gs://b/codes")
     assert storage.open_folder(tmp_path) == tmp_path

@@ -34,6 +34,10 @@ def test_the_study(tokenizer, generator):
     cfg, count = millions(config, CODES[tokenizer])
     assert count == pytest.approx(MILLIONS[generator][list(CODES).index(tokenizer)], rel=1e-3)
     assert getattr(cfg, "causal", False) == (generator == "causal_llama")
+    # the defaults of LlamaGen's autoregressive/train/train_c2i.py; for the others the paper's 4.3
+    found = tuple(config.optimizer[name] for name in ("learning_rate", "beta1", "beta2", "weight_decay", "clip_norm"))
+    assert found == ((1e-4, 0.9, 0.95, 5e-2, 1.0) if generator == "causal_llama" else (1e-4, 0.9, 0.96, 1e-5, 1.0))
+    assert config.objective.label_smoothing == (0.0 if generator == "causal_llama" else 0.1)
     if generator != "bi_transformer":
         normed = model_options(
             read_run_file(f"{STUDY}:{tokenizer}-{generator}-norm", []).model.to_dict(),

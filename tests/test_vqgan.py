@@ -14,7 +14,7 @@ from maskgil_jax.convert.plan import make_plan
 from maskgil_jax.convert.rules import import_arrays
 from maskgil_jax.params import abstract_params, build, count_params, create, flatten, params_of, unflatten
 from maskgil_jax.tokenizers.quantizers import VectorQuantizer, nearest_codes
-from maskgil_jax.tokenizers.vqgan import VQGAN
+from maskgil_jax.tokenizers.vqgan import VQGAN, conv_of, doubled, norm_of
 
 RTOL = 1e-5  # beside each output's own atol: ten times the reference's float32 error against float64
 
@@ -177,6 +177,22 @@ def test_zero_latent_has_finite_gradient():
 def test_codes_beyond_the_codebook_are_clamped():
     quantizer = VectorQuantizer(16, 4, True, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(quantizer.lookup(jnp.array([16, -1])), quantizer.vectors()[jnp.array([15, 0])])
+
+
+def test_what_is_quicker_on_a_cpu_gives_the_same():
+    """Sums in two levels against Flax's norm, folded doubling against a convolution of the enlarged image."""
+    x = jax.random.normal(jax.random.key(1), (2, 3, 5, 8)) * 2 + 1
+    norm, conv = norm_of(TINY, 8, rngs=nnx.Rngs(0)), conv_of(TINY, 8, 6, 3, rngs=nnx.Rngs(0))
+    for affine in (norm.scale, norm.bias, conv.bias):
+        affine[...] = jax.random.normal(jax.random.key(affine.size), affine.shape)
+
+    @jax.jit
+    def both(norm, conv):
+        return (norm(x), doubled(conv, x, fold=True)), (nnx.GroupNorm.__call__(norm, x), doubled(conv, x, fold=False))
+
+    quick, plain = both(norm, conv)
+    assert quick[1].shape == (2, 6, 10, 6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), quick, plain)
 
 
 def test_encode_and_decode():

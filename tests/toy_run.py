@@ -1,6 +1,8 @@
 """A run of the real training loop on a tiny network and made-up codes, as a program of its own to be killed and continued.
 
 python tests/toy_run.py --workdir DIR --steps 20 --every 2
+
+Its exit codes are those of the command.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import itertools
 import logging
 import os
 import pathlib
+import sys
 import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from maskgil_jax import cli, distributed
 from maskgil_jax.config import LlamaConfig
+from maskgil_jax.data import loader
 from maskgil_jax.params import create, params_of
 from maskgil_jax.sharding import replicated
 from maskgil_jax.training import generator
@@ -71,7 +76,24 @@ def batches(start_step: int, *, bad=(), seconds: float = 0.0, hang: int = 0):
         yield {"codes": codes[rows], "label": np.arange(BATCH, dtype=np.int32)[rows] % 3}
 
 
-def toy_run(workdir, config: ConfigDict, **stream_options):
+class Codes:
+    """Random access to made-up codes, for the real loader."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, i: int) -> dict:
+        return {"codes": np.random.default_rng(i).integers(0, 16, (4, 4), np.int32), "label": i % 3}
+
+
+def loaded(start_step: int, workers: int):
+    """The batches of the real loader, which mixes the records, with so many worker processes."""
+    rows = None if jax.process_count() == 1 else range(BATCH // 2 * jax.process_index(), BATCH // 2 * (jax.process_index() + 1))
+    types = {"codes": np.int32, "label": np.int32}
+    return loader.batches(Codes(), [], types, batch_size=BATCH, num_workers=workers, start_step=start_step, rows=rows)
+
+
+def toy_run(workdir, config: ConfigDict, stream=batches, **stream_options):
     """Trains and returns the final state."""
     mesh = open_mesh(config)
     tx = guarded(make_optimizer(config.optimizer, config.total_steps), guard_config(config))
@@ -87,14 +109,14 @@ def toy_run(workdir, config: ConfigDict, **stream_options):
         init_key=keys[0],
         make_step=functools.partial(generator.jitted_step, NET, generator.Objective(), tx, lambda step: 1e-2, ema),
         constants=(keys[1], None),
-        stream=functools.partial(batches, **stream_options),
+        stream=functools.partial(stream, **stream_options),
         fields=("codes", "label"),
         about={"model": {"width": NET.width}, "data": {"path": "made up"}, "seed": config.seed},
     )
 
 
-def main() -> None:
-    """See the module's docstring."""
+def parser() -> argparse.ArgumentParser:
+    """The options of the program."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--steps", type=int, default=20)
@@ -102,29 +124,63 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.0, help="pause before each step")
     parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=1e-2, help="learning rate")
     parser.add_argument("--bad", default="", help="steps whose gradients are not a number, e.g. 3,4")
     parser.add_argument("--factor", type=float, default=float("nan"))
     parser.add_argument("--hang", type=int, default=0, help="step whose batch never comes")
     parser.add_argument("--watchdog", type=float, default=0.0)
+    parser.add_argument("--workers", type=int, default=-1, help="read by the real loader, with so many worker processes")
     parser.add_argument("--process", default="", help="INDEX/COUNT/PORT of one of several")
-    args = parser.parse_args()
+    parser.add_argument("--peer-timeout", type=float, default=60.0)
+    return parser
+
+
+def prepare(args) -> None:
+    """Logging, the compilation cache, and the other processes."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     if args.process:
         index, count, port = map(int, args.process.split("/"))
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
-    generator.gradients = poisoned(generator.gradients, args.factor)
+        distributed.initialize(f"127.0.0.1:{port}", count, index, peer_timeout=args.peer_timeout)
+
+
+def train(args) -> None:
+    """One run, as the options say."""
+    gradients, generator.gradients = generator.gradients, poisoned(generator.gradients, args.factor)
     config = run_file(total_steps=args.steps)
     config.checkpoint.update(every=args.every, keep=args.keep)
-    config.mesh.fsdp = args.fsdp
+    config.mesh.fsdp, config.optimizer.learning_rate = args.fsdp, args.rate
     config.guard.update(watchdog_seconds=args.watchdog, watchdog_factor=2.0)
     bad = {int(step) for step in args.bad.split(",") if step}
-    state = toy_run(pathlib.Path(args.workdir), config, bad=bad, seconds=args.seconds, hang=args.hang)
+    options = dict(bad=bad, seconds=args.seconds, hang=args.hang)
+    if args.workers >= 0:
+        options = dict(stream=loaded, workers=args.workers)
+    try:
+        state = toy_run(pathlib.Path(args.workdir), config, **options)
+    finally:
+        generator.gradients = gradients
     print(f"done at step {int(jax.device_get(state.step))}", flush=True)
 
 
+def main(argv: list[str] | None = None, work=train) -> int:
+    """See the module's docstring."""
+    args = parser().parse_args(argv)
+    prepare(args)
+    try:
+        work(args)
+    except Exception as error:
+        code = cli.exit_code(error)
+        cli.tell_others(1 if code is None else code, str(error))
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return code
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,6 +34,7 @@ from maskgil_jax.checkpoints.step_folders import (
     throw_away,
     verify,
 )
+from maskgil_jax.distributed import first_difference
 from maskgil_jax.storage import is_remote, open_folder
 
 _log = logging.getLogger(__name__)
@@ -261,7 +262,7 @@ class Checkpoints:
         """Raises unless the step was made by this model on this data."""
         found, wanted = record["about"], json.loads(json.dumps(about))
         for name in sorted(wanted.keys() | found.keys()):
-            if difference := _first_difference(name, found.get(name), wanted.get(name)):
+            if difference := first_difference(name, found.get(name), wanted.get(name)):
                 sentence = "{}/{}: made with {} = {!r}, this run has {!r}".format(self.folder, step, *difference)
                 if name not in allow:
                     raise CheckpointError(f"{sentence}; use another --workdir, or the options it was made with")
@@ -321,13 +322,3 @@ def _difference(state, record: dict) -> str:
     """The first restored array that is not the one saved; empty if all are."""
     found = fingerprints(state)[0]
     return next((f"{name} differs from what was saved" for name, row in record["arrays"].items() if row[2] != found[name]), "")
-
-
-def _first_difference(name: str, found, wanted) -> tuple | None:
-    """(path, value found, value wanted) of the first difference, looking into dicts."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted(found.keys() | wanted.keys()):
-            if inner := _first_difference(f"{name}.{key}", found.get(key), wanted.get(key)):
-                return inner
-        return None
-    return None if found == wanted else (name, found, wanted)

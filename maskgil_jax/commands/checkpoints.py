@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 def add(command) -> None:
-    sub = command("checkpoints", run, "List the checkpoints of a run; --verify reads them through. Needs no model.")
+    sub = command(
+        "checkpoints", run, "List the checkpoints of a run and its goodput; --verify reads them through. Needs no model."
+    )
     sub.add_argument("folder", metavar="DIR", help="--workdir of a run or its checkpoints folder, local or gs://")
     sub.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
 
@@ -15,6 +17,7 @@ def run(args, rest) -> int:
 
     from maskgil_jax.checkpoints.step_folders import listing
     from maskgil_jax.config import ConfigError
+    from maskgil_jax.training.events import goodput
 
     folder = epath.Path(args.folder)
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
@@ -27,6 +30,8 @@ def run(args, rest) -> int:
         state = "whole" if args.verify else "committed"
         state = f"damaged: {step.problem}" if step.problem else state
         print(f"{step.name:>14}  {_bytes(step.size):>10}  {step.record.get('saved_at', ''):<25}  {state}", flush=True)
+    if steps := goodput(folder.parent if folder.name == "checkpoints" else folder):
+        print(steps)
     if not good:
         print(f"no usable checkpoint in {folder}")
         return 4

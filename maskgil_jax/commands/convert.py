@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+
+
+class ListFamilies(argparse.Action):
+    """`--list` prints and ends, as --help does, so that FILE and OUT can be required: options may then stand between them."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from maskgil_jax.convert.main import list_families
+
+        print(list_families())
+        parser.exit()
+
 
 def add(command) -> None:
     sub = command("convert", run_convert, "Turn a published weight file (PyTorch, safetensors, flax) into a weights folder.")
-    sub.add_argument("file", nargs="?", metavar="FILE", help="weight file or folder of shards; nothing in it is ever run")
-    sub.add_argument("out", nargs="?", metavar="OUT", help="weights folder to write")
-    sub.add_argument("--list", action="store_true", help="show the families of files that are known")
+    sub.add_argument("file", metavar="FILE", help="weight file or folder of shards; nothing in it is ever run")
+    sub.add_argument("out", metavar="OUT", help="weights folder to write")
+    sub.add_argument("--list", action=ListFamilies, nargs=0, help="show the families of files that are known")
     sub.add_argument("--family", help="what the file is (default: told by its names)")
     sub.add_argument("--key", help="outer key of the file to take, e.g. model (default: the usual ones, EMA first)")
     sub.add_argument("--dtype", default="float32", help="of the values written: float32 or float16 (default: float32)")
@@ -28,15 +40,10 @@ def add(command) -> None:
 
 def run_convert(args, rest) -> None:
     """maskgil convert"""
-    from maskgil_jax.config import require
-    from maskgil_jax.convert import main as work
+    from maskgil_jax.convert.main import convert
 
-    if args.list:
-        print(work.list_families())
-        return
-    require(args.file is not None and args.out is not None, "convert: needs FILE and OUT, or --list")
     options = dict(map(split_setting, args.set))
-    print(work.convert(args.file, args.out, family=args.family, key=args.key, dtype=args.dtype, options=options))
+    print(convert(args.file, args.out, family=args.family, key=args.key, dtype=args.dtype, options=options))
 
 
 def split_setting(text: str) -> tuple[str, int | list[int]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 
-from maskgil_jax.commands.sample import add_decoding_options, chosen, parse_canvas, split_labels
+from maskgil_jax.commands.sample import add_decoding_options, chosen, parse_pair, split_labels
 from maskgil_jax.commands.start import prepare_jax
 
 # mode -> what it does
@@ -33,9 +34,20 @@ def add(command) -> None:
     sub.add_argument("--mask", help="inpaint: image file that says where the hole is")
     sub.add_argument("--box", help="box: LEFT,TOP,RIGHT,BOTTOM in pixels, right and bottom just outside")
     sub.add_argument("--share", type=float, help="vary: share of the tokens made anew, 0..1 (default: 0.5)")
-    sub.add_argument("--canvas", metavar="ROWSxCOLUMNS", help="outpaint: tokens of the wider canvas")
+    sub.add_argument("--canvas", metavar="ROWSxCOLUMNS", help="outpaint, interpolate: tokens of the canvas")
+    sub.add_argument(
+        "--place", metavar="ROWxCOLUMN", help="outpaint: the token of the canvas where IMAGE begins (default: middle)"
+    )
+    sub.add_argument(
+        "--overlap",
+        metavar="ROWSxCOLUMNS",
+        help="outpaint: tokens that neighbouring windows share (default: half the training grid)",
+    )
     sub.add_argument("--feather", type=int, help="inpaint, box, outpaint: pixels of the seam (default: half a token's cell)")
+    sub.add_argument("--rope-scaling", help="for larger canvases: none, interpolate or ntk (default: stored with the weights)")
     add_decoding_options(sub)
+    for stranger in ("--ar", "--ar-ratio"):  # options of `maskgil sample` that are answered with a reason
+        sub.add_argument(stranger, help=argparse.SUPPRESS)
 
 
 def run(args, rest) -> None:
@@ -43,6 +55,7 @@ def run(args, rest) -> None:
     import numpy as np
 
     from maskgil_jax.config import ConfigError, choose, require
+    from maskgil_jax.editing import MASKED_ONLY
     from maskgil_jax.pictures import grid_of, save_png
     from maskgil_jax.pipeline import load
 
@@ -50,15 +63,17 @@ def run(args, rest) -> None:
     mode = choose("MODE", args.mode, MODES)
     require(args.count >= 1, f"--count: must be at least 1, got {args.count}")
     require((mode == "interpolate") == (args.image is None), f"IMAGE: {mode} {_takes(mode)}")
+    require(args.ar is None and args.ar_ratio is None, f"--ar: {MASKED_ONLY}")
     _refuse_strangers(mode, args)
-    pipeline = chosen(load(args.weights), args)
+    canvas = parse_pair("canvas", args.canvas)
+    pipeline = chosen(load(args.weights, rope_scaling=args.rope_scaling), args)
     options = dict(seed=args.seed, batch_size=args.batch_size)
     labels = None if args.labels is None else split_labels(args.labels, pipeline.class_names)
     if mode == "interpolate":
         if labels is None or len(labels) != 2:
             raise ConfigError(f"--labels: interpolate goes from one class to another, e.g. A,B; got {args.labels!r}")
         require(args.count >= 2, f"--count: interpolate needs at least 2 images, got {args.count}")
-        images = pipeline.interpolate(*labels, weights=np.linspace(0, 1, args.count), **options)[0]
+        images = pipeline.interpolate(*labels, weights=np.linspace(0, 1, args.count), grid=canvas, **options)[0]
         sheet = list(images)
     else:
         require(labels is None or len(labels) == 1, f"--labels: {mode} takes one class, got {args.labels!r}")
@@ -68,8 +83,10 @@ def run(args, rest) -> None:
         if mode == "vary":
             images = pipeline.vary(several, labels, share=0.5 if args.share is None else args.share, **options)
         elif mode == "outpaint":
-            require(args.canvas is not None, "--canvas: outpaint needs it, ROWSxCOLUMNS of tokens")
-            images = pipeline.outpaint(several, parse_canvas(args.canvas), labels, feather=args.feather, **options)
+            if canvas is None:
+                raise ConfigError("--canvas: outpaint needs it, ROWSxCOLUMNS of tokens")
+            place, overlap = parse_pair("place", args.place, least=0), parse_pair("overlap", args.overlap, least=0)
+            images = pipeline.outpaint(several, canvas, labels, place=place, overlap=overlap, feather=args.feather, **options)
         elif mode == "box":
             images = pipeline.edit_box(several, parse_box(args.box), labels, feather=args.feather, **options)
         else:
@@ -95,7 +112,9 @@ def _refuse_strangers(mode: str, args) -> None:
         "mask": ("inpaint",),
         "box": ("box",),
         "share": ("vary",),
-        "canvas": ("outpaint",),
+        "canvas": ("outpaint", "interpolate"),
+        "place": ("outpaint",),
+        "overlap": ("outpaint",),
         "feather": ("inpaint", "box", "outpaint"),
     }
     for name, modes in homes.items():

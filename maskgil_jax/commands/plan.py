@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from maskgil_jax.commands.run_files import read_run_file
@@ -16,12 +17,17 @@ def add(command) -> None:
         overrides=True,
     )
     sub.add_argument("--config", required=True, metavar="FILE", help="run file, e.g. configs/c2i_b.py")
-    sub.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:8x8 ... (extra [tpu]), or cpu:8")
+    sub.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:1x1 ... (extra [tpu]), or cpu:8")
     sub.add_argument("--decode", type=int, metavar="BATCH", help="plan sampling of this many images at once instead")
     sub.add_argument("--tokenizer", default="VQ-16", help="preset whose codebook and grid are assumed (default: VQ-16)")
     sub.add_argument("--codebook-size", type=int, help="default: the tokenizer preset's")
     sub.add_argument("--num-classes", type=int, default=1000)
     sub.add_argument("--top", type=int, default=0, metavar="N", help="also list the N instructions that take longest")
+    sub.add_argument(
+        "--quick",
+        action="store_true",
+        help="compile with least effort: sooner, but no estimate by cycles, and traffic is overstated",
+    )
     sub.add_argument("--json", metavar="FILE", help="also write the figures here")
 
 
@@ -42,6 +48,9 @@ def plan(args, config, tokenizer) -> int:
 
     if not args.topology.startswith("cpu"):
         jax.config.update("jax_platforms", "cpu")  # a TPU is compiled for, not used
+    elif (wanted := args.topology[4:]).isdigit() and int(wanted) > jax.config.jax_num_cpu_devices:
+        with contextlib.suppress(RuntimeError):  # too late: JAX has its devices already
+            jax.config.update("jax_num_cpu_devices", int(wanted))
 
     from maskgil_jax.params import count_params
     from maskgil_jax.planning.chips import open_topology
@@ -59,7 +68,7 @@ def plan(args, config, tokenizer) -> int:
         program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
     else:
         program = train_program(config, cfg, mesh)
-    found = make_plan(program, mesh.size, chip, args.top)
+    found = make_plan(program, mesh.size, chip, top=args.top, quick=args.quick)
     rows, columns = cfg.grid
     model = config.model
     heading = [
@@ -77,6 +86,11 @@ def plan(args, config, tokenizer) -> int:
 
         from etils import epath
 
-        figures = dataclasses.asdict(found) | {"program": dict(heading), "topology": args.topology}
-        epath.Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+        figures = dataclasses.asdict(found) | {"program": dict(heading), "topology": args.topology, "quick": args.quick}
+        if chip:
+            figures |= {"chip_memory": chip.memory, "estimates": found.estimates(chip)}
+        file = epath.Path(args.json)
+        part = file.with_name(file.name + ".part")
+        part.write_text(json.dumps(figures, indent=2) + "\n")
+        part.replace(file)
     return 0 if found.fits else 3

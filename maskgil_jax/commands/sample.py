@@ -42,10 +42,12 @@ def add_decoding_options(group) -> None:
 
     group.add_argument("--preset", help=f"decoding options by name, below those given one by one: {', '.join(DECODE_PRESETS)}")
     for field in decoding_options():
+        name, text = f"--{field.name.replace('_', '-')}", "decoding option (default: stored with the weights)"
+        if field.type == "bool":
+            group.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
+            continue
         kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, help="decoding option (default: stored with the weights)"
-        )
+        group.add_argument(name, type=kind, help=text)
 
 
 def run(args, rest) -> None:
@@ -58,7 +60,7 @@ def run(args, rest) -> None:
     from maskgil_jax.pictures import grid_of, save_png
     from maskgil_jax.pipeline import load
 
-    initialize(args.coordinator, args.num_processes, args.process_id)
+    initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
     prepare_jax()
     require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
     pipeline = load(args.weights, ar=args.ar, rope_scaling=args.rope_scaling)
@@ -75,13 +77,13 @@ def run(args, rest) -> None:
     if args.trajectory:
         require(len(labels) <= WATCHED, f"--trajectory: at most {WATCHED} images, {len(labels)} were asked for")
         require(pipeline.masked and not ar_ratio, "--trajectory: shows the steps of masked decoding, without --ar")
-    canvas = parse_canvas(args.canvas)
+    canvas = parse_pair("canvas", args.canvas)
     out = pathlib.Path(args.out)
     spread = pipeline if len(jax.local_devices()) == 1 else pipeline.over()
     sample_to_folder(
         spread,
         labels,
-        out,
+        args.out,
         format=args.format,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -98,13 +100,15 @@ def run(args, rest) -> None:
         save_png(out / "grid.png", grid_of(read_samples(out), columns=row if len(labels) > row else None))
         made.append("grid.png")
     if args.trajectory:
-        draw_steps(spread, labels, out, seed=args.seed, batch_size=args.batch_size, grid=canvas)
-        made.append("trajectory.png and .gif")
+        film = ".webp" if args.format == "webp" else ".gif"
+        draw_steps(spread, labels, out, film, seed=args.seed, batch_size=args.batch_size, grid=canvas)
+        made.append(f"trajectory.png and {film}")
     print(f"{' and '.join(made)} in {out}")
 
 
-def draw_steps(pipeline, labels, out: pathlib.Path, **options) -> None:
-    """trajectory.png, a row for each image and a column for each step, and trajectory.gif, the contact sheet as it fills."""
+def draw_steps(pipeline, labels, out: pathlib.Path, film: str, **options) -> None:
+    """trajectory.png, a row for each image and a column for each step, and a film (.gif or .webp): the contact sheet as it
+    fills."""
     import numpy as np
 
     from maskgil_jax.pictures import grid_of, save_animation, save_png
@@ -112,18 +116,18 @@ def draw_steps(pipeline, labels, out: pathlib.Path, **options) -> None:
     steps_tbhwc = pipeline.trajectory(labels, **options)
     rows = steps_tbhwc.swapaxes(0, 1)
     save_png(out / "trajectory.png", grid_of(rows.reshape(-1, *rows.shape[2:]), columns=len(steps_tbhwc)))
-    save_animation(out / "trajectory.gif", np.stack([grid_of(images) for images in steps_tbhwc]))
+    save_animation(out / f"trajectory{film}", np.stack([grid_of(images) for images in steps_tbhwc]))
 
 
-def parse_canvas(text: str | None) -> tuple[int, int] | None:
-    """Rows and columns: "12x16" -> (12, 16)."""
+def parse_pair(option: str, text: str | None, least: int = 1) -> tuple[int, int] | None:
+    """Rows and columns, both at least `least`: "12x16" -> (12, 16)."""
     from maskgil_jax.config import require
 
     if text is None:
         return None
     sides = text.lower().split("x")
-    sound = len(sides) == 2 and all(side.isdecimal() and int(side) >= 1 for side in sides)
-    require(sound, f"--canvas: expected ROWSxCOLUMNS of tokens, e.g. 12x16, got {text!r}")
+    sound = len(sides) == 2 and all(side.isdecimal() and int(side) >= least for side in sides)
+    require(sound, f"--{option}: expected ROWSxCOLUMNS of tokens, e.g. 12x16, got {text!r}")
     return int(sides[0]), int(sides[1])
 
 

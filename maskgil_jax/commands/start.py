@@ -22,3 +22,5 @@ def add_process_options(sub) -> None:
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs; the same for all")
     several.add_argument("--num-processes", type=int, metavar="N", help="1: this machine alone, whatever it is part of")
     several.add_argument("--process-id", type=int, metavar="I", help="0..N-1")
+    text = "without a sign of life after which a process counts as frozen and all leave with exit code 5 (default 60; 0: never)"
+    several.add_argument("--peer-timeout", type=float, default=60.0, metavar="SECONDS", help=text)

@@ -28,7 +28,7 @@ def run(args, rest) -> None:
 
     config = read_run_file(args.config, rest)
     choose("config.task", config.task, ("generator", "tokenizer", "classifier"))
-    initialize(args.coordinator, args.num_processes, args.process_id)
+    initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
     prepare_jax()
     lead = jax.process_index() == 0
     if not lead:  # one commentary is enough

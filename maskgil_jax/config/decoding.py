@@ -11,6 +11,7 @@ PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
 ORDERS = ("confidence", "halton", "halton_rolled", "random", "raster")
 GUIDANCE_RAMPS = ("constant", "linear", "cosine", "power-cosine", "interval")
 REMASK_RULES = ("cap", "rescale")
+REMASK_PICKS = ("even", "confidence")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +27,15 @@ class DecodeConfig:
     temperature: divides the logits; 0 takes the likeliest code. temperature_end: the temperature of the last step, reached
     on a straight line; None keeps it constant. choice_temperature: weight of the Gumbel noise on the confidence, falling to
     0 at the last step. top_k, top_p: draw only from the likeliest codes. draw: how a code is drawn, the same law either
-    way: "gumbel" (Gumbel-max), "inverse" (inverse CDF), or by platform: inverse on CPU.
+    way: "gumbel" (Gumbel-max, a random number for every code), or "inverse" (inverse CDF, two a position), which is "auto".
     remask: hides some of the tokens made so far again at each step, by the rule "cap" or "rescale" of ReMDM with the
-    strength `remask_eta` (`schedules.remask_counts`). Given tokens are never hidden.
+    strength `remask_eta` (`schedules.remask_counts`). Given tokens are never hidden. remask_pick: which of them, each as
+    likely ("even") or the less sure ones sooner ("confidence": ReMDM-conf). remask_from, remask_to: the part of the steps,
+    in 0..1, that does so (ReMDM-switch). remask_loop: the plan stands still meanwhile, so that this part only corrects
+    (ReMDM-loop).
     loop: "fori" compiles one step and repeats it; "unrolled" compiles every step by itself, which takes as many times
-    longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network.
+    longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network. "auto":
+    by platform, unrolled on CPU (up to 16 steps), fori elsewhere.
     """
 
     steps: int = 8
@@ -50,7 +55,11 @@ class DecodeConfig:
     guidance_to: float = 1.0
     temperature_end: float | None = None
     remask_eta: float = 0.05
-    loop: str = "fori"
+    loop: str = "auto"
+    remask_pick: str = "even"
+    remask_from: float = 0.0
+    remask_to: float = 1.0
+    remask_loop: bool = False
 
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)
@@ -58,23 +67,27 @@ class DecodeConfig:
         choose("guidance_ramp", self.guidance_ramp, GUIDANCE_RAMPS)
         choose("order", self.order, ORDERS)
         choose("remask", self.remask, (None, *REMASK_RULES))
+        choose("remask_pick", self.remask_pick, REMASK_PICKS)
         choose("draw", self.draw, ("auto", "gumbel", "inverse"))
-        choose("loop", self.loop, ("fori", "unrolled"))
+        choose("loop", self.loop, ("auto", "fori", "unrolled"))
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         require(whole and self.steps >= 1, f"steps: must be a whole number >= 1, got {self.steps!r}")
         for name in ("guidance", "temperature", "choice_temperature"):
             value = getattr(self, name)
             require(0.0 <= value < float("inf"), f"{name}: must be a finite number >= 0, got {value}")
         require(0.0 < self.guidance_power < float("inf"), f"guidance_power: must be above 0, got {self.guidance_power}")
-        require(
-            0.0 <= self.guidance_from <= self.guidance_to <= 1.0,
-            f"guidance_from, guidance_to: must be 0 <= from <= to <= 1, got {self.guidance_from}, {self.guidance_to}",
-        )
+        for name in ("guidance", "remask"):
+            start, stop = getattr(self, f"{name}_from"), getattr(self, f"{name}_to")
+            inside = 0.0 <= start <= stop <= 1.0
+            require(inside, f"{name}_from, {name}_to: must be 0 <= from <= to <= 1, got {start}, {stop}")
         if self.temperature_end is not None:
             require(self.temperature > 0, "temperature_end: a temperature of 0 takes the likeliest code and cannot change")
             finite = 0.0 < self.temperature_end < float("inf")
             require(finite, f"temperature_end: must be None or a finite number > 0, got {self.temperature_end}")
         require(0.0 <= self.remask_eta <= 1.0, f"remask_eta: must be in [0, 1], got {self.remask_eta}")
+        for name in ("remask_pick", "remask_from", "remask_to", "remask_loop"):
+            usual = getattr(self, name) == self.__dataclass_fields__[name].default
+            require(usual or self.remask is not None, f"{name}: needs remask ({', '.join(REMASK_RULES)}), which is off")
         require(self.top_k is None or self.top_k >= 1, f"top_k: must be None or >= 1, got {self.top_k}")
         require(self.top_p is None or 0.0 < self.top_p <= 1.0, f"top_p: must be None or in (0, 1], got {self.top_p}")
 
@@ -114,8 +127,8 @@ DECODE_PRESETS = {
     "maskgit": DecodeConfig(schedule="cosine", plan="gamma", guidance=1.0, choice_temperature=4.5 * 7 / 8, draw="gumbel"),
     # Halton-MaskGIT as in its table: 32 steps, and for the B network w = 0.7, which is a scale of 1.7.
     "halton": DecodeConfig(steps=32, plan="gamma_ceil", guidance=1.7, order="halton_rolled", choice_temperature=0.0),
-    # The paper's loop with the second branch in the later half of the steps only. Not tuned.
-    "fast": DecodeConfig(plan="gamma_ceil", choice_temperature=0.0, guidance_ramp="interval", guidance_from=0.5),
+    # 13 forward passes instead of 16, as good on the shipped weights: chosen by benchmarks/sampler_study.py, docs "Measured".
+    "fast": DecodeConfig(guidance=4.0, guidance_ramp="interval", guidance_from=0.5),
 }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from .base import choose, require
+from .tokenizers import Levels
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGITVQConfig:
+class MaskGITVQConfig(Levels):
     """Google's VQGAN without attention. Levels run from full resolution down; each but the last halves by averaging."""
 
     channels: int = 128
@@ -21,26 +22,9 @@ class MaskGITVQConfig:
     dtype: str = "float32"  # compute dtype of the convolutions; the code search is always float32
 
     def __post_init__(self):
-        choose("dtype", self.dtype, ("float32", "bfloat16"))
-        require(
-            len(self.multipliers) >= 1 and min(self.multipliers) >= 1, f"multipliers: need widths >= 1, got {self.multipliers}"
-        )
+        super().__post_init__()
         require(self.res_blocks >= 1, f"res_blocks: must be at least 1, got {self.res_blocks}")
         require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
-        require(
-            self.image_size % self.downsample == 0,
-            f"image_size: {self.image_size} is not a multiple of the downsampling factor {self.downsample}",
-        )
-
-    @property
-    def downsample(self) -> int:
-        """Pixels per code along one side."""
-        return 2 ** (len(self.multipliers) - 1)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of codes at the training resolution."""
-        return (self.image_size // self.downsample,) * 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 from .base import choose, require
 
 
-class _Levels:
+class Levels:
     """What convolutional tokenizers have in common: levels that each halve the one before, down to a grid of codes."""
 
     multipliers: tuple[int, ...]
@@ -36,7 +36,7 @@ class _Levels:
 
 
 @dataclasses.dataclass(frozen=True)
-class VQConfig(_Levels):
+class VQConfig(Levels):
     """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it."""
 
     channels: int = 128
@@ -67,7 +67,7 @@ VQ_PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MagvitConfig(_Levels):
+class MagvitConfig(Levels):
     """Open-MAGVIT2: convolutions without attention, and a code that is the signs of the latent, one bit a channel."""
 
     channels: int = 128

@@ -11,14 +11,17 @@ import numpy as np
 
 from maskgil_jax.config import require
 from maskgil_jax.data import code_format
+from maskgil_jax.data.code_cache import local_store
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.loader import batches
+from maskgil_jax.storage import is_remote
 
 __all__ = ["CodeStore", "code_batches", "encode_dataset"]
 
 
 class CodeStore:
-    """Random access to a finished store made by `encode_dataset`.
+    """Random access to a finished store made by `encode_dataset`: a folder, or gs://bucket/folder, which is copied once
+    to this machine (`code_cache.py`).
 
     `store[i]` is {"codes": int32 (v, rows, columns), "label": int, "id": str, "variants": [(crop, mirrored), ...]} of image i
     of the encoded source. Opening checks the manifest, and the size and number of records of every shard; `verify` reads
@@ -28,8 +31,7 @@ class CodeStore:
     def __init__(self, path: str | os.PathLike):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        require("://" not in os.fspath(path), f"{path}: codes are read from a local disk; copy the store there first")
-        self.path = Path(path)
+        self.path = local_store(os.fspath(path)) if is_remote(path) else Path(path)
         manifest_path = self.path / code_format.MANIFEST
         if not manifest_path.is_file():
             if (self.path / code_format.PROGRESS).is_file():
@@ -143,4 +145,5 @@ def code_batches(
         start_step=start_step,
         rows=rows,
         drop_remainder=drop_remainder,
+        threads=1,  # reading codes is Python throughout: four threads contend for the interpreter and halve the rate
     )

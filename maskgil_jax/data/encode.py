@@ -19,6 +19,7 @@ from maskgil_jax.config import require
 from maskgil_jax.data import code_format
 from maskgil_jax.data.crops import adm_center_crop, five_crops
 from maskgil_jax.data.loader import read_ahead
+from maskgil_jax.storage import is_remote
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def encode_dataset(
     require(shard_size >= 1, f"shard_size: must be at least 1, got {shard_size}")
     require(2 <= codebook_size < 2**31, f"codebook_size: must be in 2..2^31-1, got {codebook_size}")
     require(len(source) > 0, f"{source.name}: no images to encode")
+    require(not is_remote(out_dir), f"{out_dir}: codes are written to a local disk; copy the finished folder there")
     out_dir = Path(out_dir)
     crops = range(5) if ten_crop else range(1)
     variants = [[crop, mirrored] for mirrored in range(1 + (flip or ten_crop)) for crop in crops]

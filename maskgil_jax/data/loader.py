@@ -14,7 +14,7 @@ import numpy as np
 
 from maskgil_jax.config import require
 
-THREADS = 4  # that prepare batches ahead in this process (2 in a worker process)
+THREADS = 4  # that prepare batches ahead in this process, at most 2 of them in a worker process
 
 
 class _Numbered:
@@ -67,6 +67,7 @@ def batches(
     start_step: int = 0,
     rows: Sequence[int] | None = None,
     drop_remainder: bool = True,
+    threads: int = THREADS,
 ) -> grain.DatasetIterator:
     """Iterates over batches {name: array} of the fields in `dtypes`, from global step `start_step` on.
 
@@ -75,6 +76,7 @@ def batches(
     run of several; None: all. dtypes: what to keep of a record, and the types.
     num_epochs: None goes on for ever; epochs follow one another without a break, each in its own order. With `drop_remainder`
     the records left over at the very end are not seen. num_workers: worker processes; 0 prepares batches in threads.
+    threads: more than one only helps where records are made outside of Python, as images are.
     Raises a ConfigError for sizes that do not fit together. The iterator has `close()`.
     """
     require(len(source) > 0, f"{getattr(source, 'name', 'data')}: no records")
@@ -112,15 +114,15 @@ def batches(
     steps = stream.batch(batch_size if rows is None else len(rows), drop_remainder=drop_remainder, batch_fn=_Stack(dtypes))[
         start_step:
     ]
-    return read_ahead(steps, num_workers)
+    return read_ahead(steps, num_workers, threads)
 
 
-def read_ahead(dataset: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
+def read_ahead(dataset: grain.MapDataset, num_workers: int, threads: int = THREADS) -> grain.DatasetIterator:
     """Iterates over the elements in order, preparing them ahead in threads or, if `num_workers`, in processes."""
     if not num_workers:
-        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)))
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=THREADS)))
     _parse_absl_flags()
-    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    ahead = grain.ReadOptions(num_threads=min(threads, 2), prefetch_buffer_size=2)
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
     return iter(dataset.to_iter_dataset(ahead).mp_prefetch(options))
 

@@ -9,15 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, require
-from maskgil_jax.decoding.guidance import mix
-from maskgil_jax.decoding.sampling import draw, image_keys, typed_key
+from maskgil_jax.decoding.guidance import mix, ready
+from maskgil_jax.decoding.sampling import draw
+from maskgil_jax.keys import fold_keys, image_keys, typed_key
 
 # Folded into an image's key before its tokens' numbers, so that masked decoding with the same key draws independently.
 _CAUSAL_DRAWS = 2**32 - 1
 
 
 def decode_causal(
-    generator, condition, key, cfg: CausalConfig, tokens_bn=None, grid: tuple[int, int] | None = None, end: int | None = None
+    generator,
+    condition,
+    key,
+    cfg: CausalConfig,
+    tokens_bn=None,
+    grid: tuple[int, int] | None = None,
+    end: int | None = None,
+    kept_bl=None,
 ):
     """Writes the tokens of a batch of canvases, one network call each.
 
@@ -38,6 +46,9 @@ def decode_causal(
         batch. Default: none given.
       grid: (rows, columns) of the canvas. Default: the generator's training grid.
       end: how many tokens there are in the end, given ones included. Default: rows * columns.
+      kept_bl: int (b, end), tokens that are not drawn but kept, -1 where one is to be drawn: any number of them per image,
+        anywhere after the first n. The network goes on from them as if they were its own, and sees none before it gets
+        there. Default: none.
 
     Returns:
       int32 (b, end).
@@ -61,7 +72,9 @@ def decode_causal(
     count, n = math.prod(grid), tokens_bn.shape[1]
     end = count if end is None else end
     require(n <= end <= count, f"end: {n} tokens are given and the canvas has {count}, got {end}")
-    return _decode_causal(generator, condition, key, tokens_bn, cfg, grid, end)
+    if kept_bl is not None and (kept_bl.shape != (b, end) or not jnp.issubdtype(kept_bl.dtype, jnp.integer)):
+        raise ConfigError(f"kept_bl: expected whole numbers of shape {(b, end)}, got {kept_bl.dtype} {kept_bl.shape}")
+    return _decode_causal(generator, condition, key, tokens_bn, kept_bl, cfg, grid, end)
 
 
 def check_causal(generator) -> None:
@@ -71,26 +84,28 @@ def check_causal(generator) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "end"))
-def _decode_causal(generator, condition, key, tokens_bn, cfg: CausalConfig, grid, end: int):
-    return write(generator, condition, image_keys(key, tokens_bn.shape[0]), tokens_bn.astype(jnp.int32), cfg, grid, end)
+def _decode_causal(generator, condition, key, tokens_bn, kept_bl, cfg: CausalConfig, grid, end: int):
+    key_b = image_keys(key, tokens_bn.shape[0])
+    return write(generator, condition, key_b, tokens_bn.astype(jnp.int32), kept_bl, cfg, grid, end)
 
 
-def write(generator, condition, key_b, tokens_bn, cfg: CausalConfig, grid: tuple[int, int], end: int):
-    """The loop itself, to be called under jit: the given tokens and those drawn after them, int32 (b, end)."""
+def write(generator, condition, key_b, tokens_bn, kept_bl, cfg: CausalConfig, grid: tuple[int, int], end: int):
+    """The loop itself, to be called under jit: the given tokens and those drawn or kept after them, int32 (b, end)."""
     b, n = tokens_bn.shape
     if end == n:
         return tokens_bn
+    generator = ready(generator)
     law = DecodeConfig(temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, draw=cfg.draw)
-    key_b = jax.vmap(jax.random.fold_in, (0, None))(key_b, _CAUSAL_DRAWS)
+    key_b = fold_keys(key_b, _CAUSAL_DRAWS)
     guided, rows_bn = cfg.guidance != 1.0, tokens_bn
     if guided:  # the two rows of an image are neighbours, so a batch sharded over devices keeps its branches together
         condition = jax.tree.map(_alternate, condition, generator.null_condition(condition))
         rows_bn = jnp.repeat(tokens_bn, 2, axis=0)
 
     def pick(i, logits_bv):
-        keys_b = jax.vmap(jax.random.fold_in, (0, None))(key_b, i)
         logits_bv = logits_bv / cfg.temperature if cfg.temperature > 0 else logits_bv
-        return draw(keys_b, logits_bv[:, None], law)[:, 0].astype(jnp.int32)
+        drawn_b = draw(fold_keys(key_b, i), logits_bv[:, None], law)[:, 0].astype(jnp.int32)
+        return drawn_b if kept_bl is None else jnp.where(kept_bl[:, i] < 0, drawn_b, kept_bl[:, i].astype(jnp.int32))
 
     def step(i, carry, guided: bool):
         tokens_bl, logits_bv, cache = carry

@@ -14,6 +14,7 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig, require
 from maskgil_jax.decoding.masked import best, decode
+from maskgil_jax.keys import fold_keys
 
 # Folded into an image's key before anything else is, so that these draws have nothing to do with those of the decoder.
 _VARIATION_DRAWS, _WINDOW_DRAWS = 2**32 - 2, 2**32 - 3
@@ -76,7 +77,7 @@ def hide_share(tokens_bl, key_b, share: float, mask_id: int):
     """Masks round(share * l) tokens of each image, drawn evenly from its own key: int32 (b, l). share: 0..1."""
     require(0.0 <= share <= 1.0, f"share: must be between 0 (nothing is made anew) and 1 (everything), got {share}")
     b, l = tokens_bl.shape
-    key_b = jax.vmap(jax.random.fold_in, (0, None))(key_b, _VARIATION_DRAWS)
+    key_b = fold_keys(key_b, _VARIATION_DRAWS)
     chance_bl = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(key_b)
     hidden_bl = best(jnp.ones((b, l), bool), chance_bl, jnp.full(b, round(share * l))) if round(share * l) else False
     return jnp.where(hidden_bl, mask_id, tokens_bl)
@@ -166,11 +167,11 @@ def decode_windows(
         f"overlap: must be (rows, columns) from 0 to below the training grid's {rows}x{columns}, got {overlap}",
     )
     tokens_bhw = np.array(tokens_bhw, np.int32)
-    key_b = jax.vmap(jax.random.fold_in, (0, None))(key_b, _WINDOW_DRAWS)
+    key_b = fold_keys(key_b, _WINDOW_DRAWS)
     for number, (top, left) in enumerate(windows((h, w), (rows, columns), overlap, anchor)):
         window = tokens_bhw[:, top : top + rows, left : left + columns]  # a view: what is written here is written there
         if (window == generator.cfg.mask_id).any():
-            keys_b = jax.vmap(jax.random.fold_in, (0, None))(key_b, number)
+            keys_b = fold_keys(key_b, number)
             given_bl = jnp.asarray(window.reshape(len(window), -1))
             window[:] = jax.device_get(decode(generator, condition, keys_b, cfg, given_bl)).reshape(window.shape)
     return tokens_bhw

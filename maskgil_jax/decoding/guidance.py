@@ -54,6 +54,11 @@ def guided_runs(scales: np.ndarray) -> list[tuple[int, int, bool]]:
     return [(first, end, bool(guided[first])) for first, end in itertools.pairwise(edges)]
 
 
+def ready(generator):
+    """The network for a loop that calls it often: what its method `unstacked` gives, if it has one."""
+    return generator.unstacked() if hasattr(generator, "unstacked") else generator
+
+
 def mix(cond, uncond, scale):
     """`uncond + scale * (cond - uncond)`."""
     return uncond + scale * (cond - uncond)

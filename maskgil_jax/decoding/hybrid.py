@@ -37,6 +37,7 @@ def decode_hybrid(
     cfg: DecodeConfig,
     ratio: float,
     grid: tuple[int, int] | None = None,
+    tokens_bl=None,
 ):
     """Fills a batch of canvases in `network_calls(ratio, grid, cfg.steps)` network calls, all in one compiled program.
 
@@ -49,6 +50,9 @@ def decode_hybrid(
       condition, key: as there; both networks get the same.
       ratio: share of the tokens that the causal network writes, 0..1.
       grid: (rows, columns) of the canvas. Default: the masked network's training grid.
+      tokens_bl: int (b, rows * columns), the masked network's `mask_id` where a token is to be made, any number of them per
+        image. Both networks keep the given ones; the causal one sees those in its own part, each from its place on.
+        Default: everything masked.
 
     Returns:
       int32 (b, rows * columns).
@@ -65,17 +69,22 @@ def decode_hybrid(
         )
     rows, columns = generator.cfg.grid if grid is None else grid
     grid = (int(rows), int(columns))
-    return _decode_hybrid(ar, generator, condition, key, ar_cfg, cfg, causal_tokens(ratio, grid), grid)
+    if tokens_bl is not None and (tokens_bl.ndim != 2 or tokens_bl.shape[1] != math.prod(grid)):
+        raise ConfigError(
+            f"tokens_bl: a {grid[0]}x{grid[1]} grid needs tokens of shape (b, {math.prod(grid)}), got {tokens_bl.shape}"
+        )
+    return _decode_hybrid(ar, generator, condition, key, tokens_bl, ar_cfg, cfg, causal_tokens(ratio, grid), grid)
 
 
 @functools.partial(jax.jit, static_argnames=("ar_cfg", "cfg", "written", "grid"))
-def _decode_hybrid(ar, generator, condition, key, ar_cfg, cfg, written: int, grid):
+def _decode_hybrid(ar, generator, condition, key, tokens_bl, ar_cfg, cfg, written: int, grid):
     """Each stage is a compiled program of its own kind; called under jit, they become one."""
-    count = math.prod(grid)
+    count, mask_id = math.prod(grid), generator.cfg.mask_id
     if written == 0:
-        return decode(generator, condition, key, cfg, grid=grid)
-    tokens_bn = decode_causal(ar, condition, key, ar_cfg, grid=grid, end=written)
+        return decode(generator, condition, key, cfg, tokens_bl, grid)
+    kept_bn = None if tokens_bl is None else jnp.where(tokens_bl == mask_id, -1, tokens_bl)[:, :written]
+    tokens_bn = decode_causal(ar, condition, key, ar_cfg, grid=grid, end=written, kept_bl=kept_bn)
     if written == count:
         return tokens_bn
-    tokens_bl = jnp.pad(tokens_bn, ((0, 0), (0, count - written)), constant_values=generator.cfg.mask_id)
-    return decode(generator, condition, key, cfg, tokens_bl, grid)
+    rest_bm = jnp.full((len(tokens_bn), count - written), mask_id) if tokens_bl is None else tokens_bl[:, written:]
+    return decode(generator, condition, key, cfg, jnp.concatenate([tokens_bn, rest_bm], axis=1), grid)

@@ -17,10 +17,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maskgil_jax.config import ConfigError, DecodeConfig, require
-from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress
+from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress, ready
 from maskgil_jax.decoding.orders import queue_scores
-from maskgil_jax.decoding.sampling import draw, image_keys, temperatures, typed_key
-from maskgil_jax.schedules import most_left, remask_counts, reveal_counts
+from maskgil_jax.decoding.sampling import draw, temperatures
+from maskgil_jax.keys import fold_keys, image_keys, typed_key
+from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
+
+# loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
+MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES = 16, 4096
 
 
 def decode(
@@ -60,13 +64,15 @@ def decode(
     canvas_bl = _start(generator, condition, tokens_bl, grid)
     steps = functools.partial(_decode, generator, condition, key, tokens_bl, cfg=cfg, grid=grid, trajectory=False)
     if on_step is None:
-        return steps(canvas_bl, None)
+        return steps(canvas_bl, None, None)[0]
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((generator, condition, key, canvas_bl)))
     require(not traced, "on_step: is called from the host, so decode must not stand inside a jitted function")
     layout = canvas_bl.sharding
+    sure_bl = jnp.zeros(canvas_bl.shape, jnp.float32) if remembers(cfg) else None
+    canvas_bl, sure_bl = jax.device_put((canvas_bl, sure_bl), layout)
     for i in range(cfg.steps):
         # Back in the layout of the first canvas, so that every step finds the program that is there already.
-        canvas_bl = jax.device_put(steps(canvas_bl, _span(i, i + 1)), layout)
+        canvas_bl, sure_bl = jax.device_put(steps(canvas_bl, sure_bl, _span(i, i + 1)), layout)
         on_step(i + 1, canvas_bl)
     return canvas_bl
 
@@ -75,7 +81,12 @@ def decode_steps(generator, condition, key, cfg: DecodeConfig, tokens_bl=None, g
     """As `decode`, but returns the canvas after every step: int32 (steps, b, h * w), `mask_id` where still masked."""
     grid = _check(generator, condition, key, tokens_bl, grid)
     canvas_bl = _start(generator, condition, tokens_bl, grid)
-    return _decode(generator, condition, key, tokens_bl, canvas_bl, None, cfg=cfg, grid=grid, trajectory=True)
+    return _decode(generator, condition, key, tokens_bl, canvas_bl, None, None, cfg=cfg, grid=grid, trajectory=True)[0]
+
+
+def remembers(cfg: DecodeConfig) -> bool:
+    """Whether the loop must keep how sure each token was when it was revealed."""
+    return cfg.remask is not None and cfg.remask_pick == "confidence"
 
 
 def confidence(logits_blv, picks_bl, noise_bl=None, weight=0.0):
@@ -109,27 +120,33 @@ def reveal(tokens_bl, picks_bl, scores_bl, count_b, mask_id: int):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "trajectory"))
-def _decode(generator, condition, key, tokens_bl, canvas_bl, span, *, cfg: DecodeConfig, grid, trajectory: bool):
-    """Steps span[0] to span[1] (None: all) on `canvas_bl`, which began as `tokens_bl` (None: everything masked)."""
+def _decode(generator, condition, key, tokens_bl, canvas_bl, sure_bl, span, *, cfg: DecodeConfig, grid, trajectory: bool):
+    """Steps span[0] to span[1] (None: all) on `canvas_bl`, which began as `tokens_bl` (None: everything masked).
+
+    Returns what `fill` does.
+    """
     b, l, mask_id = _batch(condition), math.prod(grid), generator.cfg.mask_id
+    pause = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to) if cfg.remask_loop else (0, 0)
+    plan = (cfg.plan, cfg.schedule, cfg.steps)
     if tokens_bl is None:
         tokens_bl = jnp.full((b, l), mask_id, jnp.int32)
-        counts_bt = jnp.tile(reveal_counts(cfg.plan, cfg.schedule, cfg.steps, l), (b, 1))
+        counts_bt = jnp.tile(reveal_counts(*plan, l, pause=pause), (b, 1))
     else:
         tokens_bl = tokens_bl.astype(jnp.int32)
-        counts_bt = reveal_counts(cfg.plan, cfg.schedule, cfg.steps, (tokens_bl == mask_id).sum(axis=-1), max_masked=l)
-    left_t = most_left(cfg.plan, cfg.schedule, cfg.steps, l)
-    part = Part(canvas_bl.astype(jnp.int32), span, left_t)
+        counts_bt = reveal_counts(*plan, (tokens_bl == mask_id).sum(axis=-1), max_masked=l, pause=pause)
+    part = Part(canvas_bl.astype(jnp.int32), sure_bl, span, most_left(*plan, l, pause))
     return fill(generator, condition, image_keys(key, b), tokens_bl, counts_bt, cfg, grid, trajectory, part)
 
 
 class Part(NamedTuple):
-    """A stretch of the loop: the canvas it begins with, its first step and its end, and `schedules.most_left` of the plan.
+    """A stretch of the loop: what it begins with, its first step and its end, and `schedules.most_left` of the plan.
 
-    A span is an array, so that every part is the same program; None stands for all steps, a loop of fixed length.
+    It begins with a canvas and, if the configuration `remembers`, how sure its tokens were (None: nothing is made yet). A
+    span is an array, so that every part is the same program; None stands for all steps, a loop of fixed length.
     """
 
     canvas_bl: jax.Array
+    sure_bl: Any
     span: Any
     left_t: np.ndarray
 
@@ -148,41 +165,49 @@ def fill(
     """The loop itself, to be called under jit: reveals `counts_bt[:, i]` tokens (b, steps) of each image at step i.
 
     With `cfg.remask` that is the number on balance: what is hidden again is revealed on top. Returns the last canvas, or
-    with `trajectory` the canvas after every step (steps, b, l). `part`: only some of the steps; default all.
+    with `trajectory` the canvas after every step (steps, b, l); and how sure its tokens were, or None unless the
+    configuration `remembers`. `part`: only some of the steps; default all.
     """
+    generator, each_step = ready(generator), unrolled(cfg, generator.cfg.codebook_size)
     mask_id, scales, heat = generator.cfg.mask_id, guidance_scales(cfg), temperatures(cfg)
-    l, folded = tokens_bl.shape[1], jax.vmap(jax.random.fold_in, (0, None))
-    queue_bl = None
+    l, queue_bl = tokens_bl.shape[1], None
     if cfg.order not in ("confidence", "random"):
-        queue_bl = queue_scores(cfg.order, folded(key_b, 3 * cfg.steps), grid)
+        queue_bl = queue_scores(cfg.order, fold_keys(key_b, 3 * cfg.steps), grid)
     if cfg.remask is not None:
         made_here_bl = tokens_bl == mask_id
-        again_bt = remask_counts(cfg.remask, cfg.remask_eta, counts_bt, l)
+        window = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to)
+        again_bt = remask_counts(cfg.remask, cfg.remask_eta, counts_bt, l, window)
         counts_bt = counts_bt + again_bt
 
     def step(i, carry, guided: bool, left: int = l):
-        tokens_bl, canvases = carry
+        tokens_bl, canvases, sure_bl = carry
         scale = jnp.asarray(scales)[i] if guided else None
         at_bm = jnp.argsort(tokens_bl != mask_id, axis=-1, stable=True)[:, :left] if left < l else None
         logits_bmv = guided_logits(generator, tokens_bl, condition, scale, grid, at_bm)
         if cfg.temperature > 0:
             logits_bmv = logits_bmv / (cfg.temperature if cfg.temperature_end is None else jnp.asarray(heat)[i])
-        picks_bm = draw(folded(key_b, 2 * i), logits_bmv, cfg, l, at_bm)
+        picks_bm = draw(fold_keys(key_b, 2 * i), logits_bmv, cfg, l, at_bm)
         scores_bl = queue_bl
+        if cfg.order == "confidence" or remembers(cfg):
+            log_prob_bl = _spread(confidence(logits_bmv, picks_bm), at_bm, l)
         if cfg.order == "confidence":
-            scores_bl = _spread(confidence(logits_bmv, picks_bm), at_bm, l)
-        scores_bl = _with_noise(folded(key_b, 2 * i + 1), scores_bl, l, i, cfg)
+            scores_bl = log_prob_bl
+        scores_bl = _with_noise(fold_keys(key_b, 2 * i + 1), scores_bl, l, i, cfg)
         after_bl = reveal(tokens_bl, _spread(picks_bm, at_bm, l), scores_bl, counts_bt[:, i], mask_id)
         if cfg.remask is not None:
-            chance_bl = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(folded(key_b, 2 * cfg.steps + i))
+            chance_bl = doubt(fold_keys(key_b, 2 * cfg.steps + i), l, sure_bl)
             hidden_bl = best(made_here_bl & (tokens_bl != mask_id), chance_bl, again_bt[:, i])
             after_bl = jnp.where(hidden_bl, mask_id, after_bl)
-        return after_bl, (canvases.at[i].set(after_bl) if trajectory else None)
+        if sure_bl is not None:
+            sure_bl = jnp.where(tokens_bl == mask_id, jnp.exp(log_prob_bl), sure_bl)
+        return after_bl, (canvases.at[i].set(after_bl) if trajectory else None), sure_bl
 
-    canvas_bl, span = (tokens_bl, None) if part is None else (part.canvas_bl, part.span)
-    carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None)
+    canvas_bl, sure_bl, span = (tokens_bl, None, None) if part is None else part[:3]
+    if remembers(cfg) and sure_bl is None:
+        sure_bl = jnp.zeros(tokens_bl.shape, jnp.float32)
+    carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None, sure_bl)
     for start, stop, guided in guided_runs(scales):
-        if cfg.loop == "fori":
+        if not each_step:
             low, high = (start, stop) if span is None else jnp.clip(span, start, stop)
             carry = jax.lax.fori_loop(low, high, functools.partial(step, guided=guided), carry)
             continue
@@ -190,7 +215,25 @@ def fill(
             left = max(1, int(part.left_t[i])) if part is not None and hasattr(generator, "hidden") else l
             now = functools.partial(step, i, guided=guided, left=left)
             carry = now(carry) if span is None else jax.lax.cond((span[0] <= i) & (i < span[1]), now, lambda c: c, carry)
-    return carry[1] if trajectory else carry[0]
+    return carry[1] if trajectory else carry[0], carry[2]
+
+
+def doubt(key_b, length: int, sure_bl=None):
+    """Float32 (b, l): those with the highest numbers are hidden again. Evenly drawn without `sure_bl`.
+
+    With it, the probability that each token had when it was revealed, the first one hidden is token k with probability
+    exp(-sure_k) / sum of exp(-sure), ReMDM's weights; the next one likewise among the others.
+    """
+    if sure_bl is None:
+        return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(key_b)
+    return jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(key_b) - sure_bl
+
+
+def unrolled(cfg: DecodeConfig, codes: int) -> bool:
+    """What `cfg.loop` comes to on this platform, for a codebook of so many codes."""
+    if cfg.loop != "auto":
+        return cfg.loop == "unrolled"
+    return jax.default_backend() == "cpu" and cfg.steps <= MAX_UNROLLED_STEPS and codes >= MIN_UNROLLED_CODES
 
 
 def _spread(values_bm, at_bm, length: int):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -11,15 +10,10 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig
 from maskgil_jax.decoding.guidance import progress
+from maskgil_jax.keys import keys_at
 
 _BLOCK = 128  # codes per block of the two-level inverse CDF
 _ONE_BITS = 0x3F800000  # float32 1.0 as an integer
-
-
-def image_keys(key, batch: int):
-    """One key per image (b,): a single key is folded with the image's index, an array of b keys is used as it is."""
-    key = typed_key(key)
-    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
 def portions(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
@@ -30,13 +24,8 @@ def portions(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray,
     """
     for start in range(0, len(places_n), size):
         rows = np.minimum(np.arange(start, start + size), len(places_n) - 1)
-        keys_b = jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), np.asarray(places_n)[rows])
+        keys_b = keys_at(key, np.asarray(places_n)[rows])
         yield rows, keys_b, min(size, len(places_n) - start)
-
-
-def typed_key(key):
-    """Accepts keys of `jax.random.key` and raw `jax.random.PRNGKey` data alike."""
-    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
 
 
 def temperatures(cfg: DecodeConfig) -> np.ndarray:
@@ -54,13 +43,9 @@ def draw(key_b, logits_bmv, cfg: DecodeConfig, length: int | None = None, at_bm=
     if cfg.temperature == 0:
         return jnp.argmax(logits_bmv, axis=-1)
     logits_bmv = keep_likely(logits_bmv, cfg.top_k, cfg.top_p)
-    gumbel, inverse = (functools.partial(law, length=length, at_bm=at_bm) for law in (draw_gumbel, draw_inverse))
-    if cfg.draw == "gumbel":
-        return gumbel(key_b, logits_bmv)
-    if cfg.draw == "inverse":
-        return inverse(key_b, logits_bmv)
-    # Random bits are the cost of the Gumbel draw on a CPU (one per code); accelerators make them for next to nothing.
-    return jax.lax.platform_dependent(key_b, logits_bmv, cpu=inverse, default=gumbel)
+    # Not by platform: the same key is the same image everywhere.
+    law = draw_gumbel if cfg.draw == "gumbel" else draw_inverse
+    return law(key_b, logits_bmv, length, at_bm)
 
 
 def draw_gumbel(key_b, logits_bmv, length: int | None = None, at_bm=None):

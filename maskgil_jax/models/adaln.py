@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskgil_jax.config import AdaLNConfig, ConfigError
+from maskgil_jax.config import AdaLNConfig
+from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import RMSNorm, dropout, embedding, fold_keys, unit_rms, walk_layers
+from maskgil_jax.models.layers import RMSNorm, attend, check_learned_grid, dropout, embedding, unit_rms, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 EPS = 1e-5
@@ -40,7 +41,7 @@ class Attention(nnx.Module):
         b, l, _ = x_bld.shape
         q, k, v = unit_rms(self.q(x_bld), EPS), unit_rms(self.k(x_bld), EPS), self.v(x_bld)
         q, k, v = (y.reshape(b, l, self.heads, -1) for y in (q, k, v))
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(b, l, -1))
+        return self.o(attend(q, k, v).reshape(b, l, -1))
 
 
 class Mlp(nnx.Module):
@@ -104,6 +105,8 @@ class AdaLN(nnx.Module):
         self.last_norm = LastNorm(cfg, rngs=rngs)
         self.head_bias = nnx.Param(jnp.zeros((cfg.codebook_size + 1,), jnp.float32))
 
+    unstacked = unstacked
+
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """The same batch with the learned null class, for classifier-free guidance."""
         return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
@@ -113,10 +116,7 @@ class AdaLN(nnx.Module):
     ) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
         cfg = self.cfg
-        if grid is not None and tuple(grid) != tuple(cfg.grid):
-            raise ConfigError(
-                f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
-            )
+        check_learned_grid(cfg, grid)
         check_inputs(cfg, tokens_bl, condition, cfg.grid)
         class_b1d = jax.nn.silu(self.classes(condition.label_b)[:, None].astype(cfg.dtype))
         x = self.tokens(tokens_bl) + self.positions.embedding[...][None]
@@ -134,8 +134,11 @@ class AdaLN(nnx.Module):
         )
         return self.last_norm(x[:, : tokens_bl.shape[1]], class_b1d)
 
-    def logits(self, hidden_bld: jax.Array) -> jax.Array:
-        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`."""
+    def logits(self, hidden_bld: jax.Array, at_bl: jax.Array | None = None) -> jax.Array:
+        """float32 logits over the head's classes: the codebook, and [MASK] too if trained with `mask_logit`.
+
+        `at_bl`: which positions the states are of, if not all; every position has the same head here.
+        """
         classes = self.cfg.codebook_size + self.cfg.mask_logit
         table = self.tokens.embedding[:classes].astype(self.cfg.dtype)
         logits_blv = jnp.einsum("bld,vd->blv", hidden_bld, table).astype(jnp.float32)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maskgil_jax.config import BertConfig, ConfigError
+from maskgil_jax.config import BertConfig
+from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, dropout, embedding, fold_keys, linear, walk_layers
+from maskgil_jax.models.layers import LayerNorm, attend, check_learned_grid, dropout, embedding, linear, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
@@ -28,7 +29,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
         q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
-        return self.o(jax.nn.dot_product_attention(q, k, v).reshape(b, l, -1))
+        return self.o(attend(q, k, v).reshape(b, l, -1))
 
 
 class Mlp(nnx.Module):
@@ -78,6 +79,8 @@ class Bert(nnx.Module):
         # One bias per position and token, classes included: the published network scores its whole joint table.
         self.head_bias = nnx.Param(jnp.zeros((count, rows + cfg.num_classes + 1), jnp.float32))
 
+    unstacked = unstacked
+
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """The same batch with the learned null class, for classifier-free guidance."""
         return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
@@ -87,10 +90,7 @@ class Bert(nnx.Module):
     ) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
         cfg = self.cfg
-        if grid is not None and tuple(grid) != tuple(cfg.grid):
-            raise ConfigError(
-                f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
-            )
+        check_learned_grid(cfg, grid)
         check_inputs(cfg, tokens_bl, condition, cfg.grid)
         parts = [self.classes(condition.label_b)[:, None], self.tokens(tokens_bl)]
         x = jnp.concatenate(parts if cfg.class_position == "first" else parts[::-1], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maskgil_jax.config import ConfigError
+from maskgil_jax.keys import fold_keys
+
 ATTENTION = "attention"  # name of an attention's output before its last linear map, for the remat policies
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
+
+
+def check_learned_grid(cfg, grid: tuple[int, int] | None) -> None:
+    """Raises a `ConfigError` for another grid than the trained one (None): each of its places has a learned position."""
+    if grid is not None and tuple(grid) != tuple(cfg.grid):
+        raise ConfigError(
+            f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
+        )
 
 
 def linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:
@@ -57,6 +69,20 @@ class LayerNorm(nnx.Module):
         return (normed * scale + bias).astype(x.dtype)
 
 
+def attend(q_blhk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, mask=None, causal: bool = False) -> jax.Array:
+    """Attention (b, l, h, k), scores and softmax in float32: `jax.nn.dot_product_attention`.
+
+    Where everything sees everything, a CPU gets its heads brought together first: products of (length, k) by (k, length)
+    that lie in memory in one piece take two thirds of the time.
+    """
+    if jax.default_backend() != "cpu" or mask is not None or causal or q_blhk.shape[2] != k_bshk.shape[2]:
+        return jax.nn.dot_product_attention(q_blhk, k_bshk, v_bshk, mask=mask, is_causal=causal)
+    q_bhlk, k_bhsk, v_bhsk = (x.transpose(0, 2, 1, 3) for x in (q_blhk, k_bshk, v_bshk))
+    scores_bhls = jnp.einsum("bhlk,bhsk->bhls", q_bhlk, k_bhsk, preferred_element_type=jnp.float32)
+    weights_bhls = jax.nn.softmax(scores_bhls * q_blhk.shape[-1] ** -0.5, axis=-1).astype(v_bshk.dtype)
+    return jnp.einsum("bhls,bhsk->bhlk", weights_bhls, v_bhsk).transpose(0, 2, 1, 3)
+
+
 def dropout(x_bld: jax.Array, rate: float, key_b: jax.Array | None) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the rest; `key_b=None` (sampling) returns the input.
 
@@ -84,11 +110,6 @@ def mixed(bits: jax.Array) -> jax.Array:
     return bits ^ (bits >> 16)
 
 
-def fold_keys(key_b: jax.Array | None, data) -> jax.Array | None:
-    """`jax.random.fold_in` for a batch of keys; None stays None."""
-    return None if key_b is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(key_b, data)
-
-
 def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
     """Keeps what linear maps make of (b, l, d), but not the rotation's (b, l, h, k), in float32 and cheap to repeat."""
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim == 3
@@ -104,10 +125,24 @@ REMAT_POLICIES: dict[str, Callable[[], Any]] = {
 }
 
 
+def unstacked(network: Any) -> Any:
+    """The network for a loop that calls it often: if its layers are not scanned, they are cut out of their stack.
+
+    Each call copies the weights of unrolled layers out of the stack; those cut apart before a loop are copied once.
+    """
+    if not _unrolled(network.cfg.layers):
+        return network
+    loose = copy.copy(network)
+    row = lambda i: jax.tree.map(lambda leaf: leaf[i], network.layers)  # noqa: E731
+    loose.layers = nnx.List([row(i) for i in range(network.cfg.depth)])
+    return loose
+
+
 def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable):
     """Runs stacked `layers` (a leading axis of `depth` on every parameter) over `x_bld` with `call(layer, x, key_b)`.
 
-    Both may be pytrees, such as a network's layers with their numbers, and the states with a cache.
+    Both may be pytrees, such as a network's layers with their numbers, and the states with a cache. `layers` may also be a
+    list of what is otherwise stacked (`unstacked`).
 
     `layers_mode` "scan" compiles one layer and loops (fast to compile, the choice on TPU and GPU), "unroll" writes all out
     (faster to run on CPU), "auto" chooses by platform. Both give the same numbers.
@@ -119,6 +154,13 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
 
     if remat != "none":
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=layers_mode != "scan")
-    unroll = layers_mode == "unroll" or (layers_mode == "auto" and jax.default_backend() == "cpu")
-    x_bld, _ = jax.lax.scan(step, x_bld, (layers, jnp.arange(depth)), unroll=depth if unroll else 1)
+    if isinstance(layers, list | nnx.List):
+        for index, layer in enumerate(layers):
+            x_bld, _ = step(x_bld, (layer, index))
+        return x_bld
+    x_bld, _ = jax.lax.scan(step, x_bld, (layers, jnp.arange(depth)), unroll=depth if _unrolled(layers_mode) else 1)
     return x_bld
+
+
+def _unrolled(layers_mode: str) -> bool:
+    return layers_mode == "unroll" or (layers_mode == "auto" and jax.default_backend() == "cpu")

@@ -8,10 +8,21 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError, LlamaConfig
+from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.attention import flash_attention
 from maskgil_jax.models.cache import KVCache, attention_mask
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.models.layers import ATTENTION, LayerNorm, RMSNorm, dropout, embedding, fold_keys, linear, walk_layers
+from maskgil_jax.models.layers import (
+    ATTENTION,
+    LayerNorm,
+    RMSNorm,
+    attend,
+    dropout,
+    embedding,
+    linear,
+    unstacked,
+    walk_layers,
+)
 from maskgil_jax.models.rope import rotate, rotation_table
 
 
@@ -76,7 +87,7 @@ class Attention(nnx.Module):
             cache = cache.put(layer, start, k, v)
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal).reshape(b, l, -1)
+        out = attend(q, k, v, mask, causal).reshape(b, l, -1)
         return self.o(checkpoint_name(out, ATTENTION)), cache
 
 
@@ -140,6 +151,8 @@ class Llama(nnx.Module):
         self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
         self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
+
+    unstacked = unstacked
 
     def null_condition(self, condition):
         """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
@@ -233,8 +246,9 @@ class Llama(nnx.Module):
             (layer, number), (x, cache) = place, carry
             return layer(x, rotation, None, mask, (cache, number, start))
 
+        loose = isinstance(self.layers, nnx.List)
         x_bqd, cache = walk_layers(
-            (self.layers, jnp.arange(cfg.depth)),
+            list(zip(self.layers, range(cfg.depth))) if loose else (self.layers, jnp.arange(cfg.depth)),
             (x_bqd, cache),
             None,
             depth=cfg.depth,

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, MaskGITConfig
+from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.bert import Attention, Mlp
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, dropout, embedding, fold_keys, linear, walk_layers
+from maskgil_jax.models.layers import LayerNorm, check_learned_grid, dropout, embedding, linear, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
 
 EPS = 1e-12  # of every norm, as published
@@ -48,6 +49,8 @@ class MaskGIT(nnx.Module):
         # The published network scores its whole table, classes and [MASK] too; only the codes' scores are ever used here.
         self.head_bias = nnx.Param(jnp.zeros((cfg.vocabulary,), jnp.float32))
 
+    unstacked = unstacked
+
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """Raises ConfigError: there is no null class to guide away from."""
         raise ConfigError(
@@ -59,10 +62,7 @@ class MaskGIT(nnx.Module):
     ) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
         cfg = self.cfg
-        if grid is not None and tuple(grid) != tuple(cfg.grid):
-            raise ConfigError(
-                f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
-            )
+        check_learned_grid(cfg, grid)
         check_inputs(cfg, tokens_bl, condition, cfg.grid)
         rows_bl = jnp.where(tokens_bl == cfg.mask_id, cfg.vocabulary - 1, tokens_bl)
         rows_bl = jnp.concatenate([cfg.codebook_size + condition.label_b[:, None], rows_bl], axis=1)
@@ -79,8 +79,11 @@ class MaskGIT(nnx.Module):
         )
         return self.head_norm(jax.nn.gelu(self.last_linear(x[:, 1:]), approximate=True))
 
-    def logits(self, hidden_bld: jax.Array) -> jax.Array:
-        """float32 logits (b, l, codebook_size): products with the codes' rows of the table, and a bias per code."""
+    def logits(self, hidden_bld: jax.Array, at_bl: jax.Array | None = None) -> jax.Array:
+        """float32 logits (b, l, codebook_size): products with the codes' rows of the table, and a bias per code.
+
+        `at_bl`: which positions the states are of, if not all; every position has the same head here.
+        """
         size = self.cfg.codebook_size
         table_vd = self.tokens.embedding[:size].astype(self.cfg.dtype)
         return jnp.einsum("bld,vd->blv", hidden_bld, table_vd).astype(jnp.float32) + self.head_bias[:size][None, None]

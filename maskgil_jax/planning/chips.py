@@ -58,8 +58,10 @@ def open_topology(text: str) -> tuple[list, Chip | None]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies
 
+    # A lone chip is a part of a machine that has more; everything else is made of whole machines.
+    part = {"chips_per_host_bounds": (1, 1, 1)} if set(size) <= set("1x") else {}
     try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=text)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=text, **part)
     except Exception as error:  # RuntimeError, JaxRuntimeError or NotImplementedError, by version and cause
         reason = " ".join(str(error).split())[:200]
         hint = (

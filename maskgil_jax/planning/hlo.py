@@ -30,8 +30,8 @@ FREE = {
     "opt-barrier",
 }
 
-_SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
-_LAYOUT = re.compile(r"(?<=\])\{[^{}]*\}")
+_SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\](@?)")
+_LAYOUT = re.compile(r"(?<=\])\{[^{}]*\}")  # of which only is kept, as @, that a value lies elsewhere than in main memory
 _COMMENT = re.compile(r"/\*.*?\*/")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
@@ -46,7 +46,10 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `kind` is its operation, `type` its result's type as text, `operands` the names it reads."""
+    """One line: `kind` is its operation, `type` its result's type as text, `operands` the names it reads.
+
+    A part of the type that ends in @ lies outside the main memory: on the chip, or in the host's memory.
+    """
 
     name: str
     kind: str
@@ -58,6 +61,19 @@ class Instruction:
     @property
     def bytes(self) -> int:
         return type_bytes(self.type)
+
+    @property
+    def results(self) -> list[tuple[str, str, str]]:
+        """Parts of the type that are results: (kind, sizes, place); a started operation's names operands and handles too."""
+        text = self.type
+        if self.kind.endswith("-start") and text.startswith("(("):  # ((operands), results, handles)
+            text = text[text.index(")") + 1 :]
+        leaves = _SHAPE.findall(text)
+        if self.kind == "copy-start":  # the copy, the original, a handle
+            return leaves[:1]
+        if self.kind in ("all-gather-start", "collective-permute-start") and text is self.type:  # operand, result, handles
+            return leaves[1:2]
+        return leaves
 
     @property
     def cycles(self) -> int:
@@ -78,7 +94,11 @@ class Instruction:
 
 def type_bytes(text: str) -> int:
     """Bytes of a type such as `f32[2,3]` or `(bf16[4], s32[])`, without padding."""
-    return sum(BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in _SHAPE.findall(text))
+    return sum(_leaf_bytes(*leaf) for leaf in _SHAPE.findall(text))
+
+
+def _leaf_bytes(kind: str, dims: str, _place: str) -> int:
+    return BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(","))))
 
 
 class Program:
@@ -131,8 +151,7 @@ class Program:
             kind = instruction.kind.removesuffix("-start")
             if kind in COLLECTIVES:
                 count[kind] += times
-                # A started one's type holds its operands beside its results.
-                moved[kind] += times * (instruction.bytes // (2 if instruction.kind.endswith("-start") else 1))
+                moved[kind] += times * sum(_leaf_bytes(*leaf) for leaf in instruction.results)
         return {kind: (count[kind], moved[kind]) for kind in COLLECTIVES if count[kind]}
 
     def cycles(self) -> dict[str, int]:
@@ -165,7 +184,7 @@ class Program:
         return "matrix products" if any(i.kind in ("convolution", "dot") for i in inside.values()) else "element-wise"
 
     def written_bytes(self) -> int:
-        """Bytes that instructions write to memory on one device; an update in place counts only what it changes."""
+        """Bytes that instructions write to main memory on one device; an update in place counts only what it changes."""
         return sum(
             times * self._written(instruction)
             for instruction, times in self.walk()
@@ -173,14 +192,20 @@ class Program:
         )
 
     def _written(self, instruction: Instruction) -> int:
-        if instruction.kind == "dynamic-update-slice":
-            return self._update(instruction, None)
+        if 'custom_call_target="AllocateBuffer"' in instruction.attributes:
+            return 0
+        leaves = instruction.results
+        written = [_leaf_bytes(*leaf) for leaf in leaves]
         inside = self.computations.get(dict(_CALLED.findall(instruction.attributes)).get("calls", ""))
-        if instruction.kind != "fusion" or not inside:
-            return instruction.bytes
-        root = next(i for i in inside.values() if i.is_root)
-        results = [inside[name] for name in root.operands if name in inside] if root.kind == "tuple" else [root]
-        return sum(self._update(r, inside) for r in results)
+        if instruction.kind == "dynamic-update-slice":
+            written = [self._update(instruction, None)]
+        elif instruction.kind == "fusion" and inside:
+            root = next(i for i in inside.values() if i.is_root)
+            results = [inside[name] for name in root.operands if name in inside] if root.kind == "tuple" else [root]
+            written = [self._update(r, inside) for r in results]
+        if len(written) != len(leaves):  # a tuple in a tuple
+            return sum(written)
+        return sum(count for count, (_, _, place) in zip(written, leaves, strict=True) if not place)
 
     @staticmethod
     def _update(instruction: Instruction, inside: dict[str, Instruction] | None) -> int:
@@ -196,7 +221,7 @@ def _parse(line: str) -> Instruction | None:
     head = _LINE.match(line)
     if head is None:
         return None
-    rest = _LAYOUT.sub("", _COMMENT.sub("", line[head.end() :]))
+    rest = _LAYOUT.sub(lambda layout: "@" if "S(" in layout[0] else "", _COMMENT.sub("", line[head.end() :]))
     end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
     result, rest = rest[:end], rest[end:].lstrip()
     opened = rest.find("(")

@@ -14,7 +14,9 @@ from maskgil_jax.planning.chips import Chip
 from maskgil_jax.planning.flops import count_flops
 from maskgil_jax.planning.program import Program
 
-_NEEDED = re.compile(r"([\d.]+)([KMG])\)? exceeds available|Used ([\d.]+)([KMG]) of")
+_NEEDED = re.compile(r"([\d.]+)([KMGT])\)? exceeds available|Used ([\d.]+)([KMGT]) of")
+_SCALES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+QUICK = {"exec_time_optimization_effort": -1.0}  # options of the compiler
 GIB = 2**30
 
 
@@ -49,15 +51,15 @@ class Plan:
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Seconds that products, memory and links would each take at the published peaks; a step takes the longest at least.
 
-        Memory: what is written is read once more, and the arguments are read. Links: a ring sends and receives about
-        twice an all-reduce's bytes and once those of the others.
+        Memory: `traffic`. Links: a ring sends and receives about twice an all-reduce's bytes and once those of the others.
         """
-        if self.written is None or self.collectives is None:
+        traffic = self.traffic()
+        if traffic is None or self.collectives is None:
             return {"products": self.products / chip.flops}
         sent = sum(moved * (2 if kind == "all-reduce" else 1) for kind, (_, moved) in self.collectives.items())
         return {
             "products": self.products / chip.flops,
-            "memory": (2 * self.written + (self.arguments or 0)) / chip.bandwidth,
+            "memory": traffic / chip.bandwidth,
             "links": sent / chip.links,
         }
 
@@ -73,10 +75,25 @@ class Plan:
         """MFU: the share of the chip's peak that the useful FLOPs are, if a run takes `seconds`."""
         return self.useful / (seconds * chip.flops)
 
+    def traffic(self) -> int | None:
+        """Bytes that one run reads and writes in a device's memory: what is written is read once, and so are the arguments."""
+        return None if self.written is None else 2 * self.written + (self.arguments or 0)
 
-def make_plan(program: Program, devices: int, chip: Chip | None, top: int = 0) -> Plan:
+    def estimates(self, chip: Chip) -> dict[str, dict[str, float]]:
+        """{"roofline", "cycles": {"seconds", "mfu"}}, and the parts of the roofline; "cycles" where the compiler counted."""
+        parts = self.roofline(chip)
+        seconds = {"roofline": max(parts.values())}
+        if (counted := self.cycle_seconds(chip)) is not None:
+            seconds["cycles"] = counted
+        found = {name: {"seconds": s, "mfu": self.utilisation(s, chip)} for name, s in seconds.items()}
+        return found | {"roofline_parts": parts}
+
+
+def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0, quick: bool = False) -> Plan:
     """Traces, compiles and measures `program`, whose mesh has `devices` devices of `chip` (None: of this machine).
 
+    quick: with the compiler's least effort, several times sooner. Its cycles then say nothing and are left out, and bytes
+    written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly change.
     top: how many of the dearest instructions are wanted.
     """
     traced = program.traced()
@@ -95,13 +112,12 @@ def make_plan(program: Program, devices: int, chip: Chip | None, top: int = 0) -
         )
 
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
-        needed = _NEEDED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
+        needed = bytes_needed(str(error))
+        if needed is None:
             raise
-        number, scale = needed[1] or needed[3], needed[2] or needed[4]
-        return plan(peak=int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[scale]), fits=False)
+        return plan(peak=needed, fits=False)
     memory, text = compiled.memory_analysis(), hlo.Program(compiled.as_text())
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     dearest = text.dearest()
@@ -113,9 +129,9 @@ def make_plan(program: Program, devices: int, chip: Chip | None, top: int = 0) -
         temporaries=memory.temp_size_in_bytes,
         written=text.written_bytes(),
         collectives=text.collectives(),
-        cycles=text.cycles() or None,
-        kernels=text.kernels() or None,
-        parts=parts(dearest) or None,
+        cycles=None if quick else text.cycles() or None,
+        kernels=None if quick else text.kernels() or None,
+        parts=None if quick else parts(dearest) or None,
         dearest=[(c, runs, text.sort_of(i), i.part, f"{i.type} {i.name}") for c, runs, i in dearest[:top]] or None,
     )
 
@@ -126,6 +142,12 @@ def parts(dearest: list[tuple[int, int, hlo.Instruction]]) -> dict[str, int]:
     for cycles, _, instruction in dearest:
         total[instruction.part] += cycles
     return dict(total.most_common())
+
+
+def bytes_needed(message: str) -> int | None:
+    """What a compiler that gave up for lack of memory says it would have needed; None for any other error."""
+    found = _NEEDED.search(message) if "RESOURCE_EXHAUSTED" in message else None
+    return int(float(found[1] or found[3]) * _SCALES[found[2] or found[4]]) if found else None
 
 
 def as_text(plan: Plan, chip: Chip | None, heading: list[tuple[str, str]]) -> str:
@@ -149,6 +171,12 @@ def as_text(plan: Plan, chip: Chip | None, heading: list[tuple[str, str]]) -> st
             f"({plan.useful / plan.products:.0%} of the products: 6ND + attention, or 2ND a call when sampling)",
         )
     )
+    if (traffic := plan.traffic()) is not None:
+        share = plan.devices / plan.images
+        each = f"{plan.products * share:.3e} FLOPs in products, {traffic * share / 2**20:.1f} MiB read and written"
+        if chip:
+            each += f", {max(plan.roofline(chip).values()) * share * 1e3:.2f} ms of one chip by the roofline below"
+        rows.append(("an image", each))
     for kind, (count, moved) in (plan.collectives or {}).items():
         rows.append((kind, f"{count} a run, {moved / 2**20:.1f} MiB of results a device"))
     if chip:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from maskgil_jax.config import MaskGITVQConfig
 from maskgil_jax.tokenizers.quantizers import VectorQuantizer
-from maskgil_jax.tokenizers.vqgan import check_codes, check_images, double, draw_kernels, numbered
+from maskgil_jax.tokenizers.vqgan import check_codes, check_images, doubled, draw_kernels, numbered
 
 
 def _conv(cfg: MaskGITVQConfig, inputs: int, outputs: int, size: int, *, bias: bool = True, rngs: nnx.Rngs) -> nnx.Conv:
@@ -91,7 +91,7 @@ class Decoder(nnx.Module):
         for n in range(len(self.blocks)):
             x_bhwc = self.blocks[str(n)](x_bhwc)
             if n in self.ends:
-                x_bhwc = self.upsample[str(self.ends.index(n))](double(x_bhwc))
+                x_bhwc = doubled(self.upsample[str(self.ends.index(n))], x_bhwc)
         return self.conv_out(nnx.silu(self.norm_out(x_bhwc)))
 
 

@@ -19,7 +19,8 @@ from maskgil_jax import params as network
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import ClassifierConfig, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
-from maskgil_jax.masking import image_keys, token_losses
+from maskgil_jax.keys import image_keys
+from maskgil_jax.masking import token_losses
 from maskgil_jax.sharding import place, replicated, to_host
 from maskgil_jax.storage import open_folder
 from maskgil_jax.training.guards import guard_config, guarded, step_metrics

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import threading
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -31,3 +33,58 @@ class Events:
             else:
                 with self.file.open("a") as file:
                     file.write(line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Goodput:
+    """What became of the steps of a run: `run` counts those done again after a restart each time, `skipped` bad ones once."""
+
+    reached: int
+    run: int
+    restarts: int
+    skipped: int
+
+    @property
+    def useful(self) -> int:
+        return self.reached - self.skipped
+
+    def __str__(self) -> str:
+        share = f" ({self.useful / self.run:.0%})" if self.run else ""
+        restarts = f"{self.restarts} restart{'s' * (self.restarts != 1)}"
+        return f"goodput: {self.useful} of {self.run} steps run were useful{share}; {restarts}, {self.skipped} skipped"
+
+
+def goodput(workdir) -> Goodput | None:
+    """The steps of a run by its `events.jsonl` and `metrics.jsonl`; None if it has none.
+
+    Steps are known to have been run once they are logged, so up to `log_every` of those lost by each kill are not counted.
+    """
+    start, reached, run, restarts, skipped = 0, 0, 0, -1, set()
+    for event in _lines(epath.Path(workdir) / "events.jsonl"):
+        if event["event"] == "start":
+            run += max(event.get("reached", start) - start, 0)
+            start, restarts = 0, restarts + 1
+        elif event["event"] == "restore":
+            start = event["step"]
+        elif event["event"] == "skip":
+            skipped.add(event["step"])
+        reached = max(reached, event.get("step", 0) if event["event"] in ("save_commit", "stop") else 0)
+    if restarts < 0:
+        return None
+    logged = last_step(workdir)
+    reached = max(reached, logged)
+    return Goodput(reached, run + max(reached - start, 0), restarts, len({step for step in skipped if step <= reached}))
+
+
+def last_step(workdir) -> int:
+    """The last step that `metrics.jsonl` tells of; 0 if there is none."""
+    return max((line["step"] for line in _lines(epath.Path(workdir) / "metrics.jsonl")), default=0)
+
+
+def _lines(file: epath.Path) -> Iterator[dict]:
+    """The whole lines of a file of JSON lines: a kill may leave half of one."""
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            yield json.loads(text)
+        except ValueError:
+            continue

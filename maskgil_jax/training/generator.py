@@ -29,11 +29,12 @@ from maskgil_jax.data.codes import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, image_keys, masked_cross_entropy
+from maskgil_jax.keys import image_keys
+from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pictures import grid_of
 from maskgil_jax.pipeline import Pipeline, to_pixels
-from maskgil_jax.sharding import batch_sharding, place, replicated, to_host
+from maskgil_jax.sharding import batch_sharding, place, replicated, to_host, whole_tables
 from maskgil_jax.storage import open_folder
 from maskgil_jax.training.guards import guard_config, guarded, step_metrics
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
@@ -100,7 +101,7 @@ def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) 
 
 def loss_sum(params: dict, part: dict, cfg, objective: Objective):
     """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
-    model = network.build(cfg, params)
+    model = network.build(cfg, whole_tables(params))
     inputs, condition, sizes = part["inputs"], ClassCondition(part["label"]), {}
     if hasattr(model, "last_output"):  # where there is one, its size is worth watching (the paper's Fig. 4c)
         output_bld = model.last_output(inputs, condition, key_b=part["key"])

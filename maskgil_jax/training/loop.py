@@ -11,11 +11,13 @@ import jax
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from maskgil_jax import __version__
 from maskgil_jax.checkpoints.training import Checkpoints, NotFiniteError, abstract_like
 from maskgil_jax.config import require
+from maskgil_jax.distributed import agree
 from maskgil_jax.sharding import global_batch, make_mesh, own_rows
 from maskgil_jax.storage import open_folder
-from maskgil_jax.training.events import Events
+from maskgil_jax.training.events import Events, goodput, last_step
 from maskgil_jax.training.guards import guard_config
 from maskgil_jax.training.log import StepLog, TrainingDiverged
 from maskgil_jax.training.signals import StopSignals
@@ -57,6 +59,14 @@ def data_identity(config) -> dict:
     return {name: value for name, value in config.data.items() if name not in ("codes", "data_dir", "num_workers")}
 
 
+def run_options(config) -> dict:
+    """What all processes of a run must agree on: every option but where the data lie and who reads them, and the versions."""
+    options = json.loads(config.to_json_best_effort())
+    if "data" in options:
+        options["data"] = {name: value for name, value in options["data"].items() if name in data_identity(config)}
+    return {"config": options, "maskgil_jax": __version__, "jax": jax.__version__}
+
+
 def fit(
     config,
     workdir,
@@ -84,10 +94,12 @@ def fit(
     score: (step, state) -> {figure: value}, every `config.evaluate.every` steps, on every process.
     workdir: a folder that all processes see, or "gs://bucket/folder". All of them save checkpoints; process 0 writes the rest.
 
-    Raises `TrainingDiverged`, `CheckpointError`, or on a signal, once the step is saved, what ends the program;
-    docs/reliability.md says what is promised. `make_step` should update by a `guarded` optimizer.
+    Raises a ConfigError if the processes have different options, `TrainingDiverged`, `CheckpointError`, or on a signal, once
+    the step is saved, what ends the program; docs/reliability.md says what is promised. `make_step` should update by a
+    `guarded` optimizer.
     """
     workdir, lead = open_folder(workdir), jax.process_index() == 0
+    agree({**run_options(config), "made with": about})
     state, layout = sharded_init(init, init_key, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     if lead:
@@ -97,7 +109,8 @@ def fit(
     _log.info("%s: %.2fM parameters on %d %s device(s)", name, count / 1e6, mesh.size, jax.default_backend())
 
     guard, events = guard_config(config), Events(workdir, enabled=lead)
-    events("start", task=name, devices=mesh.size, processes=jax.process_count())
+    reached = last_step(workdir) if lead else 0  # before the writer drops what will be run again
+    events("start", task=name, devices=mesh.size, processes=jax.process_count(), reached=reached)
     checkpoints, start = open_checkpoints(config, workdir, events), 0
     with contextlib.closing(checkpoints):
         allow = ("data",) if config.checkpoint.get("allow_data_change", False) else ()
@@ -153,6 +166,8 @@ def fit(
                     events("stop", step=step, reason="signal")
                     signals.leave(step)
     events("stop", step=config.total_steps, reason="done")
+    if lead:
+        _log.info("%s: %s", name, goodput(workdir))
     return state
 
 

@@ -1,0 +1,46 @@
+"""What benchmarks.decode counts and compares; its figures themselves belong to a machine."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.decode import measured, network_flops, networks
+from maskgil_jax.config import DecodeConfig
+from maskgil_jax.models.condition import ClassCondition
+
+
+@pytest.fixture(scope="module")
+def small():
+    return networks("tiny", "small", "float32")
+
+
+def test_an_unrolled_loop_does_no_more_than_the_steps_need(small):
+    generator, _ = small
+    condition, cells, codes = ClassCondition(jnp.arange(2)), 64, 512
+    ramp = dict(steps=4, plan="gamma", schedule="linear", guidance_ramp="interval", guidance_from=0.5)
+    used, least = network_flops(generator, condition, DecodeConfig(loop="unrolled", **ramp))
+    assert used == least
+    plain, same = network_flops(generator, condition, DecodeConfig(loop="fori", **ramp))
+    known = np.array([0, 16, 32, 48])  # at the start of each step: rows of logits that a plain loop makes for nothing
+    branches = np.array([1, 2, 2, 2])
+    assert same == least and plain - least == (branches * known).sum() * 2 * 2 * generator.cfg.width * codes
+    assert cells == generator.cfg.grid[0] * generator.cfg.grid[1]
+
+
+def test_a_row_of_the_table(small):
+    row = measured(*small, ClassCondition(jnp.arange(1)), DecodeConfig(steps=2), repeats=1)
+    assert 0 < row["vq_s"] <= row["seconds"] and row["cpu_s"] > 0 and row["peak_gib"] > 0
+    assert row["network_s"] == pytest.approx(row["seconds"] - row["sampling_s"] - row["vq_s"], abs=0.002)
+
+
+def test_the_pytorch_twin_has_the_same_networks(small):
+    """Logits and images agree, and both of its loops fill a canvas with codes."""
+    pytest.importorskip("torch")
+    from benchmarks import torch_decode
+
+    network, pixels = torch_decode.Llama(small[0]).eval(), torch_decode.Pixels(small[1]).eval()
+    torch_decode.check(network, pixels, *small)
+    small[0].head.kernel[...] += 1e-2 * jax.random.normal(jax.random.key(0), small[0].head.kernel.shape)
+    with pytest.raises(AssertionError):
+        torch_decode.check(network, pixels, *small)

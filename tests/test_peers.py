@@ -1,0 +1,217 @@
+"""Processes of a run that die, freeze or fail do not leave the others waiting, and all say why."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from maskgil_jax import cli, distributed, peers
+from maskgil_jax.config import ConfigError
+from maskgil_jax.training.events import Goodput, goodput
+
+TOY = pathlib.Path(__file__).with_name("toy_run.py")
+
+
+class Store:
+    """The key-value store of JAX's coordinator, as far as it is used."""
+
+    def __init__(self):
+        self.values, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, value):
+        with self.changed:
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, timeout):
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.values, timeout / 1000)
+            return self.values[key]
+
+
+def cut(process):
+    """What the kernel does with the connections of a process that was killed."""
+    for connection in process.open:
+        with contextlib.suppress(OSError):  # the other end was quicker
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """Three processes' ends in one process: what each of them would leave with is in `ends`."""
+    ends = {}
+
+    def end(self, code, sentence):
+        ends[self.index] = code, sentence
+        cut(self)
+        raise SystemExit
+
+    monkeypatch.setattr(peers.Peers, "_end", end)
+    monkeypatch.setattr(peers.Peers, "_at_exit", lambda self: None)
+    monkeypatch.setattr(peers, "GRACE", 0.2)
+    monkeypatch.setattr(peers.atexit, "register", lambda _: None)
+    store = Store()
+    group = [peers.Peers(store, "127.0.0.1", index, 3, 1.5) for index in range(3)]
+    until(lambda: [len(one.open) for one in group] == [2, 1, 1])
+    return group, ends
+
+
+def until(true):
+    deadline = time.monotonic() + 20
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert true()
+
+
+def test_a_death_is_told_to_all(three):
+    group, ends = three
+    time.sleep(2.0)  # longer than the silence that is too long: they do give signs of life
+    assert not ends
+    cut(group[2])
+    until(lambda: {0, 1} <= ends.keys())
+    assert ends[0] == ends[1] and ends[0][0] == peers.EXIT_CODE
+    assert ends[0][1].startswith(f"process 2 of 3 (pid {os.getpid()} on {socket.gethostname()}) ended without a word")
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_silence_is_told_to_all(three, frozen):
+    group, ends = three
+    group[frozen].lock.acquire()  # it sends nothing any more
+    others = {0, 1, 2} - {frozen}
+    until(lambda: others <= ends.keys())
+    for other in others:
+        assert (
+            ends[other][0] == 5 and f"process {frozen} of 3" in ends[other][1] and "no sign of life for 2 s" in ends[other][1]
+        )
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_error_of_one_ends_all_with_its_exit_code(three, index):
+    group, ends = three
+    group[index].leave(2, "x.yaml: no such file")
+    others = {0, 1, 2} - {index}
+    until(lambda: others <= ends.keys())
+    time.sleep(0.5)
+    assert ends.keys() == others and len(set(ends.values())) == 1
+    code, sentence = ends[1 - index]
+    assert code == 2 and sentence.startswith(f"process {index} of 3") and sentence.endswith("stopped: x.yaml: no such file")
+
+
+def test_an_error_that_all_have_is_everybodys_own(three):
+    group, ends = three
+    for one in group[:2]:
+        threading.Thread(target=one.leave, args=(3, "diverged")).start()
+    time.sleep(1.0)
+    assert not {0, 1} & ends.keys()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_a_good_end_is_no_death_in_whatever_order(three, order):
+    group, ends = three
+    for index in order:
+        group[index]._send({"bye": True})
+        time.sleep(0.2)
+    for index in order:
+        cut(group[index])
+        time.sleep(0.2)
+    assert not ends
+
+
+def test_a_stranger_is_not_listened_to(three):
+    group, ends = three
+    port = json.loads(group[0].client.values[peers.KEY])["port"]
+    for text in (b'{"secret": "guess", "index": 1, "name": "x"}\n{"lost": "all"}\n', b"GET / HTTP/1.1\n\n", b"[]\n"):
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(text)
+            assert stranger.recv(10) == b""
+    assert not ends
+
+
+def test_one_process_watches_nobody():
+    peers.watch(None, "", 0, 2, 0.0)
+    peers.tell(2, "nobody hears it")
+
+
+def test_options_that_differ_are_named(monkeypatch):
+    own = {"config": {"seed": 0, "optimizer": {"learning_rate": 0.1}}, "jax": "1"}
+    distributed.agree(own)
+    texts = iter([])
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda _: next(texts))
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda row: np.stack([np.zeros_like(row), row]))
+    other = {"config": {"seed": 0, "optimizer": {"learning_rate": 0.2}}, "jax": "1"}
+    for first, message in [(own, None), (other, "config.optimizer.learning_rate: 0.2 in process 0, 0.1 in process 1")]:
+        text = np.frombuffer(json.dumps(first).encode(), np.uint8)
+        texts = iter([np.int32(len(text)), text])
+        if message is None:
+            distributed.agree(own)
+            continue
+        with pytest.raises(ConfigError, match=message + "; start all processes with the same options"):
+            distributed.agree(own)
+
+
+def test_goodput_counts_what_was_done_again(tmp_path, capsys):
+    assert goodput(tmp_path) is None
+    events = [dict(event="start", reached=0), dict(event="skip", step=5), dict(event="save_commit", step=6)]
+    events += [dict(event="start", reached=9), dict(event="restore", step=6), dict(event="skip", step=8)]
+    events += [dict(event="start", reached=8), dict(event="restore", step=6), dict(event="skip", step=8)]
+    lines = [json.dumps(event) for event in events]
+    (tmp_path / "events.jsonl").write_text("\n".join([*lines, '{"event": "sta']))  # killed while writing
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (4, 8, 10)))
+    found = goodput(tmp_path)
+    assert found == Goodput(reached=10, run=9 + 2 + 4, restarts=2, skipped=2)
+    assert str(found) == "goodput: 8 of 15 steps run were useful (53%); 2 restarts, 2 skipped"
+    (tmp_path / "checkpoints").mkdir()
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        cli.main(["checkpoints", str(folder)])
+        assert str(found) in capsys.readouterr().out
+
+
+def lines_of(workdir):
+    metrics = workdir / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def pair(workdir):
+    """Two processes that train together, once they have made three steps."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = lines_of(workdir)
+    argv = [sys.executable, str(TOY), "--workdir", str(workdir), "--steps", "9999", "--every", "9999", "--seconds", "0.1"]
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"}
+    env["PYTHONPATH"] = str(TOY.parents[1])
+    runs = [
+        subprocess.Popen([*argv, "--process", f"{i}/2/{port}"], env=env, stderr=subprocess.PIPE, text=True) for i in range(2)
+    ]
+    deadline = time.monotonic() + 200
+    while lines_of(workdir) < before + 3:
+        assert all(run.poll() is None for run in runs) and time.monotonic() < deadline
+        time.sleep(0.05)
+    return runs
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_notice_a_death(tmp_path):
+    """SIGTERM to one: both save and leave with 0. Continued, and process 0 killed: the other says so and leaves with 5."""
+    runs = pair(tmp_path)
+    runs[1].send_signal(signal.SIGTERM)
+    printed = [run.communicate(timeout=100)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    assert [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()][-1] == "stop"
+    runs = pair(tmp_path)
+    runs[0].kill()
+    printed = [run.communicate(timeout=100)[1] for run in runs]
+    assert runs[1].returncode == 5 and f"error: process 0 of 2 (pid {runs[0].pid} on" in printed[1], printed
+    assert "continuing from step" in printed[1]
