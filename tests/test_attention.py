@@ -135,6 +135,6 @@ def test_kernels_are_what_a_tpu_gets():
 
 
 def test_what_the_kernels_do_not_know_is_refused():
-    for changes in ({"kv_heads": 2}, {"condition": "text"}):
+    for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (32, 32)}):
         with pytest.raises(ConfigError, match="attention"):
             LlamaConfig(width=128, heads=4, attention="flash", **changes)

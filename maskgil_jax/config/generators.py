@@ -6,6 +6,8 @@ import dataclasses
 
 from .base import choose, require
 
+FLASH_LENGTH = 577  # longest sequence whose attention kernels the compiler finds room for: 24 x 24 tokens and a class
+
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
@@ -74,6 +76,11 @@ class LlamaConfig:
             self.attention == "xla" or (self.condition == "class" and self.kv_heads in (None, self.heads)),
             'attention: "flash" knows no text and no grouped queries, got '
             f'condition {self.condition!r} and {self.kv_heads} of {self.heads} kv_heads; use "xla"',
+        )
+        require(
+            self.attention == "xla" or self.grid[0] * self.grid[1] < FLASH_LENGTH,
+            f'attention: "flash" holds whole sequences of at most {FLASH_LENGTH} positions, the condition among them, in a '
+            f'TPU\'s vector memory, got grid {self.grid}; use "xla"',
         )
         require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
+from maskgil_jax.config import ConfigError
 from maskgil_jax.models.rope import rotate
 
 LANES = 128  # columns of a TPU's vector registers and matrix units
@@ -63,12 +64,16 @@ def _run(kernel: Callable, results: int, rotation, head_dim: int, causal: bool, 
 
     def local(*x_bld):
         b, l, d = x_bld[0].shape
+        if d % head_dim:
+            raise ConfigError(
+                f'attention: "flash" needs whole heads of {head_dim} on a device, got {d} columns; split them over fewer'
+            )
         lanes = head_dim * max(1, LANES // head_dim)  # what the kernel works on at once: full lanes, or else all heads
         lanes = lanes if d % lanes == 0 else d
         block = max(c for c in range(lanes, max(lanes, BLOCK) + 1, lanes) if d % c == 0)
         rows = pl.BlockSpec((1, l, block), lambda image, part: (image, 0, part))
         table = pl.BlockSpec((l, lanes), lambda image, part: (0, 0))
-        return pl.pallas_call(
+        found = pl.pallas_call(
             functools.partial(kernel, head_dim=head_dim, causal=causal),
             grid=(b, d // block),
             in_specs=[table, table] + [rows] * len(x_bld),
@@ -79,10 +84,11 @@ def _run(kernel: Callable, results: int, rotation, head_dim: int, causal: bool, 
             interpret=interpret,
             name=kernel.__name__.strip("_") + "_attention",
         )(*_tables(rotation, lanes // head_dim), *x_bld)
+        return tuple(found)
 
     if not jax.sharding.get_abstract_mesh().empty:
-        local = jax.shard_map(local, in_specs=(ROWS,) * len(x_bld), out_specs=[ROWS] * results, check_vma=False)
-    return tuple(local(*x_bld))
+        local = jax.shard_map(local, in_specs=(ROWS,) * len(x_bld), out_specs=(ROWS,) * results, check_vma=False)
+    return local(*x_bld)
 
 
 def _tables(rotation, heads: int) -> tuple[jax.Array, jax.Array]:
@@ -129,6 +135,11 @@ def _weights(q_lc: jax.Array, k_lc: jax.Array, scale: float, causal: bool) -> tu
     return powers, 1.0 / jnp.sum(powers, axis=1, keepdims=True)
 
 
+def _kept(own: jax.Array, x_lc: jax.Array) -> jax.Array:
+    """The columns `own` of x, zero elsewhere; chosen in float32, as vector units without bfloat16 can."""
+    return jnp.where(own, x_lc.astype(jnp.float32), 0.0).astype(x_lc.dtype)
+
+
 def _heads(shape: tuple[int, int], head_dim: int) -> list[jax.Array]:
     """For every head side by side, which columns are its own. Products run over all columns with the others' zero: they take
     the matrix unit no longer than half of its width would, and nothing has to be moved between lanes."""
@@ -153,7 +164,7 @@ def _forward(cos_ref, sin_ref, q_ref, k_ref, v_ref, out_ref, *, head_dim: int, c
         q, k, v = _turned(q_ref[at], cos, sin).astype(dtype), _turned(k_ref[at], cos, sin).astype(dtype), v_ref[at]
         out = jnp.zeros(v.shape, jnp.float32)
         for own in _heads(v.shape, head_dim):
-            powers, share = _weights(jnp.where(own, q, jnp.zeros_like(q)), k, scale, causal)
+            powers, share = _weights(_kept(own, q), k, scale, causal)
             out = jnp.where(own, _product(powers.astype(dtype), v, (1, 0)) * share, out)
         out_ref[at] = out.astype(dtype)
 
@@ -168,7 +179,7 @@ def _backward(cos_ref, sin_ref, q_ref, k_ref, v_ref, grad_ref, dq_ref, dk_ref, d
         grad = grad_ref[at]
         dq, dk, dv = (jnp.zeros(v.shape, jnp.float32) for _ in range(3))
         for own in _heads(v.shape, head_dim):
-            own_q, own_grad = (jnp.where(own, y, jnp.zeros_like(y)) for y in (q, grad))
+            own_q, own_grad = _kept(own, q), _kept(own, grad)
             powers, share = _weights(own_q, k, scale, causal)
             weights = powers * share
             towards = _product(own_grad, v, (1, 1))

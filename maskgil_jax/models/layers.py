@@ -112,7 +112,7 @@ def mixed(bits: jax.Array) -> jax.Array:
 
 def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
     """Keeps what linear maps make of (b, l, d), but not the rotation's (b, l, h, k), in float32 and cheap to repeat."""
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim == 3
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim < 4
 
 
 # Which intermediate values the backward pass keeps; the rest is computed again. "none" keeps all.
