@@ -85,7 +85,7 @@ def measured(generator, tokenizer, condition, cfg: DecodeConfig, repeats: int) -
     """One row of the table: token to pixel, and its parts; the network is what the others leave."""
     batch, grid, key = len(condition.label_b), generator.cfg.grid, jax.random.key(3)
     figures = measure(to_images(cfg), generator, tokenizer, condition, key, images=batch, repeats=repeats)
-    logits_blv = jax.random.normal(key, (2 * batch, grid[0] * grid[1], generator.cfg.codebook_size))
+    logits_blv = jax.random.normal(jax.random.key(4), (2 * batch, grid[0] * grid[1], generator.cfg.codebook_size))
     sampler = jax.jit(lambda network, condition, key: decode(network, condition, key, cfg))
     stub = Answered(logits_blv, generator.cfg)
     sampling = measure(sampler, stub, condition, key, images=batch, repeats=repeats)["seconds"]

@@ -38,15 +38,14 @@ def timed(function: Callable) -> tuple:
 
 
 def in_turns(forms: dict[str, Callable], images: int, repeats: int) -> list[dict]:
-    """One row for each form of the same work; they take turns, so that what else the machine does falls on all alike.
-
-    first_s: the first call, in which a program may still be compiled.
-    """
-    first, runs = {name: timed(form)[1] for name, form in forms.items()}, {name: [] for name in forms}
+    """One row for each form of the same work; they take turns, so that what else the machine does falls on all alike."""
+    runs = {name: [] for name in forms}
+    for form in forms.values():
+        form()  # a first call may still compile or allocate
     for _ in range(repeats):
         for name, form in forms.items():
             runs[name].append(timed(form)[1:])
-    return [{"form": name, "first_s": round(first[name], 1), **_summary(runs[name], images)} for name in forms]
+    return [{"form": name, **_summary(runs[name], images)} for name in forms]
 
 
 def _summary(runs: list, images: int) -> dict:

@@ -47,7 +47,7 @@ def draw(runs: dict[str, dict[str, pathlib.Path]], title: str) -> np.ndarray:
 
     from maskgil_jax.evaluation.plots import read_metrics
 
-    figure = Figure(figsize=(4.6 * len(runs), 2.5 * len(SHOWN)), dpi=80, layout="constrained")
+    figure = Figure(figsize=(4.6 * len(runs), 2.5 * len(SHOWN)), dpi=72, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(SHOWN), len(runs), squeeze=False, sharex="col", sharey="row")
     for column, (rate, arms) in enumerate(runs.items()):
@@ -99,12 +99,12 @@ def main() -> None:
 
 
 def report(runs: dict[str, dict[str, pathlib.Path]]) -> None:
-    """Prints a Markdown table: means over the first and the last hundred steps, and the steps that the guard skipped."""
+    """Prints a Markdown table: means over the last hundred steps (of the output norm also the first), and steps skipped."""
     from maskgil_jax.evaluation.plots import read_metrics
 
     print(
-        "\n| rate | norms | masked loss, last | output norm, first -> last | grad norm, last | steps | skipped |\n"
-        + "|---" * 7
+        "\n| rate | norms | masked loss | output norm, first hundred steps -> last | gradient norm | skipped |\n"
+        + "|---" * 6
         + "|"
     )
     for rate, arms in runs.items():
@@ -112,8 +112,8 @@ def report(runs: dict[str, dict[str, pathlib.Path]]) -> None:
             metrics = read_metrics(folder)
             loss, size, grad = (metrics[name][1] for name in SHOWN)
             print(
-                f"| {rate} | {arm} | {np.mean(loss[-10:]):.3f} | {np.mean(size[:10]):.1f} -> {np.mean(size[-10:]):.1f} "
-                f"| {np.mean(grad[-10:]):.2f} | {metrics['masked_loss'][0][-1]} | {sum(metrics['skipped'][1]):.0f} |"
+                f"| {rate} | {arm} | {np.mean(loss[-10:]):.2f} | {np.mean(size[:10]):,.0f} -> {np.mean(size[-10:]):,.0f} "
+                f"| {np.mean(grad[-10:]):.2f} | {sum(metrics['skipped'][1]):.0f} |"
             )
 
 

@@ -273,7 +273,7 @@ def forms(generator, tokenizer, label_b: np.ndarray, cfg: DecodeConfig) -> dict[
     network, pixels = Llama(generator).eval(), Pixels(tokenizer).eval()
     check(network, pixels, generator, tokenizer)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; logits and images agree to {TOLERANCE:g}")
-    labels = torch.from_numpy(label_b).long()
+    labels = torch.tensor(label_b.tolist())
     eager, compiled = (Sampler(network, pixels, cfg, compiled) for compiled in (False, True))
     calls: dict[str, Callable] = {"PyTorch, eager": lambda: eager(labels)}
     inductor.freezing = True  # weights as constants, laid out for the products: the fastest that it has

@@ -165,7 +165,12 @@ def _check_canvas(pipeline: Pipeline, grid) -> None:
     if grid is None or tuple(grid) == tuple(pipeline.generator.cfg.grid):
         return
     tokens_bl, label_b = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, math.prod(grid)), (1,)))
-    jax.eval_shape(lambda network, *inputs: network(*inputs, grid=grid), pipeline.generator, tokens_bl, ClassCondition(label_b))
+    jax.eval_shape(
+        lambda network, tokens, labels: network(tokens, ClassCondition(labels), grid=grid),
+        pipeline.generator,
+        tokens_bl,
+        label_b,
+    )
 
 
 def _claim(out: pathlib.Path, settings: dict, overwrite: bool) -> None:

@@ -81,7 +81,7 @@ def _heartbeat(peer_timeout: float) -> int:
 def _watch_peers(timeout: float) -> None:
     from jax._src.distributed import global_state as job  # the key-value store has no public name
 
-    if job.num_processes > 1:
+    if job.num_processes > 1 and job.coordinator_address:
         peers.watch(job.client, job.coordinator_address, job.process_id, job.num_processes, timeout)
 
 

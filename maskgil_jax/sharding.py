@@ -102,6 +102,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def split_rows(x: jax.Array) -> jax.Array:
+    """Inside a jitted function: `x`, whose first axis is the batch's, lies as batches do, the rest of it whole on its device.
+
+    Left to itself, the compiler may as well split states over their columns, as the parameters are, and keep every image of
+    the batch on every device. Without a mesh, or where the batch cannot be split evenly, nothing is asked for.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not {"data", "fsdp"} <= set(mesh.axis_names) or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(("data", "fsdp"))))
+
+
 def whole_tables(params: dict) -> dict:
     """Inside a jitted function: tables that are looked up (`.../embedding`) are gathered on every device first.
 

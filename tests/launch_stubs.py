@@ -29,6 +29,12 @@ if text:
     print(text)
 sys.exit(int(code))
 """
+# The repository's archive takes a second to compress, and most tests only ask where it is sent: what they send is one byte.
+SHORT_ARCHIVE = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "tar.tar.gz.command",
+    "GIT_CONFIG_VALUE_0": "tail -c 1",
+}
 OVER_SSH = ("worker.sh install", "worker.sh start", "worker.sh follow", "worker.sh stop", "rsync")
 
 
@@ -50,7 +56,7 @@ def answers(room, **lines):
 
 
 def launch(room, script, *arguments, **variables):
-    env = {**os.environ, "PATH": f"{room / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(room), **variables}
+    env = {**os.environ, **SHORT_ARCHIVE, "PATH": f"{room / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(room), **variables}
     return subprocess.run(["bash", str(LAUNCH / script), *arguments], env=env, capture_output=True, text=True, timeout=60)
 
 

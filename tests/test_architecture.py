@@ -15,7 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Every room of the package and the floor it stands on. Imports go down, or sideways within a floor, never round in a circle.
 FLOORS = {
-    1: ("config", "schedules", "sharding", "distributed", "peers", "storage", "pictures", "keys", "data", "text", "speech"),
+    1: (
+        "config",
+        "schedules",
+        "sharding",
+        "distributed",
+        "peers",
+        "storage",
+        "pictures",
+        "keys",
+        "platforms",
+        "data",
+        "text",
+        "speech",
+    ),
     2: ("models", "tokenizers", "decoding", "masking", "params"),
     3: ("checkpoints",),
     4: ("training", "pipeline", "editing", "convert"),

@@ -265,7 +265,7 @@ def test_two_processes_share_a_job(weights, tmp_path, expected):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"  # the last one counts
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     argv = [sys.executable, "-m", "maskgil_jax", "sample", "--weights", str(weights), "--out", str(tmp_path / "out")]
     argv += ["--num", "10", "--seed", "7", "--format", "npz", "--part-size", "3", "--batch-size", "2"]

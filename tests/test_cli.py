@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -63,12 +64,10 @@ def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, cap
     assert cli.main(["encode", "--tokenizer", str(tokenizer), "--data.path", str(images), "--out", str(store), "--flip"]) == 0
     run = [f"--config.data.codes={store}", "--config.log_every=2", "--config.checkpoint.every=4"]
     assert train(tmp_path / "whole", tokenizer, *run, "--config.total_steps=8") == 0
-    assert train(tmp_path / "parts", tokenizer, *run, "--config.total_steps=4") == 0
+    # A run that was stopped after step 4, at its first checkpoint, goes on with the same codes and masks.
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts", ignore=lambda *_: {"weights", "images", "8"})
     assert train(tmp_path / "parts", tokenizer, *run, "--config.total_steps=8") == 0
-    # The cosine decay looks at total_steps, so only the promise that matters here is compared: same data, same masks.
-    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
-    assert whole.keys() == parts.keys() == {2, 4, 6, 8}
-    assert whole[2] == parts[2] and abs(whole[8] - parts[8]) < 0.05
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts") and losses(tmp_path / "parts").keys() == {2, 4, 6, 8}
     weights = tmp_path / "whole" / "weights"
     assert {p.name for p in weights.iterdir()} == {"tokenizer", "generator"}
     assert load_weights(weights, "generator").about["class_names"] == ["cats", "dogs"]

@@ -28,6 +28,7 @@ from maskgil_jax.decoding.masked import MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES, 
 from maskgil_jax.decoding.orders import halton_ranks
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import build, create, params_of
+from maskgil_jax.platforms import made_for
 from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
 
 TWINS = [
@@ -223,6 +224,9 @@ def test_networks_make_the_same_tokens_in_both_loops(cfg):
 def test_the_form_of_the_loop_is_by_platform():
     big, few = MIN_UNROLLED_CODES, DecodeConfig(steps=8)
     assert jax.default_backend() == "cpu" and unrolled(few, big)
+    with made_for("tpu"):  # a plan for another machine makes the choices of that machine
+        assert not unrolled(few, big)
+    assert unrolled(few, big)
     assert not unrolled(few, big - 1) and not unrolled(DecodeConfig(steps=MAX_UNROLLED_STEPS + 1), big)
     assert unrolled(DecodeConfig(steps=64, loop="unrolled"), 2) and not unrolled(DecodeConfig(steps=8, loop="fori"), big)
 

@@ -8,7 +8,11 @@ from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.pipeline import load
 
 SHORT = ["--config.total_steps=2", "--config.log_every=1", "--config.sample_every=0", "--config.batch_size=16"]
-SMALL = {"demo_tokenizer": ["--config.model.codebook_size=32"], "demo": ["--config.model.width=32", "--config.model.depth=1"]}
+SHORT += ["--config.data.split=test"]  # 543 images instead of 4,617
+SMALL = {
+    "demo_tokenizer": ["--config.model.channels=4", "--config.model.latent_dim=8", "--config.model.codebook_size=32"],
+    "demo": ["--config.model.width=32", "--config.model.depth=1"],
+}
 PICTURES = {"samples.png", "reconstructions.png"}
 
 

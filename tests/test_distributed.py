@@ -42,7 +42,7 @@ def free_port():
 
 def two_processes(workdir, tokenizer, *more):
     """The command run by two processes of four devices; returns what each printed on stderr."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"  # the last one counts
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     several = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
     argv = [sys.executable, "-m", "maskgil_jax", *command(workdir, tokenizer, *more)]

@@ -11,20 +11,26 @@ import time
 import jax
 import pytest
 
+from maskgil_jax import cli
 from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import VQConfig
 from maskgil_jax.params import create, params_of
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
-VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=64)
-OPTIONS = ["--config.total_steps=30", "--config.log_every=1", "--config.checkpoint.every=3", "--config.sample_every=0"]
+VQ = VQConfig(channels=4, multipliers=(1, 1, 1), res_blocks=1, latent_dim=4, codebook_size=32, codebook_dim=4, image_size=16)
+OPTIONS = ["--config.total_steps=18", "--config.log_every=1", "--config.checkpoint.every=3", "--config.sample_every=0"]
+OPTIONS += ["--config.model.width=32", "--config.model.heads=2", "--config.model.mlp_width=32"]
+OPTIONS += ["--config.data.image_size=16", "--config.data.crop=center"]
 
 
-def start(workdir, tokenizer):
-    argv = ["train", "--config", str(CONFIG), "--workdir", str(workdir), f"--config.tokenizer={tokenizer}", *OPTIONS]
+def command(workdir, tokenizer):
+    return ["train", "--config", str(CONFIG), "--workdir", str(workdir), f"--config.tokenizer={tokenizer}", *OPTIONS]
+
+
+def start(*paths):
     return subprocess.Popen(
-        [sys.executable, "-m", "maskgil_jax", *argv], env=dict(os.environ), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "maskgil_jax", *command(*paths)], env=dict(os.environ), stderr=subprocess.PIPE, text=True
     )
 
 
@@ -35,8 +41,7 @@ def losses(workdir):
 @pytest.mark.slow
 def test_kill_nine_and_continue_is_exact(tmp_path):
     save_weights(tmp_path / "tokenizer", VQ, params_of(create(VQ, jax.random.key(0))))
-    whole = start(tmp_path / "whole", tmp_path / "tokenizer")
-    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+    assert cli.main(command(tmp_path / "whole", tmp_path / "tokenizer")) == 0
 
     victim = start(tmp_path / "parts", tmp_path / "tokenizer")
     checkpoints, deadline = tmp_path / "parts" / "checkpoints", time.monotonic() + 300
@@ -45,6 +50,7 @@ def test_kill_nine_and_continue_is_exact(tmp_path):
         time.sleep(0.02)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
+    assert not (tmp_path / "parts" / "weights").exists(), "killed on the way"
     again = start(tmp_path / "parts", tmp_path / "tokenizer")
     assert again.wait(timeout=300) == 0
     assert "continuing from step" in again.stderr.read()

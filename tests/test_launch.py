@@ -102,7 +102,7 @@ def test_the_archive_is_the_commit(room):
         )
     )
     answers(room, describe=["0 READY"])
-    assert launch(room, "tpu.sh", *RUN).returncode == 0
+    assert launch(room, "tpu.sh", *RUN, GIT_CONFIG_COUNT="0").returncode == 0
     names = subprocess.run(["tar", "-tzf", str(room / "sent")], capture_output=True, text=True, check=True).stdout.split()
     assert {"requirements.lock", "pyproject.toml", "maskgil_jax/cli.py"} <= set(names)
 

@@ -116,10 +116,11 @@ def test_the_heads_alone_are_not_enough(tiny_state, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tiny_preset")
 def test_the_tokenizer_trains_with_it(tiny_state, tmp_path):
     save_file(tiny_state, tmp_path / "file.safetensors")
     convert(tmp_path / "file.safetensors", tmp_path / "lpips")
-    options = {"model.channels": 8, "model.latent_dim": 16, "model.codebook_size": 32, "batch_size": 8, "total_steps": 1}
+    options = {"model.preset": "tiny", "data.image_size": 16, "data.crop": "center", "batch_size": 8, "total_steps": 1}
     options |= {"loss.perceptual": 1e6, "lpips": tmp_path / "lpips", "log_every": 1, "sample_every": 0}
     flags = [f"--config.{name}={value}" for name, value in options.items()]
     assert cli.main(["train", "--config", "demo_tokenizer", "--workdir", str(tmp_path / "run"), *flags]) == 0

@@ -1,6 +1,7 @@
 """The tokenizer's loop: both networks move, dead codes come back, an interrupted run goes on exactly."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,14 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_tokenizer, load_weights
 from maskgil_jax.training.tokenizer import restart_codes
 
-SMALL = [
-    "--config.model.channels=8",
-    "--config.model.latent_dim=16",
-    "--config.model.codebook_size=32",
-    "--config.batch_size=8",
-]
+SMALL = ["--config.model.preset=tiny", "--config.data.image_size=16", "--config.data.crop=center", "--config.batch_size=8"]
 SHORT = ["--config.log_every=1", "--config.sample_every=0", "--config.checkpoint.every=2", "--config.restart_after=2"]
 GAN = ["--config.loss.adversarial=0.5", "--config.loss.disc_start=2", "--config.loss.entropy=0.1"]
 GAN += ["--config.discriminator.net.width=8", "--config.optimizer.ema_decay=0.5"]
+RUN = [*GAN, "--config.total_steps=4", "--config.optimizer.decay=constant", "--config.checkpoint.keep=2"]
+
+
+pytestmark = pytest.mark.usefixtures("tiny_preset")
 
 
 def train(workdir, *more):
@@ -32,7 +32,7 @@ def lines(workdir):
 
 @pytest.mark.slow
 def test_adversarial_run_and_its_continuation(tmp_path):
-    assert train(tmp_path / "whole", *GAN, "--config.total_steps=4", "--config.optimizer.decay=constant") == 0
+    assert train(tmp_path / "whole", *RUN) == 0
     whole = lines(tmp_path / "whole")
     assert [line["step"] for line in whole] == [1, 2, 3, 4]
     assert [line["discriminator"] > 0 for line in whole] == [False, False, True, True], "it starts at step 2, counted from 0"
@@ -42,8 +42,9 @@ def test_adversarial_run_and_its_continuation(tmp_path):
     assert all(np.isfinite(line["loss"]) for line in whole)
     assert whole[-1]["reconstruction"] < whole[0]["reconstruction"]
 
-    assert train(tmp_path / "parts", *GAN, "--config.total_steps=2", "--config.optimizer.decay=constant") == 0
-    assert train(tmp_path / "parts", *GAN, "--config.total_steps=4", "--config.optimizer.decay=constant") == 0
+    # a run that was stopped after step 2, at its first checkpoint
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts", ignore=lambda *_: {"weights", "4"})
+    assert train(tmp_path / "parts", *RUN) == 0
     parts = lines(tmp_path / "parts")
     for a, b in zip(whole, parts, strict=True):
         assert {k: v for k, v in a.items() if k != "images_per_second"} == {
@@ -52,7 +53,7 @@ def test_adversarial_run_and_its_continuation(tmp_path):
     assert load_weights(tmp_path / "whole" / "weights").hash == load_weights(tmp_path / "parts" / "weights").hash
 
     tokenizer = load_tokenizer(tmp_path / "whole" / "weights")
-    assert tokenizer.decode(tokenizer.encode(jnp.zeros((1, 64, 64, 3)))).shape == (1, 64, 64, 3)
+    assert tokenizer.decode(tokenizer.encode(jnp.zeros((1, 16, 16, 3)))).shape == (1, 16, 16, 3)
 
 
 def test_dead_codes_move_near_latents_and_never_coincide():
@@ -65,7 +66,7 @@ def test_dead_codes_move_near_latents_and_never_coincide():
 
 MISTAKES = {
     "preset": (["--config.model.preset=VQ16"], "config.model.preset: unknown value 'VQ16'"),
-    "size": (["--config.data.image_size=60"], "60"),
+    "size": (["--config.data.image_size=61"], "61"),
     "weight": (["--config.loss.l2=-1.0"], "l2: a loss weight must be a finite number >= 0"),
     "gan": (["--config.loss.adversarial_kind=hing"], "Did you mean 'hinge'"),
     "lpips": (["--config.loss.perceptual=1.0", "--config.lpips=/nowhere.safetensors"], "/nowhere.safetensors"),

@@ -1,5 +1,6 @@
 """The objective and the update against the original trainer's numbers, and the promises of the generator's loop."""
 
+import dataclasses
 import functools
 import types
 
@@ -224,6 +225,18 @@ def one_run(steps, layout_of=None):
 def test_a_step_is_compiled_once():
     step, losses = one_run(3)
     assert step._cache_size() == 1 and len(set(losses)) == 3
+
+
+def test_no_device_holds_the_states_of_the_whole_batch():
+    """Also where the parameters are split over all devices; looked for in the compiled program."""
+    tx, mesh = make_optimizer(optimizer_options(), 1), make_mesh(data=1, fsdp=8)
+    cfg = dataclasses.replace(SMALL, layers="scan")
+    init = init_state(lambda key: params_of(create(cfg, key)), tx, ema=False)
+    state, layout = sharded_init(init, jax.random.key(0), mesh)
+    batch = global_batch({"codes": np.zeros((8, 4, 4), np.int32), "label": np.zeros(8, np.int32)}, mesh)
+    step = jitted_step(cfg, Objective(), tx, lambda count: 1e-2, 0.0, layout)
+    text = step.lower(state, batch, jax.random.key(1), None).compile().as_text()
+    assert "f32[1,17,32]" in text and "f32[8,17,32]" not in text
 
 
 @pytest.mark.slow

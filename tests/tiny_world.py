@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
-from maskgil_jax.config import ClassifierConfig, LlamaConfig, VQConfig
+from maskgil_jax.config import VQ_PRESETS, ClassifierConfig, LlamaConfig, VQConfig
 from maskgil_jax.evaluation.extractor import extractor_of
 from maskgil_jax.params import create, params_of
 
@@ -46,6 +46,13 @@ def pipeline_folder(tmp_path_factory):
     about = {"class_names": list(CLASSES), "tokenizer_hash": tokenizer, "decode": {"steps": 2}}
     save_weights(folder / "generator", LLAMA, random_params(LLAMA, 3), about=about)
     return folder
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch):
+    """`model.preset=tiny` for the tokenizer's trainer: two levels instead of four, whose step compiles twice as fast."""
+    cfg = VQConfig(channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=16, codebook_size=32, norm_groups=4, image_size=16)
+    monkeypatch.setitem(VQ_PRESETS, "tiny", cfg)
 
 
 def random_images(count, seed=0, side=SIDE):

@@ -48,7 +48,7 @@ def plan(args, config, tokenizer) -> int:
 
     if not args.topology.startswith("cpu"):
         jax.config.update("jax_platforms", "cpu")  # a TPU is compiled for, not used
-    elif (wanted := args.topology[4:]).isdigit() and int(wanted) > jax.config.jax_num_cpu_devices:
+    elif (wanted := args.topology[4:]).isdigit() and int(wanted) > jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError):  # too late: JAX has its devices already
             jax.config.update("jax_num_cpu_devices", int(wanted))
 
@@ -56,19 +56,19 @@ def plan(args, config, tokenizer) -> int:
     from maskgil_jax.planning.chips import open_topology
     from maskgil_jax.planning.program import decode_program, network_options, train_program
     from maskgil_jax.planning.report import as_text, make_plan
+    from maskgil_jax.platforms import made_for
     from maskgil_jax.sharding import AXES, make_mesh
 
     devices, chip = open_topology(args.topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     codes = args.codebook_size or tokenizer.codebook_size
-    cfg = network_options(
-        config, codebook_size=codes, num_classes=args.num_classes, downsample=tokenizer.downsample, on_tpu=chip is not None
-    )
-    if args.decode:
-        program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
-    else:
-        program = train_program(config, cfg, mesh)
-    found = make_plan(program, mesh.size, chip, top=args.top, quick=args.quick)
+    cfg = network_options(config, codebook_size=codes, num_classes=args.num_classes, downsample=tokenizer.downsample)
+    with made_for("tpu" if chip else jax.default_backend()):
+        if args.decode:
+            program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
+        else:
+            program = train_program(config, cfg, mesh)
+        found = make_plan(program, mesh.size, chip, top=args.top, quick=args.quick)
     rows, columns = cfg.grid
     model = config.model
     heading = [

@@ -21,6 +21,7 @@ from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided
 from maskgil_jax.decoding.orders import queue_scores
 from maskgil_jax.decoding.sampling import draw, temperatures
 from maskgil_jax.keys import fold_keys, image_keys, typed_key
+from maskgil_jax.platforms import platform
 from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
 
 # loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
@@ -233,7 +234,7 @@ def unrolled(cfg: DecodeConfig, codes: int) -> bool:
     """What `cfg.loop` comes to on this platform, for a codebook of so many codes."""
     if cfg.loop != "auto":
         return cfg.loop == "unrolled"
-    return jax.default_backend() == "cpu" and cfg.steps <= MAX_UNROLLED_STEPS and codes >= MIN_UNROLLED_CODES
+    return platform() == "cpu" and cfg.steps <= MAX_UNROLLED_STEPS and codes >= MIN_UNROLLED_CODES
 
 
 def _spread(values_bm, at_bm, length: int):

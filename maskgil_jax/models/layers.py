@@ -12,6 +12,8 @@ from flax import nnx
 
 from maskgil_jax.config import ConfigError
 from maskgil_jax.keys import fold_keys
+from maskgil_jax.platforms import platform
+from maskgil_jax.sharding import split_rows
 
 ATTENTION = "attention"  # name of an attention's output before its last linear map, for the remat policies
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
@@ -75,7 +77,7 @@ def attend(q_blhk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, mask=None, c
     Where everything sees everything, a CPU gets its heads brought together first: products of (length, k) by (k, length)
     that lie in memory in one piece take two thirds of the time.
     """
-    if jax.default_backend() != "cpu" or mask is not None or causal or q_blhk.shape[2] != k_bshk.shape[2]:
+    if platform() != "cpu" or mask is not None or causal or q_blhk.shape[2] != k_bshk.shape[2]:
         return jax.nn.dot_product_attention(q_blhk, k_bshk, v_bshk, mask=mask, is_causal=causal)
     q_bhlk, k_bhsk, v_bhsk = (x.transpose(0, 2, 1, 3) for x in (q_blhk, k_bshk, v_bshk))
     scores_bhls = jnp.einsum("bhlk,bhsk->bhls", q_bhlk, k_bhsk, preferred_element_type=jnp.float32)
@@ -150,10 +152,11 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
 
     def step(x, inputs):
         layer, index = inputs
+        x = split_rows(x) if isinstance(x, jax.Array) else x
         return call(layer, x, fold_keys(key_b, index)), None
 
     if remat != "none":
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=layers_mode != "scan")
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=_unrolled(layers_mode))
     if isinstance(layers, list | nnx.List):
         for index, layer in enumerate(layers):
             x_bld, _ = step(x_bld, (layer, index))
@@ -163,4 +166,4 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
 
 
 def _unrolled(layers_mode: str) -> bool:
-    return layers_mode == "unroll" or (layers_mode == "auto" and jax.default_backend() == "cpu")
+    return layers_mode == "unroll" or (layers_mode == "auto" and platform() == "cpu")

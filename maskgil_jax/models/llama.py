@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -148,7 +150,7 @@ class Llama(nnx.Module):
             self.caption_null = nnx.Param(null_td)
         else:
             self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
-        self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
+        self.layers: Any = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
         self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
 
@@ -243,12 +245,12 @@ class Llama(nnx.Module):
         mask = attention_mask(cache.visible_bs, start + jnp.arange(q), causal=True)
 
         def call(place, carry, _):
-            (layer, number), (x, cache) = place, carry
+            (number, layer), (x, cache) = place, carry
             return layer(x, rotation, None, mask, (cache, number, start))
 
-        loose = isinstance(self.layers, nnx.List)
+        layers: Any = self.layers  # stacked, or a list of them (`unstacked`)
         x_bqd, cache = walk_layers(
-            list(zip(self.layers, range(cfg.depth))) if loose else (self.layers, jnp.arange(cfg.depth)),
+            list(enumerate(layers)) if isinstance(layers, nnx.List) else (jnp.arange(cfg.depth), layers),
             (x_bqd, cache),
             None,
             depth=cfg.depth,

@@ -58,11 +58,10 @@ def _on(mesh: Mesh, tree, layout=None):
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, layout)
 
 
-def network_options(config, *, codebook_size: int, num_classes: int, downsample: int, on_tpu: bool):
-    """Options of the run file's network; layers are scanned where the compiler is a TPU's, as they would be there."""
+def network_options(config, *, codebook_size: int, num_classes: int, downsample: int):
+    """Options of the run file's network."""
     grid = (config.data.image_size // downsample,) * 2
-    cfg = model_options(config.model.to_dict(), codebook_size=codebook_size, num_classes=num_classes, grid=grid)
-    return dataclasses.replace(cfg, layers="scan") if on_tpu and cfg.layers == "auto" else cfg
+    return model_options(config.model.to_dict(), codebook_size=codebook_size, num_classes=num_classes, grid=grid)
 
 
 def train_program(config, cfg, mesh: Mesh) -> Program:

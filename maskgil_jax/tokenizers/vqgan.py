@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import MagvitConfig, VQConfig, require
+from maskgil_jax.platforms import platform
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 
 
@@ -241,7 +242,7 @@ def doubled(conv: nnx.Conv, x_bhwc: jax.Array, fold: bool | None = None) -> jax.
     Two of three rows (and columns) that a 3x3 kernel sees of an enlarged image are the same, so every pixel is a 2x2
     convolution of the small image, with a kernel of its own for each of the four places in a cell: 4/9 of the products.
     """
-    if not (jax.default_backend() == "cpu" if fold is None else fold):
+    if not (platform() == "cpu" if fold is None else fold):
         return conv(double(x_bhwc))
     (b, h, w, _), dtype = x_bhwc.shape, jnp.dtype(conv.dtype or x_bhwc.dtype)
     near = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)  # which of 3 rows fall on which of 2
