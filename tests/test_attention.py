@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
 from maskgil_jax.config import ConfigError, LlamaConfig
 from maskgil_jax.models.attention import ROWS, flash_attention, xla_attention
@@ -15,7 +15,7 @@ from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.rope import rotation_table
 from maskgil_jax.params import build, create, params_of
 from maskgil_jax.planning.flops import count_flops
-from maskgil_jax.sharding import make_mesh
+from maskgil_jax.sharding import AXES, make_mesh
 
 GRID = (4, 4)
 
@@ -102,7 +102,7 @@ def test_options_change_no_gradient(changes):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         wanted = jax.jit(jax.grad(gradients(CFG, params)[0]))(params)
         found = jax.jit(jax.grad(gradients(dataclasses.replace(CFG, **changes), params)[0]))(params)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), found, wanted)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, wanted)  # gradients reach 100
 
 
 def test_dots_keeps_linear_maps_and_the_output_of_attention():
@@ -128,13 +128,15 @@ def test_kernels_are_what_a_tpu_gets():
     def loss(params):
         return jnp.sum(build(cfg, params).hidden(tokens, condition).astype(jnp.float32))
 
-    with jax.sharding.use_abstract_mesh(make_mesh(devices=jax.devices()[:1]).abstract_mesh):
+    chip = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(jax.grad(loss)).trace(params)
     assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 2
     assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
 def test_what_the_kernels_do_not_know_is_refused():
-    for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (32, 32)}):
+    for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (24, 24)}):
         with pytest.raises(ConfigError, match="attention"):
             LlamaConfig(width=128, heads=4, attention="flash", **changes)

@@ -6,7 +6,7 @@ import dataclasses
 
 from .base import choose, require
 
-FLASH_LENGTH = 577  # longest sequence whose attention kernels the compiler finds room for: 24 x 24 tokens and a class
+FLASH_LENGTH = 257  # longest sequence whose attention kernels were found to fit at every width: 16 x 16 tokens and a class
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -47,7 +47,9 @@ class LlamaConfig:
     dtype: str = "float32"  # compute dtype; parameters stay float32
     layers: str = "auto"  # "scan", "unroll", or by platform: unrolled on CPU, scanned elsewhere
     remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
-    attention: str = "xla"  # "flash": in training on a TPU, by the kernels of models/attention.py; class conditions only
+    attention: str = (
+        "xla"  # "flash": in training on a TPU by the kernels of models/attention.py, compiled but not yet run on one
+    )
 
     def __post_init__(self):
         choose("condition", self.condition, ("class", "text"))

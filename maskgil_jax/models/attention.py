@@ -17,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from maskgil_jax.config import ConfigError
+from maskgil_jax.models.layers import attend
 from maskgil_jax.models.rope import rotate
 
 LANES = 128  # columns of a TPU's vector registers and matrix units
@@ -29,7 +30,7 @@ def xla_attention(q_bld: jax.Array, k_bld: jax.Array, v_bld: jax.Array, rotation
     b, l, _ = q_bld.shape
     q, k, v = (y.reshape(b, l, -1, head_dim) for y in (q_bld, k_bld, v_bld))
     q, k = rotate(q, *rotation), rotate(k, *rotation)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal).reshape(b, l, -1)
+    return attend(q, k, v, causal=causal).reshape(b, l, -1)
 
 
 def flash_attention(

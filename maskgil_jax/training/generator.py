@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -152,14 +153,17 @@ def token_metrics(sums: dict, causal: bool) -> dict[str, Average]:
 def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, schedule, ema_decay: float, layout):
     """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated. `tokenizer`: None for codes."""
 
-    mesh = layout.step.mesh
+    # Kernels are told where arrays lie; XLA finds out by itself.
+    placed = (
+        contextlib.nullcontext if layout is None else lambda: jax.sharding.use_abstract_mesh(layout.step.mesh.abstract_mesh)
+    )
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
     def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer):
         codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
         codes_bl = codes.reshape(codes.shape[0], -1).astype(jnp.int32)
         examples = corrupt_batch(jax.random.fold_in(key, state.step), codes_bl, batch["label"], cfg, objective)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels are told where arrays lie; XLA finds out by itself
+        with placed():
             grads, sums = gradients(state.params, examples, cfg, objective)
         one = jnp.ones(())
         metrics = {  # averages over tokens, or over steps
