@@ -52,17 +52,6 @@ def token_losses(logits_blv: jax.Array, targets_bl: jax.Array, label_smoothing: 
     return loss_bl - label_smoothing * jnp.mean(logits, axis=-1) if label_smoothing else loss_bl
 
 
-def is_argmax(logits_blv: jax.Array, targets_bl: jax.Array) -> jax.Array:
-    """Bool (b, l), the same as argmax(logits) == target, ties included: nothing is higher, and nothing before it as high.
-
-    A sum over the codebook like those of the loss, so that one walk over the logits gives all; an argmax takes its own.
-    Logits that are no numbers have no argmax here.
-    """
-    own_bl1 = jnp.take_along_axis(logits_blv, targets_bl[..., None], axis=-1)
-    not_before_blv = jax.lax.broadcasted_iota(jnp.int32, logits_blv.shape, 2) >= targets_bl[..., None]
-    return jnp.all((logits_blv < own_bl1) | (not_before_blv & (logits_blv == own_bl1)), axis=-1)
-
-
 def masked_cross_entropy(
     logits_blv: jax.Array,
     targets_bl: jax.Array,
@@ -78,7 +67,7 @@ def masked_cross_entropy(
     token (PaLM), which keeps logits from drifting away; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
     """
     loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
-    hit_bl = is_argmax(logits_blv, targets_bl).astype(jnp.float32)
+    hit_bl = (jnp.argmax(logits_blv, axis=-1) == targets_bl).astype(jnp.float32)
     masked_bl = mask_bl.astype(jnp.float32)
     seen_bl = 1.0 - masked_bl
     weight_bl = masked_bl + unmasked_weight * seen_bl

@@ -14,14 +14,7 @@ from gpt_weights import llama_config, published_params, recipe_getter
 from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.masking import (
-    chunked_cross_entropy,
-    corrupt,
-    drop_labels,
-    is_argmax,
-    masked_cross_entropy,
-    mean_metrics,
-)
+from maskgil_jax.masking import chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy, mean_metrics
 from maskgil_jax.params import create, params_of
 from maskgil_jax.sharding import global_batch, make_mesh
 from maskgil_jax.training.generator import Objective, corrupt_batch, gradients, jitted_step
@@ -123,13 +116,6 @@ def test_masked_and_unmasked_are_counted_apart():
     assert (float(means["masked_accuracy"]), float(means["unmasked_accuracy"])) == (1.0, 0.0)
     both, _ = masked_cross_entropy(logits, targets, mask, 0.0, unmasked_weight=0.5)
     np.testing.assert_allclose(both, (-np.log(0.7) - 0.5 * np.log(0.3)) / 1.5, rtol=1e-5)
-
-
-def test_a_hit_is_the_argmax():
-    logits = jax.random.randint(jax.random.key(0), (3, 50, 7), 0, 4).astype(jnp.float32)  # with many ties
-    targets = jax.random.randint(jax.random.key(1), (3, 50), 0, 7)
-    np.testing.assert_array_equal(is_argmax(logits, targets), jnp.argmax(logits, axis=-1) == targets)
-    assert not is_argmax(jnp.full((1, 1, 7), jnp.nan), targets[:1, :1]).any()
 
 
 def test_accumulated_gradients_equal_the_big_batch():
