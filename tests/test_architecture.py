@@ -42,7 +42,7 @@ CLOSED_DOORS = [
     ("decoding", "maskgil_jax.params", "decoders know networks only by calling them"),
     *(
         ("decoding", f"maskgil_jax.models.{name}", "decoders know networks only by calling them")
-        for name in ("adaln", "bert", "layers", "llama", "maskgit", "rope")
+        for name in ("adaln", "attention", "bert", "layers", "llama", "maskgit", "rope")
     ),
 ]
 # Outside packages that are not for everybody: name -> (who may import it, why).

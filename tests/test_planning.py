@@ -16,7 +16,7 @@ from maskgil_jax.planning.chips import CHIPS, open_topology
 from maskgil_jax.planning.flops import count_flops
 from maskgil_jax.planning.hlo import Program
 from maskgil_jax.planning.program import product_flops
-from maskgil_jax.planning.report import Plan, as_text, bytes_needed
+from maskgil_jax.planning.report import Plan, as_text, bytes_needed, parts
 
 # The form in which a TPU's compiler writes: layouts with parentheses, comments in tuples, cycles in the attributes.
 TEXT = """HloModule jit_f, is_scheduled=true
@@ -77,6 +77,25 @@ def test_text_is_walked_with_its_loops_multiplied_out():
     # In the loop the product writes 8*4*2 bytes, the sum 8*4, the store one row of 8*4; outside a gather and 64 floats. The
     # product %v, the copy and the slice stay on the chip.
     assert program.written_bytes() == 12 * (64 + 32 + 32) + 32 + 256
+
+
+def test_instructions_by_what_they_come_from():
+    text = TEXT.replace(
+        "calls=%fused, backend", 'calls=%fused, metadata={op_name="jit(f)/transpose(jvp(mlp))/dot"}, backend', 1
+    )
+    kernel = (
+        '  %flash.3 = bf16[8,4]{1,0} custom-call(%m), custom_call_target="tpu_custom_call", backend_config={'
+        '"custom_call_config":{"cost_estimate": {"flops": 394, "transcendentals": 5, "bytes_accessed": 8190}}}\n'
+    )
+    program = Program(text.replace("  ROOT %t =", kernel + "  ROOT %t ="))
+    dearest = program.dearest()
+    assert [(cycles, runs, i.part) for cycles, runs, i in dearest] == [
+        (1200, 12, "mlp, backward"),
+        (84, 12, "elsewhere, forward"),
+        (5, 1, "elsewhere, forward"),
+    ]
+    assert parts(dearest) == {"mlp, backward": 1200, "elsewhere, forward": 89}
+    assert program.kernels() == {"flash": (12, 12 * 394, 12 * 8190)}
 
 
 def test_text_without_an_entry_is_refused():
@@ -147,6 +166,12 @@ def test_estimates():
     found = plan.estimates(CHIPS["v5e"])
     assert found["roofline"] == {"seconds": 2.0, "mfu": 0.25} and found["cycles"] == {"seconds": 2.0, "mfu": 0.25}
     assert "cycles" not in dataclasses.replace(plan, cycles=None).estimates(CHIPS["v5e"])
+    # A kernel counts as long as its bytes or products take at the peaks, here two seconds.
+    kernels = dataclasses.replace(plan, kernels={"flash": (3, 394e12, 819)}, dearest=[(3, 2, "copy", "mlp", "f32[4] c")])
+    assert kernels.cycle_seconds(CHIPS["v5e"]) == 4.0
+    assert "flash 3 times" in as_text(kernels, CHIPS["v5e"], []) and "2 x copy, mlp: f32[4] c" in as_text(
+        kernels, CHIPS["v5e"], []
+    )
     # 4 devices work 2 s on 8 images: a second of one chip each.
     assert "1000.00 ms of one chip" in as_text(plan, CHIPS["v5e"], [("program", "p")])
 

@@ -22,6 +22,7 @@ def add(command) -> None:
     sub.add_argument("--tokenizer", default="VQ-16", help="preset whose codebook and grid are assumed (default: VQ-16)")
     sub.add_argument("--codebook-size", type=int, help="default: the tokenizer preset's")
     sub.add_argument("--num-classes", type=int, default=1000)
+    sub.add_argument("--top", type=int, default=0, metavar="N", help="also list the N instructions that take longest")
     sub.add_argument(
         "--quick",
         action="store_true",
@@ -67,7 +68,7 @@ def plan(args, config, tokenizer) -> int:
             program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
         else:
             program = train_program(config, cfg, mesh)
-        found = make_plan(program, mesh.size, chip, quick=args.quick)
+        found = make_plan(program, mesh.size, chip, top=args.top, quick=args.quick)
     rows, columns = cfg.grid
     model = config.model
     heading = [

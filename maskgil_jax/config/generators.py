@@ -6,6 +6,8 @@ import dataclasses
 
 from .base import choose, require
 
+FLASH_LENGTH = 257  # longest sequence whose attention kernels were found to fit at every width: 16 x 16 tokens and a class
+
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
@@ -45,6 +47,9 @@ class LlamaConfig:
     dtype: str = "float32"  # compute dtype; parameters stay float32
     layers: str = "auto"  # "scan", "unroll", or by platform: unrolled on CPU, scanned elsewhere
     remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
+    attention: str = (
+        "xla"  # "flash": in training on a TPU by the kernels of models/attention.py, compiled but not yet run on one
+    )
 
     def __post_init__(self):
         choose("condition", self.condition, ("class", "text"))
@@ -68,6 +73,17 @@ class LlamaConfig:
         choose("layers", self.layers, ("auto", "scan", "unroll"))
         choose("remat", self.remat, ("none", "dots", "full", "offload"))
         choose("dtype", self.dtype, ("float32", "bfloat16"))
+        choose("attention", self.attention, ("xla", "flash"))
+        require(
+            self.attention == "xla" or (self.condition == "class" and self.kv_heads in (None, self.heads)),
+            'attention: "flash" knows no text and no grouped queries, got '
+            f'condition {self.condition!r} and {self.kv_heads} of {self.heads} kv_heads; use "xla"',
+        )
+        require(
+            self.attention == "xla" or self.grid[0] * self.grid[1] < FLASH_LENGTH,
+            f'attention: "flash" holds whole sequences of at most {FLASH_LENGTH} positions, the condition among them, in a '
+            f'TPU\'s vector memory, got grid {self.grid}; use "xla"',
+        )
         require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
         require(

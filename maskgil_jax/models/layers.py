@@ -15,6 +15,7 @@ from maskgil_jax.keys import fold_keys
 from maskgil_jax.platforms import platform
 from maskgil_jax.sharding import split_rows
 
+ATTENTION = "attention"  # name of an attention's output before its last linear map, for the remat policies
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
 
@@ -111,9 +112,16 @@ def mixed(bits: jax.Array) -> jax.Array:
     return bits ^ (bits >> 16)
 
 
+def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
+    """Keeps what linear maps make of (b, l, d), but not the rotation's (b, l, h, k), in float32 and cheap to repeat."""
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim < 4
+
+
 # Which intermediate values the backward pass keeps; the rest is computed again. "none" keeps all.
 REMAT_POLICIES: dict[str, Callable[[], Any]] = {
-    "dots": lambda: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": lambda: jax.checkpoint_policies.save_from_both_policies(
+        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(ATTENTION)
+    ),
     "full": lambda: jax.checkpoint_policies.nothing_saveable,
     "offload": lambda: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
@@ -148,7 +156,7 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
         return call(layer, x, fold_keys(key_b, index)), None
 
     if remat != "none":
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=layers_mode != "scan")
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=_unrolled(layers_mode))
     if isinstance(layers, list | nnx.List):
         for index, layer in enumerate(layers):
             x_bld, _ = step(x_bld, (layer, index))

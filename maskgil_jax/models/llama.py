@@ -7,12 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError, LlamaConfig
 from maskgil_jax.keys import fold_keys
+from maskgil_jax.models.attention import flash_attention
 from maskgil_jax.models.cache import KVCache, attention_mask
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.models.layers import LayerNorm, RMSNorm, attend, dropout, embedding, linear, unstacked, walk_layers
+from maskgil_jax.models.layers import (
+    ATTENTION,
+    LayerNorm,
+    RMSNorm,
+    attend,
+    dropout,
+    embedding,
+    linear,
+    unstacked,
+    walk_layers,
+)
 from maskgil_jax.models.rope import rotate, rotation_table
 
 
@@ -66,6 +78,10 @@ class Attention(nnx.Module):
         q, k, v = (y.reshape(b, l, -1, self.cfg.head_dim) for y in (q, k, v))
         if self.cfg.qk_norm == "per_head":
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.cfg.attention == "flash" and past is None and not jax.sharding.get_abstract_mesh().empty:
+            q, k, v = (y.reshape(b, l, -1) for y in (q, k, v))
+            out = flash_attention(q, k, v, rotation, self.cfg.head_dim, self.cfg.causal)
+            return self.o(checkpoint_name(out, ATTENTION)), None
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         cache = None
         if past is not None:
@@ -73,7 +89,8 @@ class Attention(nnx.Module):
             cache = cache.put(layer, start, k, v)
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
-        return self.o(attend(q, k, v, mask, causal).reshape(b, l, -1)), cache
+        out = attend(q, k, v, mask, causal).reshape(b, l, -1)
+        return self.o(checkpoint_name(out, ATTENTION)), cache
 
 
 class SwiGLU(nnx.Module):
@@ -104,12 +121,14 @@ class Block(nnx.Module):
     def __call__(
         self, x_bld: jax.Array, rotation, key_b: jax.Array | None, mask=None, past=None
     ) -> tuple[jax.Array, KVCache | None]:
-        y, cache = self.attn(x_bld if self.cfg.post_norm == "swin" else self.attn_norm(x_bld), rotation, mask, past)
-        y = y if self.cfg.post_norm == "none" else self.attn_post_norm(y)
-        x_bld = x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0))
-        y = self.mlp(x_bld if self.cfg.post_norm == "swin" else self.mlp_norm(x_bld))
-        y = y if self.cfg.post_norm == "none" else self.mlp_post_norm(y)
-        return x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 1)), cache
+        with jax.named_scope("attention"):  # names by which profiles and `maskgil plan --top` tell the parts
+            y, cache = self.attn(x_bld if self.cfg.post_norm == "swin" else self.attn_norm(x_bld), rotation, mask, past)
+            y = y if self.cfg.post_norm == "none" else self.attn_post_norm(y)
+            x_bld = x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0))
+        with jax.named_scope("mlp"):
+            y = self.mlp(x_bld if self.cfg.post_norm == "swin" else self.mlp_norm(x_bld))
+            y = y if self.cfg.post_norm == "none" else self.mlp_post_norm(y)
+            return x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 1)), cache
 
 
 class Llama(nnx.Module):

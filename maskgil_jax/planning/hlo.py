@@ -38,6 +38,9 @@ _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+_PART = re.compile(r"\b(attention|mlp|loss|update)\b")  # the named scopes of models/llama.py and training/generator.py
+_COST = re.compile(r'"cost_estimate": ?\{"flops": ?"?(\d+)"?.*?"bytes_accessed": ?"?(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -77,6 +80,16 @@ class Instruction:
         """The compiler's estimate, 0 where it gives none."""
         found = _CYCLES.search(self.attributes)
         return int(found[1]) if found else 0
+
+    @property
+    def part(self) -> str:
+        """Which part of the program it belongs to and in which pass, as far as its origin tells: "mlp, backward"."""
+        found = _SOURCE.search(self.attributes)
+        origin = found[1] if found else ""
+        part = _PART.search(origin)
+        times = "again" if "rematted_computation" in origin else "backward" if "transpose(" in origin else "forward"
+        name = part[1] if part else "elsewhere"
+        return f"{name}, {times}" if name != "update" else name
 
 
 def type_bytes(text: str) -> int:
@@ -146,10 +159,25 @@ class Program:
         total: Counter[str] = Counter()
         for instruction, times in self.walk():
             if instruction.cycles:
-                total[self._sort_of(instruction)] += times * instruction.cycles
+                total[self.sort_of(instruction)] += times * instruction.cycles
         return dict(total.most_common())
 
-    def _sort_of(self, instruction: Instruction) -> str:
+    def dearest(self) -> list[tuple[int, int, Instruction]]:
+        """(estimated cycles of all its runs, runs, instruction), the dearest first."""
+        found = [(times * i.cycles, times, i) for i, times in self.walk() if i.cycles]
+        return sorted(found, key=lambda entry: -entry[0])
+
+    def kernels(self) -> dict[str, tuple[int, int, int]]:
+        """{kernel: (runs, FLOPs, bytes) of all runs}, as the kernels' authors say: the compiler counts no cycles for them."""
+        total: dict[str, tuple[int, int, int]] = {}
+        for instruction, times in self.walk():
+            if instruction.kind == "custom-call" and (said := _COST.search(instruction.attributes)):
+                name = re.sub(r"\.\d+$", "", instruction.name)
+                runs, flops, moved = total.get(name, (0, 0, 0))
+                total[name] = (runs + times, flops + times * int(said[1]), moved + times * int(said[2]))
+        return total
+
+    def sort_of(self, instruction: Instruction) -> str:
         if instruction.kind != "fusion":
             return "matrix products" if instruction.kind in ("convolution", "dot") else instruction.kind
         inside = self.computations.get(dict(_CALLED.findall(instruction.attributes)).get("calls", ""), {})

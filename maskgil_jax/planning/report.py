@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from collections import Counter
 
 import jax
 
@@ -26,6 +27,8 @@ class Plan:
     peak: what the compiler reserves at once, or, if that is more than the device has, what it would have needed.
     products, others: FLOPs of the whole program (`flops.Flops`) divided by the devices. useful: those the mathematics needs.
     written: bytes that instructions write to memory. collectives: {kind: (how many, bytes)}. cycles: {kind: cycles}.
+    kernels: {name: (runs, FLOPs, bytes)}, for which the compiler counts no cycles. parts: {part of the program: cycles}.
+    dearest: the instructions with most cycles, each (cycles of all runs, runs, sort, part, result and name).
     """
 
     devices: int
@@ -41,6 +44,9 @@ class Plan:
     written: int | None = None
     collectives: dict[str, tuple[int, int]] | None = None
     cycles: dict[str, int] | None = None
+    kernels: dict[str, tuple[int, int, int]] | None = None
+    parts: dict[str, int] | None = None
+    dearest: list[tuple[int, int, str, str, str]] | None = None
 
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Seconds that products, memory and links would each take at the published peaks; a step takes the longest at least.
@@ -58,8 +64,12 @@ class Plan:
         }
 
     def cycle_seconds(self, chip: Chip) -> float | None:
-        """Seconds by the compiler's estimated cycles, one instruction after another; without collectives."""
-        return sum(self.cycles.values()) / chip.clock if self.cycles else None
+        """Seconds by the compiler's estimated cycles, one instruction after another, and of kernels; without collectives."""
+        return sum(self.cycles.values()) / chip.clock + self.kernel_seconds(chip) if self.cycles else None
+
+    def kernel_seconds(self, chip: Chip) -> float:
+        """Seconds of the kernels at the published peaks, by what their authors say they do: a lower bound."""
+        return sum(max(flops / chip.flops, moved / chip.bandwidth) for _, flops, moved in (self.kernels or {}).values())
 
     def utilisation(self, seconds: float, chip: Chip) -> float:
         """MFU: the share of the chip's peak that the useful FLOPs are, if a run takes `seconds`."""
@@ -79,11 +89,12 @@ class Plan:
         return found | {"roofline_parts": parts}
 
 
-def make_plan(program: Program, devices: int, chip: Chip | None, *, quick: bool = False) -> Plan:
+def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0, quick: bool = False) -> Plan:
     """Traces, compiles and measures `program`, whose mesh has `devices` devices of `chip` (None: of this machine).
 
     quick: with the compiler's least effort, several times sooner. Its cycles then say nothing and are left out, and bytes
     written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly change.
+    top: how many of the dearest instructions are wanted.
     """
     traced = program.traced()
     total = count_flops(traced.jaxpr)
@@ -109,6 +120,7 @@ def make_plan(program: Program, devices: int, chip: Chip | None, *, quick: bool 
         return plan(peak=needed, fits=False)
     memory, text = compiled.memory_analysis(), hlo.Program(compiled.as_text())
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    dearest = text.dearest()
     peak = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return plan(
         peak=peak,
@@ -118,7 +130,18 @@ def make_plan(program: Program, devices: int, chip: Chip | None, *, quick: bool 
         written=text.written_bytes(),
         collectives=text.collectives(),
         cycles=None if quick else text.cycles() or None,
+        kernels=None if quick else text.kernels() or None,
+        parts=None if quick else parts(dearest) or None,
+        dearest=[(c, runs, text.sort_of(i), i.part, f"{i.type} {i.name}") for c, runs, i in dearest[:top]] or None,
     )
+
+
+def parts(dearest: list[tuple[int, int, hlo.Instruction]]) -> dict[str, int]:
+    """{part of the program: cycles} of `hlo.Program.dearest`."""
+    total: Counter[str] = Counter()
+    for cycles, _, instruction in dearest:
+        total[instruction.part] += cycles
+    return dict(total.most_common())
 
 
 def bytes_needed(message: str) -> int | None:
@@ -178,6 +201,20 @@ def _estimates(plan: Plan, chip: Chip) -> list[tuple[str, str]]:
         by_kind = {kind: count / chip.clock for kind, count in plan.cycles.items() if count > 0.005 * sum(plan.cycles.values())}
         rows.append(("estimate, compiler's cycles", _timed(plan, seconds, chip) + ": " + _shares(by_kind)))
         rows.append(("  assumes", f"{chip.clock / 1e9:.2f} GHz; one instruction after another; collectives hidden behind them"))
+        if plan.kernels:
+            runs = ", ".join(f"{name} {count} times" for name, (count, _, _) in plan.kernels.items())
+            rows.append(
+                (
+                    "  and kernels",
+                    f"{plan.kernel_seconds(chip) * 1e3:.1f} ms in that, at the published peaks (at least): {runs}",
+                )
+            )
+        if plan.dearest:
+            rows.append(("  by part", _shares({part: cycles / chip.clock for part, cycles in (plan.parts or {}).items()})))
+            rows += [
+                (f"  {cycles / chip.clock * 1e3:.2f} ms", f"{runs} x {sort}, {part}: {name[:90]}")
+                for cycles, runs, sort, part, name in plan.dearest
+            ]
     return rows
 
 

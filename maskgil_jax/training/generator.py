@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -112,10 +113,11 @@ def loss_sum(params: dict, part: dict, cfg, objective: Objective):
         hidden_bld = model.hidden(inputs, condition, key_b=part["key"])
     options = objective.label_smoothing, objective.unmasked_weight, objective.z_loss
     tokens = part["targets"], part["mask"]
-    if objective.loss_chunks == 1:
-        sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options)[1]
-    else:
-        sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks, *options)
+    with jax.named_scope("loss"):
+        if objective.loss_chunks == 1:
+            sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options)[1]
+        else:
+            sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks, *options)
     return sums["loss_sum"], sums | sizes
 
 
@@ -151,12 +153,18 @@ def token_metrics(sums: dict, causal: bool) -> dict[str, Average]:
 def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, schedule, ema_decay: float, layout):
     """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated. `tokenizer`: None for codes."""
 
+    # Kernels are told where arrays lie; XLA finds out by itself.
+    placed = (
+        contextlib.nullcontext if layout is None else lambda: jax.sharding.use_abstract_mesh(layout.step.mesh.abstract_mesh)
+    )
+
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
     def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer):
         codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
         codes_bl = codes.reshape(codes.shape[0], -1).astype(jnp.int32)
         examples = corrupt_batch(jax.random.fold_in(key, state.step), codes_bl, batch["label"], cfg, objective)
-        grads, sums = gradients(state.params, examples, cfg, objective)
+        with placed():
+            grads, sums = gradients(state.params, examples, cfg, objective)
         one = jnp.ones(())
         metrics = {  # averages over tokens, or over steps
             **token_metrics(sums, is_causal(cfg)),
@@ -164,8 +172,9 @@ def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, sch
         }
         if "output_norm" in sums:
             metrics["output_norm"] = Average(sums["output_norm"], sums["outputs"])
-        new = apply_gradients(state, grads, tx, ema_decay)
-        return new, metrics | step_metrics(grads, state.params, new.params, new.opt_state)
+        with jax.named_scope("update"):
+            new = apply_gradients(state, grads, tx, ema_decay)
+            return new, metrics | step_metrics(grads, state.params, new.params, new.opt_state)
 
     return train_step
 

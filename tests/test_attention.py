@@ -1,0 +1,142 @@
+"""The attention kernels, interpreted on this machine and lowered for a TPU, against what XLA makes of the same formula."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+
+from maskgil_jax.config import ConfigError, LlamaConfig
+from maskgil_jax.models.attention import ROWS, flash_attention, xla_attention
+from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.rope import rotation_table
+from maskgil_jax.params import build, create, params_of
+from maskgil_jax.planning.flops import count_flops
+from maskgil_jax.sharding import AXES, make_mesh
+
+GRID = (4, 4)
+
+
+def table(head_dim, prefix=1):
+    return rotation_table(
+        GRID, head_dim, 10000.0, positions="2d", prefix=prefix, prefix_rotation="zero", class_position="first"
+    )
+
+
+def arrays(b, l, d, dtype=jnp.float32):
+    return [jax.random.normal(jax.random.key(i), (b, l, d)).astype(dtype) for i in range(4)]
+
+
+def value_and_grads(attention, q, k, v, weight):
+    def weighed(*qkv):
+        out = attention(*qkv)
+        return jnp.sum(out.astype(jnp.float32) * weight.astype(jnp.float32)), out
+
+    return jax.value_and_grad(weighed, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+
+@pytest.mark.parametrize(
+    "head_dim, heads, causal",
+    [(64, 4, False), (64, 4, True), (8, 3, False)],  # two groups of full lanes; heads that do not fill them
+)
+def test_kernels_agree_with_xla(head_dim, heads, causal):
+    """To rounding in float32: sums are taken in another order, softmax is divided out after the product."""
+    x, options = arrays(2, 17, head_dim * heads), (table(head_dim), head_dim, causal)
+    (_, out), grads = value_and_grads(lambda *qkv: flash_attention(*qkv, *options, interpret=True), *x)
+    (_, wanted), wanted_grads = value_and_grads(lambda *qkv: xla_attention(*qkv, *options), *x)
+    np.testing.assert_allclose(out, wanted, atol=2e-6)
+    for grad, expected in zip(grads, wanted_grads, strict=True):
+        np.testing.assert_allclose(grad, expected, atol=1e-5)
+
+
+def test_kernels_in_bfloat16_are_as_near_to_the_truth_as_xla():
+    options = (table(64), 64, False)
+    x = arrays(2, 17, 128, jnp.bfloat16)
+    (_, truth), true_grads = value_and_grads(lambda *qkv: xla_attention(*qkv, *options), *(y.astype(jnp.float32) for y in x))
+    (_, out), grads = value_and_grads(lambda *qkv: flash_attention(*qkv, *options, interpret=True), *x)
+    (_, usual), usual_grads = value_and_grads(lambda *qkv: xla_attention(*qkv, *options), *x)
+    for mine, xla, true in zip((out, *grads), (usual, *usual_grads), (truth, *true_grads), strict=True):
+        assert jnp.linalg.norm(mine - true) < 1.2 * jnp.linalg.norm(xla - true)
+
+
+def test_each_device_takes_its_images_and_heads():
+    mesh, options = make_mesh(data=2, fsdp=2, tensor=2), (table(64), 64, False)
+    x = arrays(4, 17, 256)
+    _, alone = value_and_grads(lambda *qkv: flash_attention(*qkv, *options, interpret=True), *x)
+    attention = functools.partial(flash_attention, rotation=options[0], head_dim=64, interpret=True)
+
+    @functools.partial(jax.jit, in_shardings=NamedSharding(mesh, ROWS))
+    def sharded(*x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return value_and_grads(attention, *x)
+
+    (_, out), grads = sharded(*x)
+    assert out.sharding.spec == ROWS
+    for grad, expected in zip(grads, alone, strict=True):
+        np.testing.assert_allclose(grad, expected, atol=1e-5)
+
+
+CFG = LlamaConfig(
+    codebook_size=32, num_classes=3, grid=GRID, width=32, depth=2, heads=2, mlp_width=64, layers="scan", qk_norm="per_head"
+)
+
+
+def gradients(cfg, params):
+    tokens = jax.random.randint(jax.random.key(3), (2, 16), 0, 33)
+    keys = jax.random.split(jax.random.key(4), 2)
+
+    def loss(params):
+        hidden = build(cfg, params).hidden(tokens, ClassCondition(jnp.zeros((2,), jnp.int32)), key_b=keys)
+        return jnp.sum(jnp.sin(hidden))
+
+    return loss, params
+
+
+@pytest.mark.parametrize("changes", [{"attention": "flash"}, {"remat": "dots"}, {"attention": "flash", "remat": "dots"}])
+def test_options_change_no_gradient(changes):
+    params = params_of(create(CFG, jax.random.key(0)))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        wanted = jax.jit(jax.grad(gradients(CFG, params)[0]))(params)
+        found = jax.jit(jax.grad(gradients(dataclasses.replace(CFG, **changes), params)[0]))(params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, wanted)  # gradients reach 100
+
+
+def test_dots_keeps_linear_maps_and_the_output_of_attention():
+    """So the backward pass computes nothing again but the rotation of queries and keys, and the scores."""
+    params = params_of(create(CFG, jax.random.key(0)))
+    count = {
+        remat: count_flops(
+            jax.make_jaxpr(jax.grad(gradients(dataclasses.replace(CFG, remat=remat), params)[0]))(params)
+        ).products
+        for remat in ("none", "dots", "full")
+    }
+    rotation = 2 * 2.0 * 2 * 17 * 32 * 16
+    scores = 2.0 * 2 * 17 * 17 * 32
+    assert count["dots"] - count["none"] == CFG.depth * (rotation + scores)
+    assert count["full"] > count["dots"]
+
+
+def test_kernels_are_what_a_tpu_gets():
+    cfg = LlamaConfig(codebook_size=32, num_classes=3, width=128, depth=1, heads=2, attention="flash", dtype="bfloat16")
+    params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))
+    tokens, condition = jnp.zeros((2, 256), jnp.int32), ClassCondition(jnp.zeros((2,), jnp.int32))
+
+    def loss(params):
+        return jnp.sum(build(cfg, params).hidden(tokens, condition).astype(jnp.float32))
+
+    chip = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(loss)).trace(params)
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call") == 2
+    assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def test_what_the_kernels_do_not_know_is_refused():
+    for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (24, 24)}):
+        with pytest.raises(ConfigError, match="attention"):
+            LlamaConfig(width=128, heads=4, attention="flash", **changes)
