@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 
@@ -202,6 +203,9 @@ def _sync(path: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message in one line, without its middle if it is long: the reason stands at its end."""
+    """An error's message in one line, without its middle if it is long: the reason stands at its end, or is the system's."""
     text = str(error).strip().split("\n")[0] or type(error).__name__
-    return text if len(text) <= 240 else f"{text[:100]} ... {text[-130:]}"
+    if len(text) <= 240:
+        return text
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return f"{text[:100]} ... {os.strerror(int(code[1])) if code else text[-130:]}"

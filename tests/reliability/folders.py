@@ -217,7 +217,7 @@ def full(room: Room, count: int) -> dict:
     for trial in range(half):
         folder = room.folder / f"disk{trial}"
         with small_disk(folder, 4 << 20) as mounted:
-            found = room.ask(functools.partial(fill, folder, (1 << 20) + 70_000 * trial, mounted), "full")
+            found = room.ask(functools.partial(fill, folder, (2 << 20) + 70_000 * trial, mounted), "full")
         kinds.add("tmpfs" if mounted else "file size limit")
         assert re.search(
             r"the checkpoint of step \d+ could not be written \(.*\); earlier checkpoints are kept", found["problem"]
