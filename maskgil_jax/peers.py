@@ -59,6 +59,7 @@ class Peers:
         self.open: list[socket.socket] = []
         self.lock = threading.Lock()  # for what is written and what it is written to
         self.leaving: int | None = None
+        self.ending = threading.Lock()
         threading.Thread(target=self._meet, name="peers", daemon=True).start()
         threading.Thread(target=self._beat, name="peers' beat", daemon=True).start()
         atexit.register(self._at_exit)  # after JAX's own, hence to be called before it
@@ -176,8 +177,9 @@ class Peers:
             self._end(code, reason)
 
     def _lost(self, sentence: str) -> NoReturn:
-        self._send({"lost": sentence})
-        self._end(EXIT_CODE, sentence)
+        with self.ending:  # what is noticed first is what all end with
+            self._send({"lost": sentence})
+            self._end(EXIT_CODE, sentence)
 
     def _end(self, code: int, sentence: str) -> NoReturn:
         restart = "; the same command, on all machines, goes on from the last checkpoint" if code == EXIT_CODE else ""

@@ -23,6 +23,7 @@ from maskgil_jax.config import (
     MaskGITConfig,
 )
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
+from maskgil_jax.decoding import masked
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
 from maskgil_jax.decoding.masked import MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES, decode, decode_steps, doubt, fill, unrolled
 from maskgil_jax.decoding.orders import halton_ranks
@@ -323,7 +324,8 @@ def test_what_is_off_costs_nothing():
 
     def counts(**options):
         cfg = DecodeConfig(steps=3, draw="gumbel", **options)
-        jaxpr = jax.make_jaxpr(lambda key: decode(Stub(), ClassCondition(labels), key, cfg, tokens))(keys).jaxpr
+        inputs = Stub(), ClassCondition(labels), keys, tokens, tokens, None, None
+        jaxpr = masked._decode.trace(*inputs, cfg=cfg, grid=GRID, trajectory=False).jaxpr.jaxpr
         return [count_of(jaxpr, name) for name in ("random_bits", "sort", "exp")]
 
     off, even, unsure = counts(), counts(remask="cap"), counts(remask="cap", remask_pick="confidence")
