@@ -83,7 +83,13 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # left over by a kill in the middle of a save
             single_host_load_and_broadcast=True,  # all processes see the steps that process 0 sees
         )
-        return ocp.CheckpointManager(self.folder, options=options)
+        try:
+            return ocp.CheckpointManager(self.folder, options=options)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{error.filename or self.folder}: process 0 sees this step, process {jax.process_index()} does not; all need "
+                "the same --workdir, on a disk or in a bucket that all see"
+            ) from error
 
     def save(
         self, step: int, state, about: dict, *, config: dict | None = None, score: float | None = None, wait: bool = False

@@ -30,7 +30,7 @@ ROWS = {  # number: (what is tried, row, trials, trials with --quick)
     "4": ("damaged checkpoints", folders.harm, 60, 4),
     "5": ("resharding", runs.reshard, 1, 1),
     "6": ("two processes against one", pairs.two, 1, 1),
-    "7": ("processes that disagree", pairs.disagree, 10, 2),
+    "7": ("processes that disagree", pairs.disagree, 10, 3),
     "8": ("SIGTERM", runs.stop, 20, 2),
     "9": ("bad steps", runs.spoil, 7, 2),
     "10": ("disk full, EIO", folders.full, 10, 2),
