@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """`c2i_b.py` with what differs at this size."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
-    # Mesh and remat of B: 9.4 GiB at 4 images a chip, 17 at 16 (docs/scaling.md, L on v5p:4x4x4), so chips of 16 GiB want 32 or
-    # more for the batch of 256, or remat="dots".
     config.model.preset = "L"
+    # docs/scaling.md, L on v5e:16x16: at 16 images a chip 16.9 GiB with the state whole on every chip, 10.8 with it split; up to
+    # 8 images a chip data=-1, fsdp=1 fits as well.
+    config.mesh.update(data=1, fsdp=-1)  # parameters and moments split over all devices
     return config
