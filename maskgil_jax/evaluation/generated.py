@@ -15,6 +15,7 @@ from maskgil_jax.config import CausalConfig, DecodeConfig, require, to_dict
 from maskgil_jax.evaluation.collect import split_batch
 from maskgil_jax.evaluation.features import local_mesh
 from maskgil_jax.evaluation.image_sets import ImageSet
+from maskgil_jax.keys import keys_at
 from maskgil_jax.pipeline import Pipeline, to_pixels
 from maskgil_jax.sharding import batch_sharding, replicated
 
@@ -85,14 +86,12 @@ def draw_images(pipeline: Pipeline, ids_n: np.ndarray, start: int, size: int, ke
     """
     rows = np.minimum(np.arange(start, start + size), len(ids_n) - 1)
     label_b, rows_b = (jax.device_put(a.astype(np.int32), batch_sharding(mesh)) for a in (ids_n[rows], rows))
-    key_b = _folded(jax.device_put(key, replicated(mesh)), rows_b)
+    key_b = _keys_at(jax.device_put(key, replicated(mesh)), rows_b)
     tokens_bl = pipeline.tokens(label_b, key_b, cfg=cfg, **more)
     return to_pixels(pipeline.tokenizer, tokens_bl, tuple(pipeline.generator.cfg.grid))
 
 
-@jax.jit
-def _folded(key, rows_b):
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_b)
+_keys_at = jax.jit(keys_at)
 
 
 def even_counts(count: int, classes: int) -> list[str]:
