@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measure import in_turns, measure, options, report, table
+from benchmarks.measure import digits, in_turns, measure, options, report, table
 from maskgil_jax.config import LLAMA_PRESETS, VQ_PRESETS, DecodeConfig
 from maskgil_jax.decoding.guidance import guidance_scales
 from maskgil_jax.decoding.masked import decode
@@ -94,7 +94,7 @@ def measured(generator, tokenizer, condition, cfg: DecodeConfig, repeats: int) -
     drawing = measure(pixels, tokenizer, codes_bhw, images=batch, repeats=repeats)["seconds"]
     used, least = network_flops(generator, condition, cfg)
     parts = {"network_s": figures["seconds"] - sampling - drawing, "sampling_s": sampling, "vq_s": drawing}
-    parts = {name: round(seconds, 3) for name, seconds in parts.items()}
+    parts = {name: digits(seconds) for name, seconds in parts.items()}
     return figures | parts | {"network_gflop": round(used / 1e9), "least_gflop": round(least / 1e9)}
 
 

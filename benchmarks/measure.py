@@ -50,13 +50,14 @@ def in_turns(forms: dict[str, Callable], images: int, repeats: int) -> list[dict
 
 def _summary(runs: list, images: int) -> dict:
     seconds, busy = zip(*runs)
-    return {
-        "seconds": round(statistics.median(seconds), 3),
-        "fastest_s": round(min(seconds), 3),
-        "slowest_s": round(max(seconds), 3),
-        "cpu_s": round(statistics.median(busy), 3),
-        "images_per_s": round(images / statistics.median(seconds), 3),
-    }
+    middle = statistics.median(seconds)
+    figures = {"seconds": middle, "fastest_s": min(seconds), "slowest_s": max(seconds), "cpu_s": statistics.median(busy)}
+    return {name: digits(x) for name, x in (figures | {"images_per_s": images / middle}).items()}
+
+
+def digits(x: float) -> float:
+    """x to four digits: steps take from milliseconds to minutes."""
+    return float(f"{x:.4g}")
 
 
 def _cpu_seconds() -> float:

@@ -14,8 +14,6 @@ def get_config() -> ConfigDict:
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
     config.model.preset = "XL"
     config.decode.guidance = 2.5
-    # docs/scaling.md, XL on v5e:16x16: 7.4 GiB at 16 images a chip (16 chips for the batch of 256); up to 8 images a chip
-    # remat="none" fits, 9.9 GiB, and computes nothing twice. v5p and 80 GiB GPUs have room for it in any case.
-    config.model.remat = "dots"
+    # docs/scaling.md, XL on v5e:16x16: 7.4 GiB at 16 images a chip (16 chips for the batch of 256).
     config.mesh.update(data=1, fsdp=-1)  # parameters and moments split over all devices
     return config

@@ -15,8 +15,6 @@ def get_config() -> ConfigDict:
     config.model.preset = "XXL"
     config.total_steps = 300 * 1_281_167 // config.batch_size
     config.decode.guidance = 2.5
-    # docs/scaling.md, XXL on v5e:16x16: 11.8 GiB at 16 images a chip (16 chips for the batch of 256); up to 4 images a chip
-    # remat="none" fits, 11.6 GiB, and computes nothing twice; on v5p up to 32.
-    config.model.remat = "dots"
+    # docs/scaling.md, XXL on v5e:16x16: 11.8 GiB at 16 images a chip (16 chips for the batch of 256).
     config.mesh.update(data=1, fsdp=-1)  # parameters and moments split over all devices
     return config

@@ -42,18 +42,18 @@ def compiled(tmp_path, monkeypatch):
 def test_the_cheapest_layout_that_fits_is_taken_and_what_failed_is_not_tried_again(compiled, monkeypatch):
     folder, asked, fitting = compiled
     monkeypatch.setattr(plans, "BATCHES", (256, 512, 1024))
-    large = {layout for layout in plans.LAYOUTS if layout[0] in ("dots", "full")}
+    large = {layout for layout in plans.LAYOUTS if layout[0] == "full"}
     fitting |= {256: set(plans.LAYOUTS), 512: large, 1024: {("full", "fsdp")}}
 
     def rows(**options):
         return plans.train_rows(plans.Plans(folder, options.pop("compiling", True)), "b", "v5e:16x16", lambda name: True, False)
 
     found = rows()
-    assert [(r["batch"], *r["layout"]) for r in found] == [(256, "none", "data"), (512, "dots", "data"), (1024, "full", "fsdp")]
+    assert [(r["batch"], *r["layout"]) for r in found] == [(256, "dots", "data"), (512, "full", "data"), (1024, "full", "fsdp")]
     assert asked == [
-        (256, "none", "data"),
-        *((512, *layout) for layout in (("none", "data"), ("none", "fsdp"), ("dots", "data"))),
-        *((1024, *layout) for layout in (("dots", "data"), ("dots", "fsdp"), ("full", "data"), ("full", "fsdp"))),
+        (256, "dots", "data"),
+        *((512, *layout) for layout in (("dots", "data"), ("dots", "fsdp"), ("full", "data"))),
+        *((1024, *layout) for layout in (("full", "data"), ("full", "fsdp"))),
     ]
     asked.clear()
     assert rows() == found and rows(compiling=False) == found and not asked
@@ -74,7 +74,7 @@ def test_a_row_says_what_to_run_and_full_effort_replaces_little(compiled, monkey
     assert line["memory a chip"] == "8.0 of 16 GiB" and line["roofline"] == "100 ms, MFU 40%" and line["held up by"] == "memory"
     assert line["a chip"] == "1" and line["cycles"] == "" and line["command"].endswith("--config.mesh.fsdp=1 --quick`")
     plans.train_rows(known, "b", "v5e:16x16", lambda name: True, True)
-    assert asked == [(256, "none", "data")] * 2
+    assert asked == [(256, "dots", "data")] * 2
     row = plans.train_rows(plans.Plans(folder, False), "b", "v5e:16x16", lambda name: True, False)[0]
     assert not row["plan"]["quick"]
 
@@ -82,14 +82,14 @@ def test_a_row_says_what_to_run_and_full_effort_replaces_little(compiled, monkey
 def test_tables_go_into_a_page(tmp_path, monkeypatch, capsys):
     page, results = tmp_path / "page.md", tmp_path / "results"
     results.mkdir()
-    fake(results, plans.train_options("b", 256, "v5e:16x16", "none", "data"), True)
+    fake(results, plans.train_options("b", 256, "v5e:16x16", "dots", "data"), True)
     fake(results, plans.sampling_options("b", 8), True, devices=1, images=8)
     page.write_text(f"before\n{plans.MARKS[0]}\nold\n{plans.MARKS[1]}\nafter\n")
     monkeypatch.setattr(sys, "argv", ["plans", "--results", str(results), "--no-compile", "--into", str(page)])
     plans.main()
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| B | 256 | 1 | data=256 | none | 8.0 of 16 GiB | 100 ms, MFU 40% | memory |" in text
+    assert "| B | 256 | 1 | data=256 | dots | 8.0 of 16 GiB | 100 ms, MFU 40% | memory |" in text
     assert "| B | 8 | 8.0 of 16 GiB | 1.25e+11 | 0 MiB | 12.5 ms, MFU 40% | memory |" in text
     page.write_text("no marks")
     with pytest.raises(SystemExit, match="no part between"):
