@@ -6,11 +6,13 @@ emitters of loops compile two to four times as fast as the ones that go through 
 
 import os
 
+import jaxlib.version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false"
+    + ("" if jaxlib.version.__version_info__ >= (0, 11, 1) else " --xla_cpu_use_fusion_emitters=false")
     + " --xla_cpu_parallel_codegen_split_count=1"  # two cores gain nothing, and a lost wake-up in its pool can hang a run
 )
 

@@ -5,6 +5,7 @@ import pathlib
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -63,6 +64,13 @@ def test_gpu_runs_the_command_with_flags(room):
     assert words[3:] == ["maskgil", "train", "--config", "c.py", "--workdir=runs/a b"] and len(calls(room)) == 1
     assert words[0].startswith("XLA_FLAGS=--xla_gpu") and words[0].endswith(" --mine"), "what the caller sets stands last"
     assert words[2] == "JAX_COMPILATION_CACHE_DIR=runs/a b/xla_cache"
+
+
+def test_xla_knows_the_flags_for_gpus():
+    """A process whose XLA has one of them no longer is ended by it, without an exception; a jaxlib for CPUs knows them all."""
+    script = 'source "$0/flags.sh" && gpu_flags && exec "$1" -c "import jax; jax.devices()"'
+    done = subprocess.run(["bash", "-c", script, str(LAUNCH), sys.executable], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(0, 1), (2, 1), (3, 1), (75, 3), (5, 3), (134, 3)])
