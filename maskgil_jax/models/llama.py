@@ -124,7 +124,7 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):  # names by which profiles and `maskgil plan --top` tell the parts
             y, cache = self.attn(x_bld if self.cfg.post_norm == "swin" else self.attn_norm(x_bld), rotation, mask, past)
             y = y if self.cfg.post_norm == "none" else self.attn_post_norm(y)
-            x_bld = x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0))
+            x_bld = checkpoint_name(x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0)), ATTENTION)
         with jax.named_scope("mlp"):
             y = self.mlp(x_bld if self.cfg.post_norm == "swin" else self.mlp_norm(x_bld))
             y = y if self.cfg.post_norm == "none" else self.mlp_post_norm(y)
