@@ -47,20 +47,22 @@ def token_losses(logits_blv: jax.Array, targets_bl: jax.Array, label_smoothing: 
     """Cross-entropy per token in float32, the target distribution mixed with `label_smoothing` of the uniform one."""
     logits = logits_blv.astype(jnp.float32)
     norm_bl = jax.nn.logsumexp(logits, axis=-1)
-    # A sum with one term: it is taken in the same walk over the logits as the others, where a look-up needs them in memory.
-    hit_bl = jnp.sum(jnp.where(_numbers(logits) == targets_bl[..., None], logits, 0.0), axis=-1)
+    # A sum with one term, taken in the same walk over the logits as the others; a look-up would want them all in memory.
+    hit_bl = jnp.sum(jnp.where(_classes(logits) == targets_bl[..., None], logits, 0.0), axis=-1)
     loss_bl = norm_bl - (1.0 - label_smoothing) * hit_bl
     return loss_bl - label_smoothing * jnp.mean(logits, axis=-1) if label_smoothing else loss_bl
 
 
 def best_class(logits_blv: jax.Array) -> jax.Array:
-    """`argmax` over the last axis, as two reductions that are taken in the walks over the logits which the loss needs anyway."""
+    """`argmax` over the last axis, the first of equals, as reductions that XLA takes in the same walk as those of the loss."""
+    logits_blv, count = jax.lax.stop_gradient(logits_blv), float(logits_blv.shape[-1])
     top_bl1 = jnp.max(logits_blv, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(logits_blv == top_bl1, _numbers(logits_blv).astype(jnp.float32), jnp.float32(2**24)), axis=-1).astype(jnp.int32)
+    first_bl = jnp.min(jnp.where(logits_blv == top_bl1, _classes(logits_blv).astype(jnp.float32), count), axis=-1)
+    return first_bl.astype(jnp.int32)  # float32 until here: only reductions of one dtype share a walk, and it counts to 2^24
 
 
-def _numbers(logits_blv: jax.Array) -> jax.Array:
-    """The number of its class for every logit."""
+def _classes(logits_blv: jax.Array) -> jax.Array:
+    """The number of its class at every logit."""
     return jax.lax.broadcasted_iota(jnp.int32, logits_blv.shape, logits_blv.ndim - 1)
 
 

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from maskgil_jax.config import ConfigError
+from maskgil_jax.config import ConfigError, check_flash_length
 from maskgil_jax.models.layers import attend
 from maskgil_jax.models.rope import rotate
 
@@ -68,6 +68,7 @@ def _run(kernel: Callable, results: int, rotation, head_dim: int, causal: bool, 
 
     def local(*x_bld):
         b, l, d = x_bld[0].shape
+        check_flash_length(l, x_bld[0].dtype.name)
         if d % head_dim:
             raise ConfigError(
                 f'attention: "flash" needs whole heads of {head_dim} on a device, got {d} columns; split them over fewer'
@@ -135,9 +136,9 @@ def _scaled(x_lc: jax.Array, cos_lc: jax.Array, sin_lc: jax.Array, head_dim: int
 
 
 def _powers(scores: jax.Array, axis: int, first: int, causal: bool) -> tuple[jax.Array, jax.Array]:
-    """2^(score - the query's highest) and, for every query, one over their sum over the keys, which lie along `axis`, in float32.
+    """2^(score - the query's highest) and, for every query, one over their sum; in float32.
 
-    first: the number of the first query, for the causal mask.
+    axis: along which the keys lie. first: the number of the first query, for the causal mask.
     """
     if causal:
         key, query = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, i) for i in (axis, 1 - axis))
