@@ -47,9 +47,23 @@ def token_losses(logits_blv: jax.Array, targets_bl: jax.Array, label_smoothing: 
     """Cross-entropy per token in float32, the target distribution mixed with `label_smoothing` of the uniform one."""
     logits = logits_blv.astype(jnp.float32)
     norm_bl = jax.nn.logsumexp(logits, axis=-1)
-    hit_bl = jnp.take_along_axis(logits, targets_bl[..., None], axis=-1)[..., 0]
+    # A sum with one term, taken in the same walk over the logits as the others; a look-up would want them all in memory.
+    hit_bl = jnp.sum(jnp.where(_classes(logits) == targets_bl[..., None], logits, 0.0), axis=-1)
     loss_bl = norm_bl - (1.0 - label_smoothing) * hit_bl
     return loss_bl - label_smoothing * jnp.mean(logits, axis=-1) if label_smoothing else loss_bl
+
+
+def best_class(logits_blv: jax.Array) -> jax.Array:
+    """`argmax` over the last axis, the first of equals, as reductions that XLA takes in the same walk as those of the loss."""
+    logits_blv, count = jax.lax.stop_gradient(logits_blv), float(logits_blv.shape[-1])
+    top_bl1 = jnp.max(logits_blv, axis=-1, keepdims=True)
+    first_bl = jnp.min(jnp.where(logits_blv == top_bl1, _classes(logits_blv).astype(jnp.float32), count), axis=-1)
+    return first_bl.astype(jnp.int32)  # float32 until here: only reductions of one dtype share a walk, and it counts to 2^24
+
+
+def _classes(logits_blv: jax.Array) -> jax.Array:
+    """The number of its class at every logit."""
+    return jax.lax.broadcasted_iota(jnp.int32, logits_blv.shape, logits_blv.ndim - 1)
 
 
 def masked_cross_entropy(
@@ -67,7 +81,7 @@ def masked_cross_entropy(
     token (PaLM), which keeps logits from drifting away; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
     """
     loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
-    hit_bl = (jnp.argmax(logits_blv, axis=-1) == targets_bl).astype(jnp.float32)
+    hit_bl = (best_class(logits_blv) == targets_bl).astype(jnp.float32)
     masked_bl = mask_bl.astype(jnp.float32)
     seen_bl = 1.0 - masked_bl
     weight_bl = masked_bl + unmasked_weight * seen_bl

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
-from maskgil_jax.config import ConfigError, LlamaConfig
+from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, ConfigError, LlamaConfig
+from maskgil_jax.models import attention
 from maskgil_jax.models.attention import ROWS, flash_attention, xla_attention
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.rope import rotation_table
@@ -20,10 +21,8 @@ from maskgil_jax.sharding import AXES, make_mesh
 GRID = (4, 4)
 
 
-def table(head_dim, prefix=1):
-    return rotation_table(
-        GRID, head_dim, 10000.0, positions="2d", prefix=prefix, prefix_rotation="zero", class_position="first"
-    )
+def table(head_dim, grid=GRID):
+    return rotation_table(grid, head_dim, 10000.0, positions="2d", prefix=1, prefix_rotation="zero", class_position="first")
 
 
 def arrays(b, l, d, dtype=jnp.float32):
@@ -44,7 +43,19 @@ def value_and_grads(attention, q, k, v, weight):
 )
 def test_kernels_agree_with_xla(head_dim, heads, causal):
     """To rounding in float32: sums are taken in another order, softmax is divided out after the product."""
-    x, options = arrays(2, 17, head_dim * heads), (table(head_dim), head_dim, causal)
+    agree(arrays(2, 17, head_dim * heads), table(head_dim), head_dim, causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_sequences_are_taken_in_parts(monkeypatch, causal):
+    """What a canvas of 32x32 does, with one of 14x14: parts of 128 queries, and blocks of fewer columns."""
+    monkeypatch.setattr(attention, "SCORES", 1)
+    monkeypatch.setattr(attention, "BLOCK", 1)
+    assert attention._parts(197) == [slice(0, 128), slice(128, 197)] and attention._parts(129) == [slice(0, 129)]
+    agree(arrays(1, 197, 256), table(64, (14, 14)), 64, causal)
+
+
+def agree(x, *options):
     (_, out), grads = value_and_grads(lambda *qkv: flash_attention(*qkv, *options, interpret=True), *x)
     (_, wanted), wanted_grads = value_and_grads(lambda *qkv: xla_attention(*qkv, *options), *x)
     np.testing.assert_allclose(out, wanted, atol=2e-6)
@@ -77,6 +88,15 @@ def test_each_device_takes_its_images_and_heads():
     assert out.sharding.spec == ROWS
     for grad, expected in zip(grads, alone, strict=True):
         np.testing.assert_allclose(grad, expected, atol=1e-5)
+
+
+def test_heads_that_a_tensor_axis_would_cut_are_refused():
+    mesh, x = make_mesh(data=4, tensor=2), jax.ShapeDtypeStruct((4, 17, 192), jnp.float32)
+    with (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+        pytest.raises(ConfigError, match=r"whole heads of 64 .* 96 columns"),
+    ):
+        jax.eval_shape(functools.partial(flash_attention, rotation=table(64), head_dim=64, interpret=True), x, x, x)
 
 
 CFG = LlamaConfig(
@@ -120,6 +140,19 @@ def test_dots_keeps_linear_maps_and_the_output_of_attention():
     assert count["full"] > count["dots"]
 
 
+@pytest.mark.parametrize("preset", [BERT_PRESETS["tiny"], ADALN_PRESETS["tiny"]], ids=["bert", "adaln"])
+def test_dots_computes_only_the_scores_of_other_networks_again(preset):
+    cfg = dataclasses.replace(preset, codebook_size=32, num_classes=3, grid=GRID, depth=2)
+    params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))
+    count = {
+        remat: count_flops(
+            jax.make_jaxpr(jax.grad(gradients(dataclasses.replace(cfg, remat=remat), params)[0]))(params)
+        ).products
+        for remat in ("none", "dots")
+    }
+    assert count["dots"] - count["none"] == cfg.depth * 2.0 * 2 * 17 * 17 * cfg.width
+
+
 def test_kernels_are_what_a_tpu_gets():
     cfg = LlamaConfig(codebook_size=32, num_classes=3, width=128, depth=1, heads=2, attention="flash", dtype="bfloat16")
     params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))
@@ -137,6 +170,11 @@ def test_kernels_are_what_a_tpu_gets():
 
 
 def test_what_the_kernels_do_not_know_is_refused():
-    for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (24, 24)}):
+    large = {"grid": (32, 32), "dtype": "bfloat16"}
+    LlamaConfig(width=128, heads=4, attention="flash", **large)
+    for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (24, 24)}, large | {"grid": (32, 33)}):
         with pytest.raises(ConfigError, match="attention"):
             LlamaConfig(width=128, heads=4, attention="flash", **changes)
+    x = jax.ShapeDtypeStruct((1, 577, 128), jnp.float32)  # a larger canvas than the trained one
+    with pytest.raises(ConfigError, match=r"at most 257 positions in float32, .* got 577"):
+        jax.eval_shape(functools.partial(flash_attention, rotation=table(64, (24, 24)), head_dim=64), x, x, x)

@@ -14,7 +14,7 @@ from gpt_weights import llama_config, published_params, recipe_getter
 from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.masking import chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy, mean_metrics
+from maskgil_jax.masking import best_class, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy, mean_metrics
 from maskgil_jax.params import create, params_of
 from maskgil_jax.sharding import global_batch, make_mesh
 from maskgil_jax.training.generator import Objective, corrupt_batch, gradients, jitted_step
@@ -116,6 +116,11 @@ def test_masked_and_unmasked_are_counted_apart():
     assert (float(means["masked_accuracy"]), float(means["unmasked_accuracy"])) == (1.0, 0.0)
     both, _ = masked_cross_entropy(logits, targets, mask, 0.0, unmasked_weight=0.5)
     np.testing.assert_allclose(both, (-np.log(0.7) - 0.5 * np.log(0.3)) / 1.5, rtol=1e-5)
+
+
+def test_of_equal_logits_the_first_is_best():
+    logits = jnp.round(jax.random.normal(jax.random.key(0), (3, 40, 65)))  # many of them equal
+    np.testing.assert_array_equal(best_class(logits), np.argmax(logits, axis=-1))
 
 
 def test_accumulated_gradients_equal_the_big_batch():

@@ -6,11 +6,21 @@ import dataclasses
 
 from .base import choose, require
 
-FLASH_LENGTH = 257  # longest sequence whose attention kernels were found to fit at every width: 16 x 16 tokens and a class
+# By dtype, the longest sequence that the attention kernels were compiled for: 32 x 32 tokens and a class, 16 x 16 and a class.
+FLASH_LENGTH = {"bfloat16": 1025, "float32": 257}
 
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def check_flash_length(positions: int, dtype: str) -> None:
+    """Raises a `ConfigError` if the attention kernels do not know so long a sequence."""
+    require(
+        positions <= FLASH_LENGTH[dtype],
+        f'attention: "flash" knows sequences of at most {FLASH_LENGTH[dtype]} positions in {dtype}, the condition among them, '
+        f'got {positions}; use "xla", or a smaller grid',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +89,8 @@ class LlamaConfig:
             'attention: "flash" knows no text and no grouped queries, got '
             f'condition {self.condition!r} and {self.kv_heads} of {self.heads} kv_heads; use "xla"',
         )
-        require(
-            self.attention == "xla" or self.grid[0] * self.grid[1] < FLASH_LENGTH,
-            f'attention: "flash" holds whole sequences of at most {FLASH_LENGTH} positions, the condition among them, in a '
-            f'TPU\'s vector memory, got grid {self.grid}; use "xla"',
-        )
+        if self.attention == "flash":
+            check_flash_length(self.grid[0] * self.grid[1] + (not self.causal), self.dtype)
         require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
         require(

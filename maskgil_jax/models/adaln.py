@@ -12,7 +12,17 @@ from flax import nnx
 from maskgil_jax.config import AdaLNConfig
 from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import RMSNorm, attend, check_learned_grid, dropout, embedding, unit_rms, unstacked, walk_layers
+from maskgil_jax.models.layers import (
+    RMSNorm,
+    attend,
+    check_learned_grid,
+    dropout,
+    embedding,
+    kept,
+    unit_rms,
+    unstacked,
+    walk_layers,
+)
 from maskgil_jax.models.llama import check_inputs
 
 EPS = 1e-5
@@ -41,7 +51,7 @@ class Attention(nnx.Module):
         b, l, _ = x_bld.shape
         q, k, v = unit_rms(self.q(x_bld), EPS), unit_rms(self.k(x_bld), EPS), self.v(x_bld)
         q, k, v = (y.reshape(b, l, self.heads, -1) for y in (q, k, v))
-        return self.o(attend(q, k, v).reshape(b, l, -1))
+        return self.o(kept(attend(q, k, v).reshape(b, l, -1)))
 
 
 class Mlp(nnx.Module):

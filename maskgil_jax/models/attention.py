@@ -1,12 +1,13 @@
 """Attention as Pallas kernels for a TPU: rotation, scores, softmax and sums at once, and their gradients in a second kernel.
 
 XLA writes the scores to memory and reads them back several times, each 257 x 257 square padded to 264 x 384. Here they never
-leave the chip's vector memory. An image's sequence is short enough to be there whole, so there is no walk over blocks of it.
+leave the chip's vector memory. An image's keys are few enough to be there whole, so every part of its queries sees them all.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,12 +17,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from maskgil_jax.config import ConfigError
+from maskgil_jax.config import ConfigError, check_flash_length
 from maskgil_jax.models.layers import attend
 from maskgil_jax.models.rope import rotate
 
 LANES = 128  # columns of a TPU's vector registers and matrix units
-BLOCK = 768  # the most columns in vector memory at a time
+BLOCK = 200_000  # the most entries of each array in vector memory at a time: 768 columns of 257 positions
+SCORES = 100_000  # about the most scores of a head at a time: all of 257 queries, 128 of more than 390
+LOG2 = math.log(2.0)
 ROWS = P(("data", "fsdp"), None, "tensor")  # (b, l, d) on the mesh: images over data and fsdp, heads over tensor
 
 
@@ -65,13 +68,14 @@ def _run(kernel: Callable, results: int, rotation, head_dim: int, causal: bool, 
 
     def local(*x_bld):
         b, l, d = x_bld[0].shape
+        check_flash_length(l, x_bld[0].dtype.name)
         if d % head_dim:
             raise ConfigError(
                 f'attention: "flash" needs whole heads of {head_dim} on a device, got {d} columns; split them over fewer'
             )
         lanes = head_dim * max(1, LANES // head_dim)  # what the kernel works on at once: full lanes, or else all heads
         lanes = lanes if d % lanes == 0 else d
-        block = max(c for c in range(lanes, max(lanes, BLOCK) + 1, lanes) if d % c == 0)
+        block = max(c for c in range(lanes, d + 1, lanes) if d % c == 0 and (c == lanes or c * l <= BLOCK))
         rows = pl.BlockSpec((1, l, block), lambda image, part: (image, 0, part))
         table = pl.BlockSpec((l, lanes), lambda image, part: (0, 0))
         found = pl.pallas_call(
@@ -126,14 +130,21 @@ def _product(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _weights(q_lc: jax.Array, k_lc: jax.Array, scale: float, causal: bool) -> tuple[jax.Array, jax.Array]:
-    """exp(score - the row's highest) and, for every row, one over their sum, in float32."""
-    scores = _product(q_lc, k_lc, (1, 1)) * scale
+def _scaled(x_lc: jax.Array, cos_lc: jax.Array, sin_lc: jax.Array, head_dim: int) -> jax.Array:
+    """Turned queries whose products with keys are scores / log(2): 2 to that power is what the softmax takes."""
+    return (_turned(x_lc, cos_lc, sin_lc) * (head_dim**-0.5 / LOG2)).astype(x_lc.dtype)
+
+
+def _powers(scores: jax.Array, axis: int, first: int, causal: bool) -> tuple[jax.Array, jax.Array]:
+    """2^(score - the query's highest) and, for every query, one over their sum; in float32.
+
+    axis: along which the keys lie. first: the number of the first query, for the causal mask.
+    """
     if causal:
-        row, column = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
-        scores = jnp.where(row >= column, scores, -jnp.inf)
-    powers = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-    return powers, 1.0 / jnp.sum(powers, axis=1, keepdims=True)
+        key, query = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, i) for i in (axis, 1 - axis))
+        scores = jnp.where(query + first >= key, scores, -jnp.inf)
+    powers = jnp.exp2(scores - jnp.max(scores, axis=axis, keepdims=True))
+    return powers, 1.0 / jnp.sum(powers, axis=axis, keepdims=True)
 
 
 def _kept(own: jax.Array, x_lc: jax.Array) -> jax.Array:
@@ -148,6 +159,14 @@ def _heads(shape: tuple[int, int], head_dim: int) -> list[jax.Array]:
     return [head == i for i in range(shape[1] // head_dim)]
 
 
+def _parts(length: int) -> list[slice]:
+    """The queries in parts of whole lanes, about SCORES scores of a head each. The last one may be half as long again: a query
+    alone would be no product."""
+    size = LANES * max(1, SCORES // (length * LANES))
+    firsts = list(range(0, max(length - size // 2, 1), size))
+    return [slice(first, end) for first, end in zip(firsts, [*firsts[1:], length], strict=True)]
+
+
 def _each(refs, columns: int, work: Callable) -> None:
     """Calls `work(slice)` for every group of heads in the block."""
 
@@ -159,38 +178,41 @@ def _each(refs, columns: int, work: Callable) -> None:
 
 
 def _forward(cos_ref, sin_ref, q_ref, k_ref, v_ref, out_ref, *, head_dim: int, causal: bool) -> None:
-    cos, sin, dtype, scale = cos_ref[...], sin_ref[...], q_ref.dtype, head_dim**-0.5
+    cos, sin, dtype = cos_ref[...], sin_ref[...], q_ref.dtype
 
     def work(at):
-        q, k, v = _turned(q_ref[at], cos, sin).astype(dtype), _turned(k_ref[at], cos, sin).astype(dtype), v_ref[at]
-        out = jnp.zeros(v.shape, jnp.float32)
-        for own in _heads(v.shape, head_dim):
-            powers, share = _weights(_kept(own, q), k, scale, causal)
-            out = jnp.where(own, _product(powers.astype(dtype), v, (1, 0)) * share, out)
-        out_ref[at] = out.astype(dtype)
+        q, k, v = _scaled(q_ref[at], cos, sin, head_dim), _turned(k_ref[at], cos, sin).astype(dtype), v_ref[at]
+        for rows in _parts(v.shape[0]):
+            out = jnp.zeros(q[rows].shape, jnp.float32)
+            for own in _heads(out.shape, head_dim):
+                powers, share = _powers(_product(_kept(own, q[rows]), k, (1, 1)), 1, rows.start, causal)
+                out = jnp.where(own, _product(powers.astype(dtype), v, (1, 0)) * share, out)
+            out_ref[0, rows, at[2]] = out.astype(dtype)
 
     _each(out_ref, cos.shape[1], work)
 
 
 def _backward(cos_ref, sin_ref, q_ref, k_ref, v_ref, grad_ref, dq_ref, dk_ref, dv_ref, *, head_dim: int, causal: bool) -> None:
-    cos, sin, dtype, scale = cos_ref[...], sin_ref[...], q_ref.dtype, head_dim**-0.5
+    """Scores lie on their side here, keys by queries: so two of the three gradients are products as they are."""
+    cos, sin, dtype = cos_ref[...], sin_ref[...], q_ref.dtype
 
     def work(at):
-        q, k, v = _turned(q_ref[at], cos, sin).astype(dtype), _turned(k_ref[at], cos, sin).astype(dtype), v_ref[at]
+        q, k, v = _scaled(q_ref[at], cos, sin, head_dim), _turned(k_ref[at], cos, sin).astype(dtype), v_ref[at]
         grad = grad_ref[at]
-        dq, dk, dv = (jnp.zeros(v.shape, jnp.float32) for _ in range(3))
-        for own in _heads(v.shape, head_dim):
-            own_q, own_grad = _kept(own, q), _kept(own, grad)
-            powers, share = _weights(own_q, k, scale, causal)
-            weights = powers * share
-            towards = _product(own_grad, v, (1, 1))
-            turn = weights * (towards - jnp.sum(weights * towards, axis=1, keepdims=True)) * scale
-            turn = turn.astype(dtype)
-            dq = jnp.where(own, _product(turn, k, (1, 0)), dq)
-            dk += _product(turn, own_q, (0, 0))  # zero in the columns of other heads, as own_q is
-            dv += _product(weights.astype(dtype), own_grad, (0, 0))
-        dq_ref[at] = _turned(dq, cos, -sin).astype(dtype)
-        dk_ref[at] = _turned(dk, cos, -sin).astype(dtype)
+        dk, dv = (jnp.zeros(v.shape, jnp.float32) for _ in range(2))
+        for rows in _parts(v.shape[0]):
+            dq = jnp.zeros(q[rows].shape, jnp.float32)
+            for own in _heads(dq.shape, head_dim):
+                own_q, own_grad = _kept(own, q[rows]), _kept(own, grad[rows])
+                powers, share = _powers(_product(k, own_q, (1, 1)), 0, rows.start, causal)
+                weights = powers * share
+                towards = _product(v, own_grad, (1, 1))
+                turn = (weights * (towards - jnp.sum(weights * towards, axis=0, keepdims=True))).astype(dtype)
+                dq = jnp.where(own, _product(turn, k, (0, 0)), dq)
+                dk += _product(turn, own_q, (1, 0))  # zero in the columns of other heads, as own_q is
+                dv += _product(weights.astype(dtype), own_grad, (1, 0))
+            dq_ref[0, rows, at[2]] = _turned(dq * head_dim**-0.5, cos[rows], -sin[rows]).astype(dtype)
+        dk_ref[at] = _turned(dk * LOG2, cos, -sin).astype(dtype)
         dv_ref[at] = dv.astype(dtype)
 
     _each(dv_ref, cos.shape[1], work)

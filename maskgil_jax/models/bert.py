@@ -12,7 +12,17 @@ from flax import nnx
 from maskgil_jax.config import BertConfig
 from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, attend, check_learned_grid, dropout, embedding, linear, unstacked, walk_layers
+from maskgil_jax.models.layers import (
+    LayerNorm,
+    attend,
+    check_learned_grid,
+    dropout,
+    embedding,
+    kept,
+    linear,
+    unstacked,
+    walk_layers,
+)
 from maskgil_jax.models.llama import check_inputs
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
@@ -29,7 +39,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
         q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
-        return self.o(attend(q, k, v).reshape(b, l, -1))
+        return self.o(kept(attend(q, k, v).reshape(b, l, -1)))
 
 
 class Mlp(nnx.Module):

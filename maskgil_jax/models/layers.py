@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError
 from maskgil_jax.keys import fold_keys
 from maskgil_jax.platforms import platform
 from maskgil_jax.sharding import split_rows
 
-ATTENTION = "attention"  # name of an attention's output before its last linear map, for the remat policies
+KEPT = "kept"  # name of what `remat="dots"` keeps beside the outputs of linear maps
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
 
@@ -112,6 +113,11 @@ def mixed(bits: jax.Array) -> jax.Array:
     return bits ^ (bits >> 16)
 
 
+def kept(x: jax.Array) -> jax.Array:
+    """`x`, which `remat="dots"` keeps for the backward pass as it does the outputs of linear maps."""
+    return checkpoint_name(x, KEPT)
+
+
 def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
     """Keeps what linear maps make of (b, l, d), but not the rotation's (b, l, h, k), in float32 and cheap to repeat."""
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim < 4
@@ -120,7 +126,7 @@ def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
 # Which intermediate values the backward pass keeps; the rest is computed again. "none" keeps all.
 REMAT_POLICIES: dict[str, Callable[[], Any]] = {
     "dots": lambda: jax.checkpoint_policies.save_from_both_policies(
-        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(ATTENTION)
+        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(KEPT)
     ),
     "full": lambda: jax.checkpoint_policies.nothing_saveable,
     "offload": lambda: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
