@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import pathlib
+import shutil
 import tempfile
 
 from etils import epath
@@ -50,3 +52,19 @@ def _fetched(address: str) -> tempfile.TemporaryDirectory:
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(file.read_bytes())
     return room
+
+
+def free_bytes(folder) -> float:
+    """Free space where a folder lies or will lie; without end in a bucket."""
+    if is_remote(folder):
+        return math.inf
+    path = pathlib.Path(folder).absolute()
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+
+
+def size_text(count: float) -> str:
+    """A number of bytes as people read it: "2.5 MB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
