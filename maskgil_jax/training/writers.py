@@ -10,6 +10,7 @@ import json
 import numpy as np
 from etils import epath
 
+from maskgil_jax.atomic import writing
 from maskgil_jax.storage import is_remote, open_folder
 
 
@@ -74,7 +75,9 @@ def _drop_after(file: epath.Path, step: int) -> str:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # half a line, from a kill in the middle of a write
             continue
-    part = file.with_suffix(".part")
-    part.write_text("".join(kept))
-    part.replace(file)
+    if is_remote(file):
+        file.write_text("".join(kept))
+    else:
+        with writing(file) as part:
+            part.write_text("".join(kept))
     return "".join(kept)
