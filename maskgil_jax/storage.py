@@ -30,6 +30,23 @@ def open_folder(path) -> epath.Path:
     return epath.Path(text)
 
 
+class LineFile:
+    """A text file that grows by lines. In a bucket, where nothing can be appended to, it is written whole again each time."""
+
+    def __init__(self, path):
+        self.file = open_folder(path)
+        self.text = self.file.read_text() if is_remote(path) and self.file.exists() else ""
+
+    def append(self, line: str) -> None:
+        """Adds a line, which is there when this returns."""
+        if is_remote(self.file):
+            self.text += line + "\n"
+            self.file.write_text(self.text)
+        else:
+            with self.file.open("a") as file:
+                file.write(line + "\n")
+
+
 def upload(folder: pathlib.Path, address) -> None:
     """Copies the files of a local folder into a bucket, `config.json` last: who reads it finds the rest in place."""
     target = open_folder(address)
