@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from two_processes import free_port
 
 from maskgil_jax import cli, distributed, peers
 from maskgil_jax.checkpoints.step_folders import steps_in
@@ -100,6 +101,23 @@ def test_silence_is_told_to_all(three, frozen):
         assert (
             ends[other][0] == 5 and f"process {frozen} of 3" in ends[other][1] and "no sign of life for 2 s" in ends[other][1]
         )
+
+
+def test_silence_is_counted_in_waits_of_ones_own():
+    """So that processes that were all stopped, as on a laptop asleep, go on: to each of them that was one wait."""
+    came = [*[TimeoutError] * 5, b'{}\n{"by', b'e": 1}\n', *[TimeoutError] * 6, OSError, b"no JSON\n", b"x" * 70_000, b""]
+
+    class Connection:
+        def settimeout(self, seconds):
+            assert seconds == 60 / peers.WAITS
+
+        def recv(self, _):
+            if isinstance(arrived := came.pop(0), bytes):
+                return arrived
+            raise arrived
+
+    lines = peers.Peers._lines(None, Connection(), 60.0)
+    assert [next(lines) for _ in range(7)] == [{}, {"bye": 1}, "silent", None, None, None, None] and not came
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -195,9 +213,7 @@ def lines_of(workdir):
 
 def pair(workdir, another=None, every=2):
     """Two processes that train together, once they have made three steps; `another`: the folder that the second one sees."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     before = lines_of(workdir)
     argv = [sys.executable, str(TOY), "--steps", "9999", "--every", str(every), "--seconds", "0.1"]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"}
