@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import jax
@@ -55,4 +56,5 @@ def read_arrays(folder, abstract_state):
     so.
     """
     target = ocp.args.PyTreeRestore(abstract_state, ocp.checkpoint_utils.construct_restore_args(abstract_state))
-    return _array_files().restore(folder / "state", args=target)
+    with contextlib.closing(_array_files()) as files:
+        return files.restore(folder / "state", args=target)

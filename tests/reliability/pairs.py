@@ -75,8 +75,8 @@ def disagree(room: Room, count: int) -> dict:
     assert not room.checkpoints("refused").exists()
     return dict(
         result=f"{count}/{count}",
-        text=f"{half - 1} went on from the newest step both see, 1 without one and {count - half} with other options were refused "
-        "by name, in both processes",
+        text=f"{half - 1} went on from the newest step both see; refused by name in both: 1 without one, {count - half} with "
+        "other options",
     )
 
 
