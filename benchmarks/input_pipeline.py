@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from maskgil_jax.atomic import write_json
 from maskgil_jax.data import code_format
 from maskgil_jax.data.codes import CodeStore, code_batches, encode_dataset
 from maskgil_jax.data.folder import ImageFolder
@@ -42,7 +43,7 @@ def write_store(folder: pathlib.Path, crops: int) -> CodeStore:
     settings |= dict(class_names=list(map(str, range(1000))), crops="ten_crop" if crops > 1 else "center", variants=variants)
     parts = [records[start : start + 4096] for start in range(0, RECORDS, 4096)]
     shards = [code_format.write_shard(folder / code_format.shard_name(n), part) for n, part in enumerate(parts)]
-    code_format.write_json(folder / code_format.MANIFEST, {**settings, "shards": shards})
+    write_json(folder / code_format.MANIFEST, {**settings, "shards": shards})
     return CodeStore(folder)
 
 

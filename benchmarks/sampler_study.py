@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 import textwrap
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskgil_jax.atomic import write_json
 from maskgil_jax.config import DECODE_PRESETS, ORDERS, REMASK_RULES, SCHEDULES, DecodeConfig, to_dict
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
 from maskgil_jax.decoding.hybrid import network_calls
@@ -252,9 +252,7 @@ class Study:
         shown = [np.concatenate([images[labels == label], blank])[0] for label in self.pipeline.label_ids(SHOWN)]
         strip = grid_of(np.stack(shown), columns=len(SHOWN))
         save_png(file.with_suffix(".png"), strip)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
-        os.replace(part, file)
+        write_json(file, {"settings": settings, "figures": figures})
         return figures, strip
 
 

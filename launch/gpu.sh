@@ -82,5 +82,8 @@ for ((attempt = 0; ; attempt++)); do
         exit "$code"
     fi
     echo "gpu.sh: ended with code $code; attempt $((attempt + 2)) of $((restarts + 1)) in ${RETRY_SECONDS:-30} s" >&2
-    sleep "${RETRY_SECONDS:-30}"
+    for ((second = 0; second < ${RETRY_SECONDS:-30}; second++)); do # a signal is heeded at the end of a `sleep`
+        $stopped || sleep 1
+    done
+    if $stopped; then exit "$code"; fi
 done

@@ -29,8 +29,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from maskgil_jax.atomic import clear, write_json, writing
 from maskgil_jax.config import ConfigError, choose, require, to_dict
-from maskgil_jax.data.code_format import write_json, write_shard
+from maskgil_jax.data.code_format import write_shard
 from maskgil_jax.data.pixels import read_image
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.params import fingerprint, params_of
@@ -190,9 +191,8 @@ def _claim(out: pathlib.Path, settings: dict, overwrite: bool) -> None:
         for name in (*part_names(found), NPZ):
             (out / name).unlink(missing_ok=True)
     else:
-        stray = next((n for n in (*part_names(settings), NPZ, NPZ + ".part") if (out / n).exists()), None)
+        stray = next((n for n in (*part_names(settings), NPZ) if (out / n).exists()), None)
         require(stray is None, f"{out}: holds {stray}, but no {MANIFEST} that says what it was made with; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / MANIFEST, settings)
 
 
@@ -250,7 +250,6 @@ def _with_progress(batches: Iterable[np.ndarray], todo: int, total: int) -> Iter
 
 
 def _write_part(path: pathlib.Path, images_bhwc: np.ndarray, label_b: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
         save_png(path, images_bhwc[0])
     elif path.suffix == ".webp":
@@ -258,10 +257,8 @@ def _write_part(path: pathlib.Path, images_bhwc: np.ndarray, label_b: np.ndarray
     elif path.suffix == ".array_record":
         write_shard(path, [_LABEL.pack(label) + png_bytes(image) for image, label in zip(images_bhwc, label_b)])
     else:
-        part = path.with_name(path.name + ".part")
-        with open(part, "wb") as file:
+        with writing(path) as part, open(part, "wb") as file:
             np.save(file, images_bhwc)
-        part.replace(path)
 
 
 def _read_records(path: pathlib.Path) -> list[np.ndarray]:
@@ -275,9 +272,9 @@ def _read_records(path: pathlib.Path) -> list[np.ndarray]:
 
 def _join(out: pathlib.Path, parts: list[str], ids_n: np.ndarray) -> None:
     """The npz of all parts, one part in memory at a time."""
-    part = out / (NPZ + ".part")
+    clear(out, NPZ)  # it may be large
     shape = (len(ids_n), *np.load(out / parts[0], mmap_mode="r", allow_pickle=False).shape[1:])
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    with writing(out / NPZ) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:  # ZipInfo: no clock in the bytes
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -285,4 +282,3 @@ def _join(out: pathlib.Path, parts: list[str], ids_n: np.ndarray) -> None:
                 file.write(np.load(out / name, allow_pickle=False).tobytes())
         with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
             np.lib.format.write_array(file, ids_n.astype(np.int64), allow_pickle=False)
-    part.replace(out / NPZ)

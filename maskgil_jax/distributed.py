@@ -150,27 +150,23 @@ def agree(options: dict) -> None:
 
     options: nested dicts of what JSON can hold. Uses the devices.
     """
-    if jax.process_count() == 1:
-        return
-    own = json.loads(json.dumps(options))
-    first = json.loads(_text_of_first(json.dumps(own)))
-    problem = ""
-    if difference := first_difference("", first, own):
-        name, theirs, ours = difference
-        problem = f"{name.lstrip('.')}: {theirs!r} in process 0, {ours!r} in process {jax.process_index()}"
-    rows = multihost_utils.process_allgather(_as_bytes(problem, 512))
-    told = [sentence for row in rows if (sentence := bytes(row).rstrip(b"\0").decode(errors="ignore"))]
+    first, *others = from_all(options)
+    told = []
+    for process, other in enumerate(others, 1):
+        if difference := first_difference("", first, other):
+            name, theirs, ours = difference
+            told.append(f"{name.lstrip('.')}: {theirs!r} in process 0, {ours!r} in process {process}")
     require(not told, f"{'; '.join(told[:2])}; start all processes with the same options and the same version")
 
 
-def _text_of_first(text: str) -> str:
-    """The text that process 0 has."""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text.encode()))))
-    return bytes(multihost_utils.broadcast_one_to_all(_as_bytes(text, length))).rstrip(b"\0").decode()
-
-
-def _as_bytes(text: str, length: int) -> np.ndarray:
-    return np.frombuffer(text.encode()[:length].ljust(length, b"\0"), np.uint8)
+def from_all(value) -> list:
+    """What each process calls this with, in their order, the same list for all. value: what JSON can hold. Uses the devices."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(np.max(multihost_utils.process_allgather(np.int32(len(text)))))
+    rows = multihost_utils.process_allgather(np.pad(text, (0, length - len(text)), constant_values=ord(" ")))
+    return [json.loads(bytes(row)) for row in rows]
 
 
 def first_difference(name: str, found, wanted) -> tuple | None:

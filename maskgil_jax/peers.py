@@ -26,6 +26,7 @@ EXIT_CODE = 5
 KEY = "maskgil_jax/peers"
 GRACE = 1.0  # seconds for an error that all processes have to reach each of them before it is told by another
 JOINING = 60.0  # seconds to find process 0; without it a process is left to JAX's heartbeat
+WAITS = 6  # parts that the time is waited in
 _own: Peers | None = None
 
 
@@ -105,7 +106,7 @@ class Peers:
             lines = self._lines(connection, JOINING)
             hello = next(lines)
             if isinstance(hello, dict) and secrets.compare_digest(str(hello.get("secret")).encode(), secret.encode()):
-                connection.settimeout(self.timeout)
+                connection.settimeout(self.timeout / WAITS)
                 self._listen(int(hello["index"]), str(hello["name"]), connection, lines)
 
     def _join(self) -> None:
@@ -117,17 +118,31 @@ class Peers:
             self._listen(0, place["name"], connection, self._lines(connection, self.timeout))
 
     def _lines(self, connection: socket.socket, timeout: float) -> Iterator:
-        """What comes in, line by line; "silent" when nothing did for too long, None at the end of the connection."""
-        connection.settimeout(timeout)
-        file = connection.makefile("rb")
+        """What comes in, line by line; "silent" when nothing did for too long, None at the end of the connection.
+
+        Silence is counted in short waits: the time in which this process was stopped as well, as on a laptop asleep, is one.
+        """
+        text, waited = b"", 0
+        connection.settimeout(timeout / WAITS)
         while True:
             try:
-                line = file.readline(1 << 16)
-                yield json.loads(line) if line.endswith(b"\n") else None
+                arrived = connection.recv(1 << 16)
             except TimeoutError:
-                yield "silent"
-            except (OSError, ValueError):
+                waited += 1
+                if waited % WAITS == 0:
+                    yield "silent"
+                continue
+            except OSError:
+                arrived = b""
+            *lines, text = (text + arrived).split(b"\n")
+            if not arrived or len(text) > 1 << 16:
                 yield None
+            waited = 0
+            for line in lines:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    yield None
 
     def _listen(self, peer: int, name: str, connection: socket.socket, lines: Iterator) -> None:
         """Waits for what a process has to say. One that left in good order may end its connection, but not this process: that

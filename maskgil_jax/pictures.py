@@ -7,6 +7,8 @@ import os
 
 import numpy as np
 
+from maskgil_jax.atomic import writing
+
 
 def grid_of(images_bhwc: np.ndarray, *, columns: int | None = None, gap: int = 2, background: int = 255) -> np.ndarray:
     """A contact sheet of equally large uint8 images, row by row; about square unless `columns` is given."""
@@ -53,16 +55,11 @@ def save_animation(path, frames_thwc: np.ndarray, *, seconds: float = 0.4, last:
 def _save(path, frames, **options) -> None:
     from PIL import Image
 
-    part = f"{path}.part"
     first, *rest = (Image.fromarray(frame) for frame in frames)
     if rest:
         options |= {"save_all": True, "append_images": rest}
-    try:
+    with writing(path) as part:
         first.save(part, **options)
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
 
 
 def curves(runs: dict) -> np.ndarray:

@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maskgil_jax.config import require
@@ -92,14 +92,20 @@ def shardings(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Batches are split over the data and fsdp axes."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, P())
+
+
+def _mesh_of(x: jax.Array) -> AbstractMesh | None:
+    """Inside a jitted function: the mesh of `make_mesh` that `x` lies on; None if it lies on none."""
+    mesh = jax.typeof(x).sharding.mesh
+    return mesh if set(AXES) <= set(mesh.axis_names) else None
 
 
 def split_rows(x: jax.Array) -> jax.Array:
@@ -108,10 +114,10 @@ def split_rows(x: jax.Array) -> jax.Array:
     Left to itself, the compiler may as well split states over their columns, as the parameters are, and keep every image of
     the batch on every device. Without a mesh, or where the batch cannot be split evenly, nothing is asked for.
     """
-    mesh = jax.typeof(x).sharding.mesh
-    if not {"data", "fsdp"} <= set(mesh.axis_names) or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    mesh = _mesh_of(x)
+    if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(("data", "fsdp"))))
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def whole_tables(params: dict) -> dict:
@@ -123,10 +129,10 @@ def whole_tables(params: dict) -> dict:
     """
 
     def of(path, leaf):
-        mesh = jax.typeof(leaf).sharding.mesh
-        if mesh.empty or not path_name(path).endswith("embedding"):
+        mesh = _mesh_of(leaf)
+        if mesh is None or not path_name(path).endswith("embedding"):
             return leaf
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P()))
+        return jax.lax.with_sharding_constraint(leaf, replicated(mesh))
 
     return jax.tree_util.tree_map_with_path(of, params)
 

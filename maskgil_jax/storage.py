@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import pathlib
+import shutil
 import tempfile
 
 from etils import epath
@@ -26,6 +28,23 @@ def open_folder(path) -> epath.Path:
         installed = importlib.util.find_spec("gcsfs") or importlib.util.find_spec("tensorflow")
         require(installed is not None, f'{text}: buckets need an extra: pip install "maskgil_jax[gcs]"')
     return epath.Path(text)
+
+
+class LineFile:
+    """A text file that grows by lines. In a bucket, where nothing can be appended to, it is written whole again each time."""
+
+    def __init__(self, path):
+        self.file = open_folder(path)
+        self.text = self.file.read_text() if is_remote(path) and self.file.exists() else ""
+
+    def append(self, line: str) -> None:
+        """Adds a line, which is there when this returns."""
+        if is_remote(self.file):
+            self.text += line + "\n"
+            self.file.write_text(self.text)
+        else:
+            with self.file.open("a") as file:
+                file.write(line + "\n")
 
 
 def upload(folder: pathlib.Path, address) -> None:
@@ -50,3 +69,19 @@ def _fetched(address: str) -> tempfile.TemporaryDirectory:
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(file.read_bytes())
     return room
+
+
+def free_bytes(folder) -> float:
+    """Free space where a folder lies or will lie; without end in a bucket."""
+    if is_remote(folder):
+        return math.inf
+    path = pathlib.Path(folder).absolute()
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+
+
+def size_text(count: float) -> str:
+    """A number of bytes as people read it: "2.5 MB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

@@ -19,17 +19,10 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
-from orbax.checkpoint import type_handlers
 from PIL import Image
 from tiny_world import judge, judge_folder, pipeline_folder, tiny_preset  # noqa: F401
 
 from maskgil_jax.data import demo
-
-# Orbax splits an array over its copies on the 8 devices before it writes it, with a program for each shape and device: seconds
-# for arrays of kilobytes, so here it does that only with large ones.
-_arrays = type_handlers.get_type_handler(jax.Array)
-assert hasattr(_arrays, "_min_slice_bytes_for_replica_parallel")
-_arrays._min_slice_bytes_for_replica_parallel = 2**20
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -22,6 +22,7 @@ FLOORS = {
         "distributed",
         "peers",
         "storage",
+        "atomic",
         "pictures",
         "keys",
         "platforms",

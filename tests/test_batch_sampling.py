@@ -3,11 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import types
 
 import jax
@@ -15,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_pipeline import LLAMA, assert_same_pictures, generator_params, save_pipeline, tiny_pipeline
+from two_processes import both
 
 from maskgil_jax import batch_sampling, cli
 from maskgil_jax.batch_sampling import FORMATS, balanced_labels, read_samples, sample_to_folder
@@ -262,23 +259,8 @@ def test_steps_are_drawn_as_a_strip_and_a_film(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_a_job(weights, tmp_path, expected):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"  # the last one counts
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    argv = [sys.executable, "-m", "maskgil_jax", "sample", "--weights", str(weights), "--out", str(tmp_path / "out")]
-    argv += ["--num", "10", "--seed", "7", "--format", "npz", "--part-size", "3", "--batch-size", "2"]
-    argv += ["--coordinator", address, "--num-processes", "2", "--process-id"]
-    runs = [
-        subprocess.Popen([*argv, str(i)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in (0, 1)
-    ]
-    try:
-        printed = [run.communicate(timeout=300) for run in runs]
-    finally:
-        for run in runs:
-            run.kill()
-    assert not any(run.returncode for run in runs), "\n".join(stderr[-3000:] for _, stderr in printed)
+    argv = ["sample", "--weights", str(weights), "--out", str(tmp_path / "out"), "--num", "10", "--seed", "7"]
+    printed = both(*argv, "--format", "npz", "--part-size", "3", "--batch-size", "2", devices=2)
     assert [stdout.count("10 images and grid.png") for stdout, _ in printed] == [1, 0]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grid.png", "samples.json", "samples.npz"]
     with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as arrays:

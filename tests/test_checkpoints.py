@@ -1,5 +1,6 @@
 """What is promised of checkpoints: the right arrays or a clear error, whatever happened to the disk."""
 
+import contextlib
 import errno
 import json
 import resource
@@ -14,7 +15,7 @@ from damage import MODES, abstract_state, damage, made_up_state, restored_step, 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints import training
 from maskgil_jax.checkpoints.fingerprints import fingerprints, host_fingerprint
-from maskgil_jax.checkpoints.step_folders import listing, put_aside, steps_in, surplus, throw_away
+from maskgil_jax.checkpoints.step_folders import listing, put_aside, read_record, steps_in, surplus, throw_away
 from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints, CheckpointWriteError, NotFiniteError
 from maskgil_jax.sharding import AXES, make_mesh
 
@@ -108,6 +109,41 @@ def test_nothing_usable_is_an_error_and_changes_nothing(tmp_path):
     checkpoints.close()
 
 
+def test_processes_go_on_from_the_newest_step_that_all_see_whole(tmp_path, monkeypatch, caplog):
+    save_steps(tmp_path, (10, 20, 30, 40))
+    folder, target = tmp_path / "checkpoints", abstract_state()
+
+    def restored(*said):
+        """What is restored where another process sees and says so, one after the other."""
+        answers = iter(said)
+        monkeypatch.setattr(training, "from_all", lambda own: [own, next(answers, own)])
+        with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+            return checkpoints.restore(target, {"seed": 0})
+
+    assert restored([30, 20, 10], "", "b: unreadable")[0] == 20
+    assert "step 40 is passed over (process 1 of 2 does not see it); using step 20" in caplog.text
+    assert (
+        "step 30 is damaged (process 1: b: unreadable); using step 20; the damaged folder is kept as 30.damaged" in caplog.text
+    )
+    assert steps_in(folder) == [40, 20, 10]
+    before = read_record(folder, 40)["arrays"]
+    with contextlib.closing(Checkpoints(tmp_path, keep=9)) as checkpoints:  # it gets there again
+        checkpoints.save(40, made_up_state(7), {"seed": 0}, wait=True)
+    assert steps_in(folder) == [40, 20, 10] and read_record(folder, 40)["arrays"] != before
+    for seen in ([], [50]):
+        with pytest.raises(
+            CheckpointError, match=r"no checkpoint that all processes see whole \(step .0: process . of 2 does not"
+        ):
+            restored(seen)
+    assert steps_in(folder) == [40, 20, 10]
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match=r"\(step 20: process 0 of 2 does not see it\)\. Nothing was changed\. All need"):
+        restored([20])
+    with pytest.raises(CheckpointError, match=r"1 damaged: 20\.damaged"):
+        restored([], ["20.damaged"])
+    assert restored([], []) is None
+
+
 def test_another_model_is_no_damage(tmp_path):
     save_steps(tmp_path, (10,))
     checkpoints = Checkpoints(tmp_path, keep=2)
@@ -153,8 +189,9 @@ def test_old_steps_go_and_nothing_is_left_behind(tmp_path):
     (folder / "5.orbax-checkpoint-tmp" / "state").mkdir(parents=True)  # killed while saving
     assert steps_in(folder) == [4, 2]
     assert restored_step(tmp_path, (4,)) == (4, 0)
-    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"4", "2"}
-    throw_away(folder, [2])
+    save_steps(tmp_path, (5,), keep=9)
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"5", "4", "2"}
+    throw_away(folder, [2, 5])
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"4"}
 
 
@@ -180,7 +217,8 @@ def test_a_disk_that_takes_no_more_is_tried_three_times(tmp_path, caplog):
     assert caplog.text.count("trying again") == 2
     checkpoints.close()
     assert restored_step(tmp_path, (1,)) == (1, 0)
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()} == {"1"}
+    save_steps(tmp_path, (2,), keep=3)  # which waits until what was left over is gone
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()} == {"1", "2"}
     assert cli.exit_code(CheckpointWriteError("")) == 75 and cli.exit_code(CheckpointError("")) == 4
 
 
@@ -207,9 +245,9 @@ def test_room_is_looked_for_before_work_begins(tmp_path, monkeypatch, caplog):
     assert not caplog.text
     monkeypatch.setattr(training, "free_bytes", lambda folder: 2_500_000)
     checkpoints.check_room(made_up_state(1))
-    assert "0.00 GB are free" in caplog.text
+    assert "2.5 MB are free" in caplog.text
     monkeypatch.setattr(training, "free_bytes", lambda folder: 1000)
-    with pytest.raises(CheckpointWriteError, match=r"No space left on device: it needs 0\.00 GB"):
+    with pytest.raises(CheckpointWriteError, match=r"No space left on device: it needs 1\.1 MB, 1\.0 kB are free"):
         checkpoints.check_room(made_up_state(1))
     checkpoints.close()
 

@@ -166,7 +166,7 @@ def test_the_writer_failing_is_an_os_error(tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_before_work(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(OSError, match=r"needs 0\.00 GB, 0\.00 GB are free"):
+    with pytest.raises(OSError, match=r"needs 6\.6 kB, 1\.0 kB are free"):
         encode(tmp_path / "s", lambda images: pytest.fail("encoded"))
     assert not (tmp_path / "s").exists()
 
@@ -185,7 +185,7 @@ def test_a_killed_run_resumes(store, tmp_path):
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert run.returncode == -9, run
-    (tmp_path / "s" / "codes-00002.array_record.part").write_bytes(b"what the kill left")
+    (tmp_path / "s" / ".codes-00002.array_record.0123abcd.part").write_bytes(b"what the kill left")
     encode(tmp_path / "s")
     assert files(tmp_path / "s") == files(store.path)
 

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -14,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from two_processes import both, free_port
 
 from maskgil_jax import cli, distributed
 from maskgil_jax.checkpoints.training import Checkpoints, abstract_like
@@ -34,28 +33,9 @@ def command(workdir, tokenizer, *more):
     return ["train", "--config", str(CONFIG), "--workdir", str(workdir), f"--config.tokenizer={tokenizer}", *OPTIONS, *more]
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def two_processes(workdir, tokenizer, *more):
     """The command run by two processes of four devices; returns what each printed on stderr."""
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"  # the last one counts
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    several = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
-    argv = [sys.executable, "-m", "maskgil_jax", *command(workdir, tokenizer, *more)]
-    runs = [
-        subprocess.Popen([*argv, *several, str(i)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    try:
-        printed = [run.communicate(timeout=300) for run in runs]
-    finally:
-        for run in runs:
-            run.kill()
-    assert not any(run.returncode for run in runs), "\n".join(stderr[-3000:] for _, stderr in printed)
+    printed = both(*command(workdir, tokenizer, *more), devices=4)
     assert [stdout.count("weights:") for stdout, _ in printed] == [1, 0]
     return [stderr for _, stderr in printed]
 

@@ -199,6 +199,31 @@ work()
     assert "after step 4 (a usual step:" in done.stderr and "in a_step_that_never_ends" in done.stderr
 
 
+def test_the_watchdog_does_not_count_the_time_in_which_the_process_was_stopped(monkeypatch):
+    """A clock that stands still but for the pauses of the watching thread; one of them is a laptop asleep for an hour."""
+    dog, clock, barks = Watchdog(0.0, factor=0.0), [100.0], []
+    dog.seconds, dog._bark = 300.0, barks.append
+    monkeypatch.setattr("maskgil_jax.training.watchdog.time.monotonic", lambda: clock[0])
+
+    def watch(*pauses):
+        dog.ended(1)
+        pauses = iter(pauses)
+
+        def wait(asked):
+            pause = next(pauses, None)
+            clock[0] += pause or 0.0
+            return pause is None
+
+        dog.closed.wait = wait
+        dog._watch()
+        found, barks[:] = barks.copy(), []
+        return found
+
+    assert watch(*[1.0] * 299) == [] and watch(*[1.0] * 299, 2.0, 3.0) == [301.0, 304.0]
+    assert watch(*[1.0] * 299, 3600.0, *[1.0] * 300) == []
+    assert watch(*[1.0] * 299, 3600.0, *[1.0] * 301) == [301.0]
+
+
 def test_the_watchdog_waits_ten_usual_steps():
     dog = Watchdog(0.0, factor=10.0)
     dog.seconds = 5.0

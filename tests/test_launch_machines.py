@@ -98,6 +98,16 @@ def test_gpu_hands_signals_on_and_waits_for_the_last_save(room):
     assert run.returncode == 75, "asked to stop, it does not try again"
 
 
+def test_gpu_does_not_start_again_when_stopped_between_two_attempts(room):
+    answers(room, maskgil=["75 "])
+    env = {**os.environ, "PATH": f"{room / 'bin'}:{os.environ['PATH']}", "RETRY_SECONDS": "60"}
+    argv = ["bash", str(LAUNCH / "gpu.sh"), "--config", "c", "--workdir", "w"]
+    run = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+    assert "attempt 2 of 4 in 60 s" in run.stderr.readline()
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=20) == 75 and len(calls(room)) == 1
+
+
 @pytest.mark.parametrize(("code", "queued_again"), [(0, False), (3, False), (75, True), (134, True)])
 def test_slurm_puts_the_job_back(room, code, queued_again):
     answers(room, srun=[f"{code} "])

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,10 @@ import time
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from two_processes import free_port
 
 from maskgil_jax import cli, distributed, peers
+from maskgil_jax.checkpoints.step_folders import steps_in
 from maskgil_jax.config import ConfigError
 from maskgil_jax.training.events import Goodput, goodput
 
@@ -100,6 +103,23 @@ def test_silence_is_told_to_all(three, frozen):
         )
 
 
+def test_silence_is_counted_in_waits_of_ones_own():
+    """So that processes that were all stopped, as on a laptop asleep, go on: to each of them that was one wait."""
+    came = [*[TimeoutError] * 5, b'{}\n{"by', b'e": 1}\n', *[TimeoutError] * 6, OSError, b"no JSON\n", b"x" * 70_000, b""]
+
+    class Connection:
+        def settimeout(self, seconds):
+            assert seconds == 60 / peers.WAITS
+
+        def recv(self, _):
+            if isinstance(arrived := came.pop(0), bytes):
+                return arrived
+            raise arrived
+
+    lines = peers.Peers._lines(None, Connection(), 60.0)
+    assert [next(lines) for _ in range(7)] == [{}, {"bye": 1}, "silent", None, None, None, None] and not came
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_an_error_of_one_ends_all_with_its_exit_code(three, index):
     group, ends = three
@@ -150,19 +170,22 @@ def test_one_process_watches_nobody():
 def test_options_that_differ_are_named(monkeypatch):
     own = {"config": {"seed": 0, "optimizer": {"learning_rate": 0.1}}, "jax": "1"}
     distributed.agree(own)
-    texts = iter([])
+    other = {"config": {"seed": 0, "optimizer": {"learning_rate": 0.25}}, "jax": "1"}
     monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed.jax, "process_index", lambda: 1)
-    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda _: next(texts))
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda row: np.stack([np.zeros_like(row), row]))
-    other = {"config": {"seed": 0, "optimizer": {"learning_rate": 0.2}}, "jax": "1"}
-    for first, message in [(own, None), (other, "config.optimizer.learning_rate: 0.2 in process 0, 0.1 in process 1")]:
-        text = np.frombuffer(json.dumps(first).encode(), np.uint8)
-        texts = iter([np.int32(len(text)), text])
-        if message is None:
-            distributed.agree(own)
-            continue
-        with pytest.raises(ConfigError, match=message + "; start all processes with the same options"):
+    for second in (own, other):
+        texts = [np.frombuffer(json.dumps(options).encode(), np.uint8) for options in (own, second)]
+        length = max(map(len, texts))
+        rows = [np.int32([len(text) for text in texts]), [np.pad(t, (0, length - len(t)), constant_values=32) for t in texts]]
+        gathered = iter(rows * 2)
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda _, gathered=gathered: next(gathered))
+        assert distributed.from_all(own) == [own, second]
+        if second is other:
+            message = (
+                r"config.optimizer.learning_rate: 0\.1 in process 0, 0\.25 in process 1; start all processes with the same"
+            )
+            with pytest.raises(ConfigError, match=message):
+                distributed.agree(own)
+        else:
             distributed.agree(own)
 
 
@@ -188,17 +211,18 @@ def lines_of(workdir):
     return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
-def pair(workdir):
-    """Two processes that train together, once they have made three steps."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def pair(workdir, another=None, every=2):
+    """Two processes that train together, once they have made three steps; `another`: the folder that the second one sees."""
+    port = free_port()
     before = lines_of(workdir)
-    argv = [sys.executable, str(TOY), "--workdir", str(workdir), "--steps", "9999", "--every", "9999", "--seconds", "0.1"]
+    argv = [sys.executable, str(TOY), "--steps", "9999", "--every", str(every), "--seconds", "0.1"]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"}
     env["PYTHONPATH"] = str(TOY.parents[1])
     runs = [
-        subprocess.Popen([*argv, "--process", f"{i}/2/{port}"], env=env, stderr=subprocess.PIPE, text=True) for i in range(2)
+        subprocess.Popen(
+            [*argv, "--workdir", str(seen), "--process", f"{i}/2/{port}"], env=env, stderr=subprocess.PIPE, text=True
+        )
+        for i, seen in enumerate((workdir, another or workdir))
     ]
     deadline = time.monotonic() + 200
     while lines_of(workdir) < before + 3:
@@ -209,14 +233,19 @@ def pair(workdir):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_notice_a_death(tmp_path):
-    """SIGTERM to one: both save and leave with 0. Continued, and process 0 killed: the other says so and leaves with 5."""
-    runs = pair(tmp_path)
+    """SIGTERM to one: both save and leave with 0. Continued, though the other does not see the last step, and process 0 killed:
+    the other says so and leaves with 5."""
+    runs = pair(tmp_path / "run")
     runs[1].send_signal(signal.SIGTERM)
     printed = [run.communicate(timeout=100)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], printed
-    assert [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()][-1] == "stop"
-    runs = pair(tmp_path)
+    events = [json.loads(line)["event"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert events[-1] == "stop"
+    last, common, *_ = steps_in(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "run" / "checkpoints" / str(common), tmp_path / "lagging" / "checkpoints" / str(common))
+    runs = pair(tmp_path / "run", tmp_path / "lagging", every=9999)
     runs[0].kill()
     printed = [run.communicate(timeout=100)[1] for run in runs]
     assert runs[1].returncode == 5 and f"error: process 0 of 2 (pid {runs[0].pid} on" in printed[1], printed
-    assert "continuing from step" in printed[1]
+    warning = f"WARNING checkpoint step {last} is passed over (process 1 of 2 does not see it); using step {common}"
+    assert all(warning in text and f"continuing from step {common}" in text for text in printed), printed

@@ -123,13 +123,13 @@ def test_codes(bucket, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="gs://bucket/new: codes are written to a local disk"):
         encode("gs://bucket/new")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(OSError, match=r"0\.00 GB are free; MASKGIL_CACHE_DIR names another disk"):
+    with pytest.raises(OSError, match=r"0\.0 kB are free; MASKGIL_CACHE_DIR names another disk"):
         CodeStore("gs://bucket/codes")
 
 
 def test_checkpoints_keep_the_address(bucket, monkeypatch):
     seen = []
-    monkeypatch.setattr(training.ocp, "CheckpointManager", lambda folder, options: seen.append(str(folder)))
+    monkeypatch.setattr(training, "open_manager", lambda folder: seen.append(str(folder)))
     training.Checkpoints("gs://bucket/run", keep=1)
     training.Checkpoints("runs/x", keep=1)
     assert seen[0] == "gs://bucket/run/checkpoints" and seen[1].startswith("/") and seen[1].endswith("/runs/x/checkpoints")

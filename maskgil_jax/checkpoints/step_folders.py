@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator
 
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from maskgil_jax.atomic import to_disk
 from maskgil_jax.checkpoints.fingerprints import CHUNK, host_fingerprint
 from maskgil_jax.storage import is_remote
 
@@ -171,16 +171,6 @@ def empty_trash(folder) -> None:
         path.rmtree(missing_ok=True)
 
 
-def free_bytes(folder) -> int | None:
-    """Free space where a folder lies or will lie; None for buckets."""
-    if is_remote(folder):
-        return None
-    path = epath.Path(folder)
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
 def sync_small_files(folder: epath.Path) -> None:
     """Makes the small files and the names below a local folder survive a power cut; Orbax syncs array data only."""
     if is_remote(folder):
@@ -189,17 +179,9 @@ def sync_small_files(folder: epath.Path) -> None:
         for name in names:
             file = os.path.join(root, name)
             if os.path.getsize(file) <= SMALL_FILE:
-                _sync(file)
-        _sync(root)
-    _sync(os.path.dirname(os.fspath(folder)))
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+                to_disk(file)
+        to_disk(root)
+    to_disk(os.path.dirname(os.fspath(folder)))
 
 
 def first_line(error: BaseException) -> str:

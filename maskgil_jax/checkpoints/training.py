@@ -8,22 +8,18 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from maskgil_jax import __version__
 from maskgil_jax.checkpoints.fingerprints import fingerprints, leaf_name
+from maskgil_jax.checkpoints.step_files import items_of, open_manager, read_arrays
 from maskgil_jax.checkpoints.step_folders import (
     Damaged,
     damaged_in,
     empty_trash,
     first_line,
-    free_bytes,
     put_aside,
     read_record,
     scores_in,
@@ -34,8 +30,8 @@ from maskgil_jax.checkpoints.step_folders import (
     throw_away,
     verify,
 )
-from maskgil_jax.distributed import first_difference
-from maskgil_jax.storage import is_remote, open_folder
+from maskgil_jax.distributed import first_difference, from_all
+from maskgil_jax.storage import free_bytes, is_remote, open_folder, size_text
 
 _log = logging.getLogger(__name__)
 PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt to write a checkpoint
@@ -75,21 +71,7 @@ class Checkpoints:
         self._problem: tuple[int, Exception] | None = None
         if self.lead:
             empty_trash(self.folder)
-        self.manager = self._open()
-
-    def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.PreserveAll(),  # `surplus` decides, when a step has been verified
-            cleanup_tmp_directories=True,  # left over by a kill in the middle of a save
-            single_host_load_and_broadcast=True,  # all processes see the steps that process 0 sees
-        )
-        try:
-            return ocp.CheckpointManager(self.folder, options=options)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{error.filename or self.folder}: process 0 sees this step, process {jax.process_index()} does not; all need "
-                "the same --workdir, on a disk or in a bucket that all see"
-            ) from error
+        self.manager = open_manager(self.folder)
 
     def save(
         self, step: int, state, about: dict, *, config: dict | None = None, score: float | None = None, wait: bool = False
@@ -120,12 +102,11 @@ class Checkpoints:
                 arrays=arrays,
             )
         )
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         while self.newest < step:
             self.event("save_begin", step=step)
             try:
                 self._require_room(state)
-                self.manager.save(step, args=items)
+                self.manager.save(step, args=items_of(state, record))
             except (OSError, ValueError) as error:
                 self._failed(step, error)
                 time.sleep(PAUSES[self.failures - 1])
@@ -172,7 +153,7 @@ class Checkpoints:
         self._failed(step, error)
         with contextlib.suppress(Exception):  # it raises what is known already
             self.manager.close()
-        self.manager = self._open()  # forgets the failed step and removes its half-written folder
+        self.manager = open_manager(self.folder)  # forgets the failed step and removes its half-written folder
         return False
 
     def _failed(self, step: int, error: Exception) -> None:
@@ -186,8 +167,8 @@ class Checkpoints:
 
     def _require_room(self, state) -> None:
         needed, free = _bytes_of(state), free_bytes(self.folder)
-        if self.lead and free is not None and free < needed:
-            raise OSError(f"No space left on device: it needs {_gigabytes(needed)}, {_gigabytes(free)} are free")
+        if self.lead and free < needed:
+            raise OSError(f"No space left on device: it needs {size_text(needed)}, {size_text(free)} are free")
 
     def check_room(self, state) -> None:
         """Raises `CheckpointWriteError` if not even one checkpoint of `state` fits; warns if the ones to be kept will not."""
@@ -197,46 +178,61 @@ class Checkpoints:
             raise CheckpointWriteError(f"{self.folder}: {error}") from None
         missing = self.policy["keep"] + 1 - len(steps_in(self.folder))
         needed, free = missing * _bytes_of(state), free_bytes(self.folder)
-        if self.lead and free is not None and free < needed:
-            _log.warning("%s: %s will be needed, %s are free", self.folder, _gigabytes(needed), _gigabytes(free))
+        if self.lead and free < needed:
+            _log.warning("%s: %s will be needed, %s are free", self.folder, size_text(needed), size_text(free))
 
     def restore(self, abstract_state, about: dict, *, allow: tuple[str, ...] = ()):
-        """(step, state) of the newest whole checkpoint, laid out as `abstract_state` (shapes with shardings); None if there is
-        none at all.
+        """(step, state) of the newest step that all processes see whole, laid out as `abstract_state` (shapes with
+        shardings); None if there are no steps at all.
 
-        Damaged ones are named, put aside and skipped. Raises `CheckpointError` if all are damaged, or if one was made by
-        another model or on other data, naming the first difference; differences under the names in `allow` are logged.
+        Newer ones are named: damaged ones, which are put aside, and those that some process does not see, which stay. Raises
+        `CheckpointError` if no step is left, or if it was made by another model or on other data, naming the first
+        difference; differences under the names in `allow` are logged.
         """
+        seen = from_all(steps_in(self.folder))
         damaged: dict[int, str] = {}
-        for step in self._agreed(steps_in(self.folder)):
-            record, state, problem = {}, None, ""
+        unseen: dict[int, str] = {}
+        for step in sorted({step for steps in seen for step in steps}, reverse=True):
+            if missing := [str(process) for process, steps in enumerate(seen) if step not in steps]:
+                unseen[step] = f"process {', '.join(missing)} of {len(seen)} does not see it"
+                continue
             try:
-                record = read_record(self.folder, step)
+                record, state = self._load(step, abstract_state, about, allow)
             except Damaged as error:
-                problem = str(error)
-            if self._everywhere(not problem):
-                self._check_origin(step, record, about, abstract_state, allow)
-                try:
-                    state = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state)))[
-                        "state"
-                    ]
-                    problem = _difference(state, record)
-                except Exception as error:
-                    problem = self._damage(step, error)
-                if self._everywhere(not problem):
-                    self._put_aside(damaged, step)
-                    self.known[step], self.newest = record, step
-                    self.event("restore", step=step)
-                    return step, state
-            damaged[step] = problem or "another process cannot read it"
-        aside = damaged_in(self.folder)
-        if not damaged and not aside:
+                damaged[step] = str(error)
+                continue
+            self._pass_over(unseen, damaged, step)
+            self.known[step], self.newest = record, step
+            self.event("restore", step=step)
+            return step, state
+        aside = sorted({name for names in from_all(damaged_in(self.folder)) for name in names})
+        if not (damaged or unseen or aside):
             return None
-        told = "; ".join([*(f"step {step}: {problem}" for step, problem in damaged.items()), *aside][:3])
+        told = "; ".join([*(f"step {step}: {problem}" for step, problem in (damaged | unseen).items()), *aside][:3])
+        if unseen:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint that all processes see whole ({told}). Nothing was changed. All need the "
+                "same --workdir, on a disk or in a bucket that all see"
+            )
         raise CheckpointError(
             f"{self.folder}: no usable checkpoint ({len(damaged) + len(aside)} damaged: {told}). Nothing was changed. "
             "Another --workdir starts a new run"
         )
+
+    def _load(self, step: int, abstract_state, about: dict, allow: tuple[str, ...]):
+        """(record, state) of a step. Raises `Damaged` in every process unless it is whole for all of them."""
+        with _damaged_for_all():
+            record = read_record(self.folder, step)
+        self._check_origin(step, record, about, abstract_state, allow)
+        with _damaged_for_all():
+            try:
+                state = read_arrays(self.folder / str(step), abstract_state)
+            except Exception as error:
+                raise Damaged(self._damage(step, error)) from error
+        with _damaged_for_all():
+            if difference := _difference(state, record):
+                raise Damaged(difference)
+        return record, state
 
     def _damage(self, step: int, error: Exception) -> str:
         """What of a step made reading it fail with `error`; raises it again if the step is whole."""
@@ -248,7 +244,11 @@ class Checkpoints:
             return f"unreadable ({first_line(error)})"
         raise error
 
-    def _put_aside(self, damaged: dict[int, str], good: int) -> None:
+    def _pass_over(self, unseen: dict[int, str], damaged: dict[int, str], good: int) -> None:
+        """Tells of the steps that were newer than `good`, and puts the damaged ones aside."""
+        for step, problem in unseen.items():
+            self.event("unseen", step=step, problem=problem)
+            _log.warning("WARNING checkpoint step %d is passed over (%s); using step %d", step, problem, good)
         for step, problem in damaged.items():
             name = put_aside(self.folder, step) if self.lead else f"{step}.damaged"
             self.event("damaged", step=step, problem=problem)
@@ -259,10 +259,6 @@ class Checkpoints:
                 good,
                 name,
             )
-        if damaged:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("damaged checkpoints put aside")
-            self.manager.reload()  # else it refuses to save the damaged steps again
 
     def _check_origin(self, step: int, record: dict, about: dict, abstract_state, allow: tuple[str, ...]) -> None:
         """Raises unless the step was made by this model on this data."""
@@ -283,18 +279,6 @@ class Checkpoints:
                     "(optimizer, EMA, guard) it was made with"
                 )
 
-    def _agreed(self, steps: list[int]) -> list[int]:
-        """The newest steps as process 0 sees them: folders on disks that lag behind may show others."""
-        if jax.process_count() == 1:
-            return steps
-        padded = np.full(64, -1, np.int32)
-        padded[: len(steps[:64])] = steps[:64]
-        return [int(step) for step in multihost_utils.broadcast_one_to_all(padded) if step >= 0]
-
-    def _everywhere(self, good: bool) -> bool:
-        """Whether all processes say so."""
-        return good if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
-
     def close(self) -> None:
         """Waits for the save in flight and says if it failed; never raises, as it is called when something else has."""
         try:
@@ -303,6 +287,23 @@ class Checkpoints:
             _log.warning("%s", error)
         with contextlib.suppress(Exception):
             self.manager.close()
+
+
+@contextlib.contextmanager
+def _damaged_for_all() -> Iterator[None]:
+    """What the block finds `Damaged` in one process is so in all of them. To be entered by all together."""
+    problem = ""
+    try:
+        yield
+    except Damaged as error:
+        problem = str(error)
+    problems = from_all(problem)
+    if len(set(problems)) == 1:
+        problems = problems[:1]
+    else:
+        problems = [f"process {process}: {problem}" for process, problem in enumerate(problems) if problem]
+    if any(problems):
+        raise Damaged("; ".join(problems))
 
 
 def abstract_like(init, key, layout):
@@ -318,10 +319,6 @@ def _shapes(tree) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _bytes_of(tree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) + (1 << 20)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
 
 
 def _difference(state, record: dict) -> str:

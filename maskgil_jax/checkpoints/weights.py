@@ -14,7 +14,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskgil_jax.atomic import writing
 from maskgil_jax.checkpoints.hub import download
 from maskgil_jax.checkpoints.shards import SHARD_BYTES, Tensors, write_tensors
 from maskgil_jax.config import ConfigError, choose, from_dict, require, to_dict
 from maskgil_jax.params import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
-from maskgil_jax.storage import is_remote, local_copy, upload
+from maskgil_jax.storage import free_bytes, is_remote, local_copy, size_text, upload
 
 FORMAT = "maskgil_jax weights 1"
 SHIPPED = pathlib.Path(__file__).parents[1] / "weights"
@@ -63,17 +63,13 @@ def replace_folder(path):
             upload(pathlib.Path(room), path)
         return
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (path.with_name(f".{path.name}.{tag}-{uuid.uuid4().hex[:8]}") for tag in ("part", "old"))
-    part.mkdir()
-    try:
+    with writing(path) as part:
+        part.mkdir()
         yield part
+        old = part.with_suffix(".old")  # a folder cannot take the place of another
         if path.exists():
             path.rename(old)
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def require_room(path: pathlib.Path, size: int) -> None:
@@ -82,10 +78,8 @@ def require_room(path: pathlib.Path, size: int) -> None:
     require(
         parent.is_dir() and os.access(parent, os.W_OK), f"{path}: cannot be written; {parent} is closed to you or no folder"
     )
-    free = shutil.disk_usage(parent).free
-    require(
-        free >= size, f"{path}: needs {size / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free there; make room or choose another"
-    )
+    free = free_bytes(parent)
+    require(free >= size, f"{path}: needs {size_text(size)}, {size_text(free)} are free there; make room or choose another")
 
 
 def save_weights(

@@ -17,6 +17,7 @@ def run(args, rest) -> int:
 
     from maskgil_jax.checkpoints.step_folders import listing
     from maskgil_jax.config import ConfigError
+    from maskgil_jax.storage import size_text
     from maskgil_jax.training.events import goodput
 
     folder = epath.Path(args.folder)
@@ -29,18 +30,10 @@ def run(args, rest) -> int:
         good += not step.problem
         state = "whole" if args.verify else "committed"
         state = f"damaged: {step.problem}" if step.problem else state
-        print(f"{step.name:>14}  {_bytes(step.size):>10}  {step.record.get('saved_at', ''):<25}  {state}", flush=True)
+        print(f"{step.name:>14}  {size_text(step.size):>10}  {step.record.get('saved_at', ''):<25}  {state}", flush=True)
     if steps := goodput(folder.parent if folder.name == "checkpoints" else folder):
         print(steps)
     if not good:
         print(f"no usable checkpoint in {folder}")
         return 4
     return 0
-
-
-def _bytes(count: int) -> str:
-    """A size as people read it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"

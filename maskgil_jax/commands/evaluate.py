@@ -206,7 +206,8 @@ def table(args, rest) -> None:
 
 def show(result: dict, out) -> None:
     """Prints a result, and writes it."""
-    from maskgil_jax.evaluation.results import as_markdown, as_table, write_json
+    from maskgil_jax.atomic import write_json
+    from maskgil_jax.evaluation.results import as_markdown, as_table
 
     write_json(out, result)
     print(f"{as_table(result)}\n\n{as_markdown(result)}\n\nresult: {out}")

@@ -52,6 +52,7 @@ def plan(args, config, tokenizer) -> int:
         with contextlib.suppress(RuntimeError):  # too late: JAX has its devices already
             jax.config.update("jax_num_cpu_devices", int(wanted))
 
+    from maskgil_jax.atomic import write_json
     from maskgil_jax.params import count_params
     from maskgil_jax.planning.chips import open_topology
     from maskgil_jax.planning.program import decode_program, network_options, train_program
@@ -82,15 +83,8 @@ def plan(args, config, tokenizer) -> int:
     ]
     print(as_text(found, chip, heading))
     if args.json:
-        import json
-
-        from etils import epath
-
         figures = dataclasses.asdict(found) | {"program": dict(heading), "topology": args.topology, "quick": args.quick}
         if chip:
             figures |= {"chip_memory": chip.memory, "estimates": found.estimates(chip)}
-        file = epath.Path(args.json)
-        part = file.with_name(file.name + ".part")
-        part.write_text(json.dumps(figures, indent=2) + "\n")
-        part.replace(file)
+        write_json(args.json, figures)
     return 0 if found.fits else 3

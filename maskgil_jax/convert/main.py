@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import pathlib
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from flax.serialization import msgpack_serialize
 from tqdm import tqdm
 
+from maskgil_jax.atomic import writing
 from maskgil_jax.checkpoints.shards import SHARD_BYTES, write_tensors
 from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_about, replace_folder, require_room
 from maskgil_jax.config import ConfigError, choose, require, to_dict
@@ -275,9 +275,7 @@ def export_file(weights: str | os.PathLike, out: str | os.PathLike, family: str)
                 f"{out}: writing {out.suffix} needs torch; install maskgil-jax[torch] or write .safetensors"
             ) from None
     arrays = export(weights, family)
-    part = out.with_name(f".{out.name}.part-{uuid.uuid4().hex[:8]}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with writing(out) as part:
         if out.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
@@ -287,7 +285,4 @@ def export_file(weights: str | os.PathLike, out: str | os.PathLike, family: str)
         else:
             tensors, container = {name: torch.from_numpy(array) for name, array in arrays.items()}, FAMILIES[family].container
             torch.save(tensors if container == "bare" else {container: tensors}, part)
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
     return out

@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from maskgil_jax.atomic import clear, writing
 from maskgil_jax.data import code_format
-from maskgil_jax.storage import open_folder
+from maskgil_jax.storage import free_bytes, open_folder, size_text
 
 THREADS = 8  # shards fetched at once; one stream from a bucket is slower than the disk
 _log = logging.getLogger(__name__)
@@ -41,10 +42,10 @@ def local_store(address: str) -> Path:
     folder = cache_folder() / "codes" / hashlib.sha256(content).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / "lock"):
+        clear(folder)
         _fetch(source, folder, [entry for entry in entries if not _is_there(folder / entry["name"], entry["bytes"])])
-        part = folder / f"{code_format.MANIFEST}.part"
-        part.write_bytes(content)
-        os.replace(part, folder / code_format.MANIFEST)
+        with writing(folder / code_format.MANIFEST) as part:
+            part.write_bytes(content)
     return folder
 
 
@@ -55,22 +56,20 @@ def _is_there(path: Path, size: int) -> bool:
 def _fetch(source, folder: Path, todo: list[dict]) -> None:
     if not todo:
         return
-    size, free = sum(entry["bytes"] for entry in todo), shutil.disk_usage(folder).free
+    size, free = sum(entry["bytes"] for entry in todo), free_bytes(folder)
     if size > free:
-        needs = f"the codes need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+        needs = f"the codes need {size_text(size)}, {size_text(free)} are free"
         raise OSError(errno.ENOSPC, f"{folder}: {needs}; MASKGIL_CACHE_DIR names another disk")
-    _log.info("codes: copying %s to %s (%.2f GB, once)", source, folder, size / 1e9)
+    _log.info("codes: copying %s to %s (%s, once)", source, folder, size_text(size))
 
     def fetch(entry: dict) -> None:
-        part = folder / f"{entry['name']}.part"
-        with (source / entry["name"]).open("rb") as remote, part.open("wb") as local:
-            shutil.copyfileobj(remote, local, 8 << 20)
-        if code_format.sum_file(part) != {"bytes": entry["bytes"], "crc32": entry["crc32"]}:
-            part.unlink()
-            raise ValueError(
-                f"{source / entry['name']}: damaged (checksum differs from the manifest's); copy the store there again"
-            )
-        os.replace(part, folder / entry["name"])
+        with writing(folder / entry["name"]) as part:
+            with (source / entry["name"]).open("rb") as remote, part.open("wb") as local:
+                shutil.copyfileobj(remote, local, 8 << 20)
+            if code_format.sum_file(part) != {"bytes": entry["bytes"], "crc32": entry["crc32"]}:
+                raise ValueError(
+                    f"{source / entry['name']}: damaged (checksum differs from the manifest's); copy the store there again"
+                )
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(fetch, todo):

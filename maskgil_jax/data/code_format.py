@@ -1,4 +1,4 @@
-"""How codes lie on disk: the bytes of a record, the shards, the manifest, and writing each of them whole or not at all.
+"""How codes lie on disk: the bytes of a record, the shards, the manifest.
 
 A store is a folder:
 
@@ -28,12 +28,13 @@ num_images, class_names, crops ("center" | "ten_crop"), variants [[crop, mirrore
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+
+from maskgil_jax.atomic import writing
 
 FORMAT = "maskgil-codes-1"
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -98,27 +99,21 @@ def write_shard(path: Path, records: list[bytes]) -> dict:
     """
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-    part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb"):  # the writer itself does not report a folder it cannot write to
-            pass
-        writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
-        for record in records:
-            writer.write(record)
-        writer.close()
-        reader = ArrayRecordReader(str(part))
-        found = reader.num_records()
-        reader.close()
-        if found != len(records):
-            raise OSError(f"{found} of {len(records)} records arrived on disk")
-        entry = {"name": path.name, "records": len(records), **sum_file(part)}
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
+        with writing(path, sync=True) as part:
+            part.touch()  # the writer itself does not report a folder it cannot write to
+            writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+            for record in records:
+                writer.write(record)
+            writer.close()
+            reader = ArrayRecordReader(str(part))
+            found = reader.num_records()
+            reader.close()
+            if found != len(records):
+                raise OSError(f"{found} of {len(records)} records arrived on disk")
+            entry = {"name": path.name, "records": len(records), **sum_file(part)}
     except RuntimeError as error:  # how the writer reports a failing disk
         raise OSError(str(error)) from None
-    finally:
-        part.unlink(missing_ok=True)
     return entry
 
 
@@ -129,18 +124,6 @@ def sum_file(path: Path) -> dict:
         while block := file.read(1 << 20):
             crc, size = zlib.crc32(block, crc), size + len(block)
     return {"bytes": size, "crc32": crc}
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Replaces a JSON file in one go."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:
@@ -167,12 +150,3 @@ def read_json(path: Path) -> dict:
         if Path(entry["name"]).name != entry["name"]:
             raise ValueError(f"{path}: shard {entry['name']!r} is not a plain file name")
     return values
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's entries, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,7 +7,6 @@ import errno
 import itertools
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +14,12 @@ from pathlib import Path
 import grain
 import numpy as np
 
+from maskgil_jax.atomic import clear, write_json
 from maskgil_jax.config import require
 from maskgil_jax.data import code_format
 from maskgil_jax.data.crops import adm_center_crop, five_crops
 from maskgil_jax.data.loader import read_ahead
-from maskgil_jax.storage import is_remote
+from maskgil_jax.storage import free_bytes, is_remote, size_text
 
 _log = logging.getLogger(__name__)
 
@@ -84,17 +84,17 @@ def encode_dataset(
         (out_dir / code_format.PROGRESS).unlink(missing_ok=True)
         return out_dir
     _check_space(out_dir, settings, sum(len(images) for images in todo.values()))
-    out_dir.mkdir(parents=True, exist_ok=True)
+    clear(out_dir)
     try:
-        code_format.write_json(out_dir / code_format.PROGRESS, {**settings, "shards": list(done.values())})
+        write_json(out_dir / code_format.PROGRESS, {**settings, "shards": list(done.values())})
         manifest.unlink(missing_ok=True)  # a damaged store is unfinished until it is whole again
         records = _encoded(encode_fn, source, todo, settings, batch_size, num_workers, progress)
         for name, shard in zip(todo, records, strict=True):
             done[name] = code_format.write_shard(out_dir / name, shard)
             ordered = [done[name] for name in shards if name in done]
-            code_format.write_json(out_dir / code_format.PROGRESS, {**settings, "shards": ordered})
+            write_json(out_dir / code_format.PROGRESS, {**settings, "shards": ordered})
             _log.info("%s: %d of %d shards", out_dir, len(done), len(shards))
-        code_format.write_json(manifest, {**settings, "shards": [done[name] for name in shards]})
+        write_json(manifest, {**settings, "shards": [done[name] for name in shards]})
         (out_dir / code_format.PROGRESS).unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
@@ -142,10 +142,9 @@ def _short(value) -> str:
 def _check_space(out_dir: Path, settings: dict, images: int) -> None:
     rows, columns = settings["grid"]
     each = len(settings["variants"]) * rows * columns * np.dtype(settings["dtype"]).itemsize + 256
-    home = next(folder for folder in (out_dir, *out_dir.resolve().parents) if folder.exists())
-    free = shutil.disk_usage(home).free
+    free = free_bytes(out_dir)
     if free < images * each:
-        raise OSError(errno.ENOSPC, f"{out_dir}: needs {images * each / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        raise OSError(errno.ENOSPC, f"{out_dir}: needs {size_text(images * each)}, {size_text(free)} are free")
 
 
 class _Cropped:

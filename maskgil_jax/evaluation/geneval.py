@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from maskgil_jax.atomic import writing
 from maskgil_jax.config import require
 from maskgil_jax.pictures import save_png
 
@@ -81,13 +81,11 @@ def write_samples(
         images = draw(record["prompt"], number, per_prompt)
         if images.shape[:1] != (per_prompt,) or images.dtype != np.uint8:
             raise ValueError(f"draw gave {images.dtype} {images.shape}, expected uint8 ({per_prompt}, h, w, 3)")
-        part = out / f".{folder.name}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        (part / "samples").mkdir(parents=True)
-        (part / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-        for i, image in enumerate(images):
-            save_png(part / "samples" / f"{i:04d}.png", image)
-        part.rename(folder)
+        with writing(folder) as part:
+            (part / "samples").mkdir(parents=True)
+            (part / "metadata.jsonl").write_text(json.dumps(record) + "\n")
+            for i, image in enumerate(images):
+                save_png(part / "samples" / f"{i:04d}.png", image)
         written += 1
     return written
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from maskgil_jax.atomic import write_json
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, from_dict, require, to_dict
 from maskgil_jax.evaluation.extractor import Extractor, load_extractor
@@ -17,7 +18,7 @@ from maskgil_jax.evaluation.generated import cycled_labels, even_counts, generat
 from maskgil_jax.evaluation.image_sets import open_set
 from maskgil_jax.evaluation.reconstruction import evaluate_tokenizer
 from maskgil_jax.evaluation.reference import Reference, open_reference
-from maskgil_jax.evaluation.results import SHOWN, write_json
+from maskgil_jax.evaluation.results import SHOWN
 from maskgil_jax.evaluation.run import evaluate, needs
 from maskgil_jax.pictures import save_png
 from maskgil_jax.pipeline import load

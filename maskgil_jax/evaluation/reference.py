@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from maskgil_jax.atomic import writing
 from maskgil_jax.config import require
 from maskgil_jax.evaluation.collect import collect
 from maskgil_jax.evaluation.extractor import Extractor
@@ -202,12 +203,6 @@ def write_stats(images: ImageSet, extractor: Extractor, out: str | os.PathLike, 
     arrays = {key: array for tap, pair in made.moments.items() for key, array in zip(NAMES[tap], pair, strict=True)}
     if made.features is not None:
         arrays["features"] = made.features
-    part = Path(f"{out}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, allow_pickle=False, maskgil_stats=np.array(json.dumps(note)), **arrays)
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(out) as part, open(part, "wb") as file:
+        np.savez(file, allow_pickle=False, maskgil_stats=np.array(json.dumps(note)), **arrays)
     return made

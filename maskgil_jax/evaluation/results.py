@@ -115,17 +115,8 @@ def as_markdown(result: dict) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), row))
 
 
-def write_json(path: str | os.PathLike, value: dict) -> None:
-    """Writes JSON, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(part, path)
-
-
 def read_json(path: str | os.PathLike) -> dict:
-    """A result that `write_json` wrote. Raises a `ValueError` naming the file."""
+    """A result of `maskgil evaluate --json`. Raises a `ValueError` naming the file."""
     try:
         value = json.loads(Path(path).read_text())
     except FileNotFoundError:

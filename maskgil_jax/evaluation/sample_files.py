@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from maskgil_jax.atomic import clear, writing
 from maskgil_jax.config import ConfigError
 from maskgil_jax.evaluation.image_sets import ImageSet
 from maskgil_jax.evaluation.npz_files import NpzWriter
@@ -24,16 +24,10 @@ def sample_files(path: str | os.PathLike, count: int, size: tuple[int, int]) -> 
     What is written appears under `path` when the block ends well and nothing is left when it does not.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    _remove(part)
+    clear(path.parent, path.name)  # it may be large
     open_writer = {".npz": _npz, ".array_record": _records}.get(path.suffix, _folder)
-    try:
-        with open_writer(part, (count, *size, 3)) as add:
-            yield add
-        os.replace(part, path)
-    finally:
-        _remove(part)
+    with writing(path) as part, open_writer(part, (count, *size, 3)) as add:
+        yield add
 
 
 def saved(images: ImageSet, path: str | os.PathLike) -> ImageSet:
@@ -95,10 +89,3 @@ def _png(image_hwc: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image_hwc).save(file, format="PNG")
     return file.getvalue()
-
-
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        shutil.rmtree(part)
-    else:
-        part.unlink(missing_ok=True)

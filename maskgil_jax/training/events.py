@@ -10,29 +10,23 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from maskgil_jax.storage import LineFile
+
 
 class Events:
-    """Writes start, restore, first_step, save_begin, save_commit, save_failed, damaged, skip, alarm, signal, hang, stop."""
+    """Writes start, restore, unseen, damaged, first_step, save_begin, save_commit, save_failed, skip, alarm, signal, hang and
+    stop."""
 
     def __init__(self, workdir, *, enabled: bool = True):
-        self.file = epath.Path(workdir) / "events.jsonl"
-        self.enabled = enabled
-        self.remote = "://" in str(workdir)
-        self.lines = self.file.read_text() if enabled and self.remote and self.file.exists() else ""
+        self.lines = LineFile(epath.Path(workdir) / "events.jsonl") if enabled else None
         self.lock = threading.Lock()  # saves end in a thread of their own
 
     def __call__(self, name: str, **fields) -> None:
-        if not self.enabled:
+        if self.lines is None:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": name, **fields}) + "\n"
         with self.lock:
-            if self.remote:  # buckets cannot append: the object is written whole again
-                self.lines += line
-                self.file.write_text(self.lines)
-            else:
-                with self.file.open("a") as file:
-                    file.write(line)
+            self.lines.append(json.dumps({"time": now, "event": name, **fields}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 
 _log = logging.getLogger(__name__)
 EXIT_CODE = 5
+OVERSLEPT = 10  # pauses of the watching thread in one that tell that the process was stopped
 
 
 class Watchdog:
     """Waits for the end of each step for `seconds`, or for `factor` usual steps if that is longer; then the stacks of all
     threads go to stderr and the program ends with exit code 5. Nothing is watched before the first step has ended: compiling
-    takes as long as it takes. seconds=0: nothing is watched at all. event: called with "hang" before the end.
+    takes as long as it takes; time in which the whole process was stopped (SIGSTOP, a machine asleep) does not count.
+    seconds=0: nothing is watched at all. event: called with "hang" before the end.
     """
 
     def __init__(self, seconds: float, factor: float = 10.0, *, event: Callable | None = None):
@@ -54,10 +56,15 @@ class Watchdog:
         return max(self.factor * usual, self.seconds)
 
     def _watch(self) -> None:
-        while not self.closed.wait(min(1.0, self.seconds / 4)):
-            last = self.last
-            if last is not None and time.monotonic() - last > self.limit:
-                self._bark(time.monotonic() - last)
+        pause, woken = min(1.0, self.seconds / 4), 0.0
+        before = time.monotonic()
+        while not self.closed.wait(pause):
+            now, last = time.monotonic(), self.last
+            if now - before > OVERSLEPT * pause:  # this thread did not run, so neither did the steps: count anew
+                woken = now
+            before = now
+            if last is not None and (silence := now - max(last, woken)) > self.limit:
+                self._bark(silence)
 
     def _bark(self, silence: float) -> None:
         usual = f"{statistics.median(list(self.durations)):.2g} s" if self.durations else "unknown"

@@ -10,7 +10,8 @@ import json
 import numpy as np
 from etils import epath
 
-from maskgil_jax.storage import is_remote, open_folder
+from maskgil_jax.atomic import writing
+from maskgil_jax.storage import LineFile, is_remote, open_folder
 
 
 class MetricWriter:
@@ -23,8 +24,8 @@ class MetricWriter:
         from tensorboardX import SummaryWriter
 
         self.workdir = open_folder(workdir)
-        self.file = self.workdir / "metrics.jsonl"
-        self.kept = _drop_after(self.file, resume_step)
+        _drop_after(self.workdir / "metrics.jsonl", resume_step)
+        self.lines = LineFile(self.workdir / "metrics.jsonl")
         # purge_step hides what an interrupted run had logged beyond its last checkpoint
         self.events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
@@ -33,13 +34,7 @@ class MetricWriter:
         if not self.enabled:
             return
         values = {name: float(value) for name, value in scalars.items()}
-        line = json.dumps({"step": step, **values}) + "\n"
-        if is_remote(self.file):  # buckets cannot append: the object is written whole again
-            self.kept += line
-            self.file.write_text(self.kept)
-        else:
-            with self.file.open("a") as lines:
-                lines.write(line)
+        self.lines.append(json.dumps({"step": step, **values}))
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
@@ -62,11 +57,10 @@ class MetricWriter:
             self.events.close()
 
 
-def _drop_after(file: epath.Path, step: int) -> str:
-    """Keeps the lines up to `step`, and returns them: an interrupted run goes on from its checkpoint and writes the later ones
-    again."""
+def _drop_after(file: epath.Path, step: int) -> None:
+    """Keeps the lines up to `step`: an interrupted run goes on from its checkpoint and writes the later ones again."""
     if not file.exists():
-        return ""
+        return
     kept = []
     for line in file.read_text().splitlines():
         try:
@@ -74,7 +68,8 @@ def _drop_after(file: epath.Path, step: int) -> str:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # half a line, from a kill in the middle of a write
             continue
-    part = file.with_suffix(".part")
-    part.write_text("".join(kept))
-    part.replace(file)
-    return "".join(kept)
+    if is_remote(file):
+        file.write_text("".join(kept))
+    else:
+        with writing(file) as part:
+            part.write_text("".join(kept))

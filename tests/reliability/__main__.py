@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from maskgil_jax.atomic import write_json
 from tests.reliability import folders, pairs, runs
 from tests.reliability.programs import Room
 
@@ -57,10 +58,7 @@ def main() -> int:
             else:
                 found[number] = tried(number, args.quick, cache)
                 if file:
-                    args.out.mkdir(parents=True, exist_ok=True)
-                    part = file.with_suffix(".part")
-                    part.write_text(json.dumps(found[number], indent=1) + "\n")
-                    part.replace(file)
+                    write_json(file, found[number])
             row = found[number]
             print(
                 f"{number:>5}  {'ok' if row['ok'] else 'BROKEN':<6}  {row['result']}: {row['text']}  [{row['seconds']} s]",

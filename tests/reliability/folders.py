@@ -7,6 +7,7 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
 import pathlib
 import random
@@ -112,7 +113,7 @@ def fill(folder: pathlib.Path, ballast: int, mounted: bool) -> dict:
     """Saves until the disk is full, then makes room and goes on; what was found."""
     logging.disable(logging.CRITICAL)
     training.PAUSES = (0.05, 0.05)
-    free, training.free_bytes = training.free_bytes, lambda _: None  # or it would stop before the disk is full
+    free, training.free_bytes = training.free_bytes, lambda _: math.inf  # or it would stop before the disk is full
     (folder / "ballast").write_bytes(bytes(ballast))
     checkpoints, step, problem = Checkpoints(folder, keep=99), 0, ""
     while not problem:

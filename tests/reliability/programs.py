@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -22,6 +21,7 @@ from collections.abc import Callable
 
 from maskgil_jax.checkpoints.step_folders import read_record, steps_in
 from tests import toy_run
+from tests.two_processes import free_port
 
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
@@ -114,9 +114,7 @@ class Room:
 
     def pair(self, works, *options, main: Callable = toy_run.main) -> list[Program]:
         """Two processes of 4 devices each that make one run."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         return [self.start(work, *options, "--process", f"{i}/2/{port}", devices=4, main=main) for i, work in enumerate(works)]
 
     def expect(self, program: Program, code: int = 0) -> str:
