@@ -15,10 +15,10 @@ from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import (
     RMSNorm,
     attend,
+    attended,
     check_learned_grid,
     dropout,
     embedding,
-    kept,
     unit_rms,
     unstacked,
     walk_layers,
@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         b, l, _ = x_bld.shape
         q, k, v = unit_rms(self.q(x_bld), EPS), unit_rms(self.k(x_bld), EPS), self.v(x_bld)
         q, k, v = (y.reshape(b, l, self.heads, -1) for y in (q, k, v))
-        return self.o(kept(attend(q, k, v).reshape(b, l, -1)))
+        return self.o(attended(attend(q, k, v).reshape(b, l, -1)))
 
 
 class Mlp(nnx.Module):

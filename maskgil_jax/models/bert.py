@@ -15,10 +15,10 @@ from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import (
     LayerNorm,
     attend,
+    attended,
     check_learned_grid,
     dropout,
     embedding,
-    kept,
     linear,
     unstacked,
     walk_layers,
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
         q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
-        return self.o(kept(attend(q, k, v).reshape(b, l, -1)))
+        return self.o(attended(attend(q, k, v).reshape(b, l, -1)))
 
 
 class Mlp(nnx.Module):

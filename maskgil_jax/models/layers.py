@@ -16,7 +16,9 @@ from maskgil_jax.keys import fold_keys
 from maskgil_jax.platforms import platform
 from maskgil_jax.sharding import split_rows
 
-KEPT = "kept"  # name of what `remat="dots"` keeps beside the outputs of linear maps
+# Names of what `remat="dots"` keeps beside the outputs of linear maps: an attention's output, and the states between the two
+# halves of a layer.
+ATTENTION, BETWEEN = "attention", "between"
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
 
@@ -113,9 +115,15 @@ def mixed(bits: jax.Array) -> jax.Array:
     return bits ^ (bits >> 16)
 
 
-def kept(x: jax.Array) -> jax.Array:
-    """`x`, which `remat="dots"` keeps for the backward pass as it does the outputs of linear maps."""
-    return checkpoint_name(x, KEPT)
+def attended(out: jax.Array) -> jax.Array:
+    """An attention's output, one vector a position, before its last linear map: `remat="dots"` keeps it."""
+    return checkpoint_name(out, ATTENTION)
+
+
+def between(x_bld: jax.Array) -> jax.Array:
+    """A layer's states after attention, which `remat="dots"` keeps where layers are unrolled, and the vectors that were added
+    need not be kept. In a scan a TPU takes longer to fetch them than to add again."""
+    return checkpoint_name(x_bld, BETWEEN)
 
 
 def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
@@ -123,13 +131,13 @@ def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim < 4
 
 
-# Which intermediate values the backward pass keeps; the rest is computed again. "none" keeps all.
-REMAT_POLICIES: dict[str, Callable[[], Any]] = {
-    "dots": lambda: jax.checkpoint_policies.save_from_both_policies(
-        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(KEPT)
+# Which intermediate values the backward pass keeps, by whether layers are unrolled; the rest is computed again. "none": all.
+REMAT_POLICIES: dict[str, Callable[[bool], Any]] = {
+    "dots": lambda unrolled: jax.checkpoint_policies.save_from_both_policies(
+        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(ATTENTION, *[BETWEEN] * unrolled)
     ),
-    "full": lambda: jax.checkpoint_policies.nothing_saveable,
-    "offload": lambda: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": lambda unrolled: jax.checkpoint_policies.nothing_saveable,
+    "offload": lambda unrolled: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -162,7 +170,8 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
         return call(layer, x, fold_keys(key_b, index)), None
 
     if remat != "none":
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](), prevent_cse=_unrolled(layers_mode))
+        unrolled = _unrolled(layers_mode)
+        step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](unrolled), prevent_cse=unrolled)
     if isinstance(layers, list | nnx.List):
         for index, layer in enumerate(layers):
             x_bld, _ = step(x_bld, (layer, index))

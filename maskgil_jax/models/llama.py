@@ -17,9 +17,10 @@ from maskgil_jax.models.layers import (
     LayerNorm,
     RMSNorm,
     attend,
+    attended,
+    between,
     dropout,
     embedding,
-    kept,
     linear,
     unstacked,
     walk_layers,
@@ -80,7 +81,7 @@ class Attention(nnx.Module):
         if self.cfg.attention == "flash" and past is None and not jax.sharding.get_abstract_mesh().empty:
             q, k, v = (y.reshape(b, l, -1) for y in (q, k, v))
             out = flash_attention(q, k, v, rotation, self.cfg.head_dim, self.cfg.causal)
-            return self.o(kept(out)), None
+            return self.o(attended(out)), None
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         cache = None
         if past is not None:
@@ -89,7 +90,7 @@ class Attention(nnx.Module):
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
         out = attend(q, k, v, mask, causal).reshape(b, l, -1)
-        return self.o(kept(out)), cache
+        return self.o(attended(out)), cache
 
 
 class SwiGLU(nnx.Module):
@@ -123,7 +124,7 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):  # names by which profiles and `maskgil plan --top` tell the parts
             y, cache = self.attn(x_bld if self.cfg.post_norm == "swin" else self.attn_norm(x_bld), rotation, mask, past)
             y = y if self.cfg.post_norm == "none" else self.attn_post_norm(y)
-            x_bld = kept(x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0)))  # so that y need not be
+            x_bld = between(x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0)))
         with jax.named_scope("mlp"):
             y = self.mlp(x_bld if self.cfg.post_norm == "swin" else self.mlp_norm(x_bld))
             y = y if self.cfg.post_norm == "none" else self.mlp_post_norm(y)
