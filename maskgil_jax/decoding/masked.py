@@ -21,7 +21,7 @@ from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided
 from maskgil_jax.decoding.orders import queue_scores
 from maskgil_jax.decoding.sampling import draw, temperatures
 from maskgil_jax.keys import fold_keys, image_keys, typed_key
-from maskgil_jax.platforms import platform
+from maskgil_jax.platforms import better_alone, one_by_one, platform
 from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
 
 # loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
@@ -135,8 +135,17 @@ def _decode(generator, condition, key, tokens_bl, canvas_bl, sure_bl, span, *, c
     else:
         tokens_bl = tokens_bl.astype(jnp.int32)
         counts_bt = reveal_counts(*plan, (tokens_bl == mask_id).sum(axis=-1), max_masked=l, pause=pause)
-    part = Part(tokens_bl if canvas_bl is None else canvas_bl, sure_bl, span, most_left(*plan, l, pause))
-    return fill(generator, condition, image_keys(key, b), tokens_bl, counts_bt, cfg, grid, trajectory, part)
+    generator, left_t = ready(generator), most_left(*plan, l, pause)
+
+    def steps(condition, key_b, tokens_bl, counts_bt, canvas_bl, sure_bl):
+        part = Part(tokens_bl if canvas_bl is None else canvas_bl, sure_bl, span, left_t)
+        made, sure_bl = fill(generator, condition, key_b, tokens_bl, counts_bt, cfg, grid, trajectory, part)
+        return made.swapaxes(0, 1) if trajectory else made, sure_bl  # the batch first
+
+    batch = condition, image_keys(key, b), tokens_bl, counts_bt, canvas_bl, sure_bl
+    apart = better_alone(condition, l) if cfg.images == "auto" else cfg.images == "one_by_one"
+    made, sure_bl = one_by_one(steps, *batch) if apart else steps(*batch)
+    return made.swapaxes(0, 1) if trajectory else made, sure_bl
 
 
 class Part(NamedTuple):
@@ -163,14 +172,14 @@ def fill(
     trajectory: bool = False,
     part: Part | None = None,
 ):
-    """The loop itself, to be called under jit: reveals `counts_bt[:, i]` tokens (b, steps) of each image at step i.
+    """The loop itself, under jit and with a generator that is `ready`: reveals `counts_bt[:, i]` tokens of each image at step i.
 
     With `cfg.remask` that is the number on balance: what is hidden again is revealed on top. Returns the last canvas, or
     with `trajectory` the canvas after every step (steps, b, l); and how sure its tokens were, or None unless the
     configuration `remembers`. `part`: only some of the steps; default all.
     """
-    generator, each_step = ready(generator), unrolled(cfg, generator.cfg.codebook_size)
-    mask_id, scales, heat = generator.cfg.mask_id, guidance_scales(cfg), temperatures(cfg)
+    each_step, mask_id = unrolled(cfg, generator.cfg.codebook_size), generator.cfg.mask_id
+    scales, heat = guidance_scales(cfg), temperatures(cfg)
     l, queue_bl = tokens_bl.shape[1], None
     if cfg.order not in ("confidence", "random"):
         queue_bl = queue_scores(cfg.order, fold_keys(key_b, 3 * cfg.steps), grid)
