@@ -45,7 +45,7 @@ def better_alone(batch: Any, codes: int) -> bool:
 
 
 def one_by_one(call: Callable, *batch: Any) -> Any:
-    """`call(*batch)`, given one image after the other: a loop in the program. All leaves, in and out, lead with the batch axis."""
+    """`call(*batch)`, given one image after the other in a loop of the program. All leaves, in and out, lead with the batch."""
 
     def alone(image):
         return jax.tree.map(lambda leaf: leaf[0], call(*jax.tree.map(lambda leaf: leaf[None], image)))

@@ -172,7 +172,7 @@ def fill(
     trajectory: bool = False,
     part: Part | None = None,
 ):
-    """The loop itself, under jit and with a generator that is `ready`: reveals `counts_bt[:, i]` tokens of each image at step i.
+    """The loop itself, under jit, of a generator that is `ready`: reveals `counts_bt[:, i]` tokens of each image at step i.
 
     With `cfg.remask` that is the number on balance: what is hidden again is revealed on top. Returns the last canvas, or
     with `trajectory` the canvas after every step (steps, b, l); and how sure its tokens were, or None unless the
@@ -265,7 +265,7 @@ def _with_noise(key_b, scores_bl, length: int, i, cfg: DecodeConfig):
 
 
 def _own_canvas(generator, condition, tokens_bl, grid):
-    """The canvas before the first step, an array that no caller has: the given tokens, or masks laid out as the condition is."""
+    """The canvas before the first step, an array that no caller has: the given tokens, or masks laid out as the condition."""
     if tokens_bl is not None:
         return jnp.array(tokens_bl, jnp.int32)
     leaf = jax.tree.leaves(condition)[0]
