@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+
+# Images of fewer codes are little work each, and a CPU's caches hold several of them.
+MIN_CODES_ALONE = 256
 
 _made_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("made_for", default=None)
 
@@ -27,3 +31,23 @@ def made_for(name: str) -> Iterator[None]:
         yield
     finally:
         _made_for.reset(token)
+
+
+def better_alone(batch: Any, codes: int) -> bool:
+    """Whether a program does better to work on the images of a batch one after the other than on all together.
+
+    A CPU does, if an image is large enough to keep it busy (`codes`: tokens of one): what a whole batch needs between two
+    layers does not fit its caches. Not where the batch is split over several devices, which would wait for each other.
+    """
+    leaves = jax.tree.leaves(batch)
+    split = any(jax.typeof(leaf).sharding.mesh.size > 1 for leaf in leaves)
+    return platform() == "cpu" and codes >= MIN_CODES_ALONE and len(leaves[0]) > 1 and not split
+
+
+def one_by_one(call: Callable, *batch: Any) -> Any:
+    """`call(*batch)`, given one image after the other in a loop of the program. All leaves, in and out, lead with the batch."""
+
+    def alone(image):
+        return jax.tree.map(lambda leaf: leaf[0], call(*jax.tree.map(lambda leaf: leaf[None], image)))
+
+    return jax.lax.map(alone, batch)

@@ -21,7 +21,12 @@ LENGTH = math.prod(GRID)
 
 # These programs run once on a few numbers: optimising them takes most of the time and changes nothing.
 HASTY = {"xla_backend_optimization_level": 0}
-HASTY_DECODE = jax.jit(masked._decode.__wrapped__, static_argnames=("cfg", "grid", "trajectory"), compiler_options=HASTY)
+HASTY_DECODE = jax.jit(
+    masked._decode.__wrapped__,
+    static_argnames=("cfg", "grid", "trajectory"),
+    donate_argnames=("canvas_bl", "sure_bl"),
+    compiler_options=HASTY,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,9 @@ class DecodeConfig:
     loop: "fori" compiles one step and repeats it; "unrolled" compiles every step by itself, which takes as many times
     longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network. "auto":
     by platform, unrolled on CPU (up to 16 steps), fori elsewhere.
+    images: "together" gives the network a whole batch at once, "one_by_one" makes one image after the other inside the
+    program. Same tokens but for rounding in the network. "auto": by platform, one by one on CPU (canvases of 256 tokens or
+    more, on one device), together elsewhere.
     """
 
     steps: int = 8
@@ -60,6 +63,7 @@ class DecodeConfig:
     remask_from: float = 0.0
     remask_to: float = 1.0
     remask_loop: bool = False
+    images: str = "auto"
 
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)
@@ -70,6 +74,7 @@ class DecodeConfig:
         choose("remask_pick", self.remask_pick, REMASK_PICKS)
         choose("draw", self.draw, ("auto", "gumbel", "inverse"))
         choose("loop", self.loop, ("auto", "fori", "unrolled"))
+        choose("images", self.images, ("auto", "together", "one_by_one"))
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         require(whole and self.steps >= 1, f"steps: must be a whole number >= 1, got {self.steps!r}")
         for name in ("guidance", "temperature", "choice_temperature"):

@@ -66,10 +66,11 @@ def decode_causal(
     (b,) = sizes.pop()
     key_shape = jax.eval_shape(typed_key, key).shape
     require(key_shape in ((), (b,)), f"key: expected one key or one per image, {(b,)}, got keys of shape {key_shape}")
-    tokens_bn = jnp.zeros((b, 0), jnp.int32) if tokens_bn is None else tokens_bn
-    if tokens_bn.ndim != 2 or tokens_bn.shape[0] != b or not jnp.issubdtype(tokens_bn.dtype, jnp.integer):
-        raise ConfigError(f"tokens_bn: expected whole numbers of shape ({b}, n), got {tokens_bn.dtype} {tokens_bn.shape}")
-    count, n = math.prod(grid), tokens_bn.shape[1]
+    count, n = math.prod(grid), 0
+    if tokens_bn is not None:
+        if tokens_bn.ndim != 2 or tokens_bn.shape[0] != b or not jnp.issubdtype(tokens_bn.dtype, jnp.integer):
+            raise ConfigError(f"tokens_bn: expected whole numbers of shape ({b}, n), got {tokens_bn.dtype} {tokens_bn.shape}")
+        n = tokens_bn.shape[1]
     end = count if end is None else end
     require(n <= end <= count, f"end: {n} tokens are given and the canvas has {count}, got {end}")
     if kept_bl is not None and (kept_bl.shape != (b, end) or not jnp.issubdtype(kept_bl.dtype, jnp.integer)):
@@ -85,8 +86,10 @@ def check_causal(generator) -> None:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "end"))
 def _decode_causal(generator, condition, key, tokens_bn, kept_bl, cfg: CausalConfig, grid, end: int):
-    key_b = image_keys(key, tokens_bn.shape[0])
-    return write(generator, condition, key_b, tokens_bn.astype(jnp.int32), kept_bl, cfg, grid, end)
+    """Nothing is donated: canvas and cache begin in here, and what is passed may be the caller's."""
+    b = jax.tree.leaves(condition)[0].shape[0]
+    tokens_bn = jnp.zeros((b, 0), jnp.int32) if tokens_bn is None else tokens_bn.astype(jnp.int32)
+    return write(generator, condition, image_keys(key, b), tokens_bn, kept_bl, cfg, grid, end)
 
 
 def write(generator, condition, key_b, tokens_bn, kept_bl, cfg: CausalConfig, grid: tuple[int, int], end: int):

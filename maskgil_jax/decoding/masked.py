@@ -21,7 +21,7 @@ from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided
 from maskgil_jax.decoding.orders import queue_scores
 from maskgil_jax.decoding.sampling import draw, temperatures
 from maskgil_jax.keys import fold_keys, image_keys, typed_key
-from maskgil_jax.platforms import platform
+from maskgil_jax.platforms import better_alone, one_by_one, platform
 from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
 
 # loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
@@ -49,11 +49,11 @@ def decode(
       condition: pytree of arrays with a leading batch axis (`models.condition`).
       key: one key, from which image i gets `fold_in(key, i)`, or an array of b keys, one per image.
       cfg: how to sample; static.
-      tokens_bl: int (b, h * w) in raster order, `mask_id` where a token is to be made, any number of them per image.
-        Default: everything masked.
+      tokens_bl: int (b, h * w) in raster order, `mask_id` where a token is to be made, any number of them per image; left
+        as it is. Default: everything masked, made inside the program.
       grid: (rows, columns) of the canvas. Default: the generator's training grid.
-      on_step: called as `on_step(step, tokens_bl)` after each step, 1 to `cfg.steps`, with the canvas so far. The host then
-        starts every step by itself, with one compiled program for all of them.
+      on_step: called as `on_step(step, tokens_bl)` after each step, 1 to `cfg.steps`, with the canvas so far, its to keep.
+        The host then starts every step by itself, with one compiled program for all of them.
 
     Returns:
       int32 (b, h * w) without `mask_id`.
@@ -62,27 +62,26 @@ def decode(
       ValueError: sizes of condition, key, tokens and grid do not belong together; `on_step` inside a jitted function.
     """
     grid = _check(generator, condition, key, tokens_bl, grid)
-    canvas_bl = _start(generator, condition, tokens_bl, grid)
     steps = functools.partial(_decode, generator, condition, key, tokens_bl, cfg=cfg, grid=grid, trajectory=False)
     if on_step is None:
-        return steps(canvas_bl, None, None)[0]
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((generator, condition, key, canvas_bl)))
+        return steps(None, None, None)[0]
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((generator, condition, key, tokens_bl)))
     require(not traced, "on_step: is called from the host, so decode must not stand inside a jitted function")
+    canvas_bl = _own_canvas(generator, condition, tokens_bl, grid)
     layout = canvas_bl.sharding
     sure_bl = jnp.zeros(canvas_bl.shape, jnp.float32) if remembers(cfg) else None
     canvas_bl, sure_bl = jax.device_put((canvas_bl, sure_bl), layout)
     for i in range(cfg.steps):
         # Back in the layout of the first canvas, so that every step finds the program that is there already.
         canvas_bl, sure_bl = jax.device_put(steps(canvas_bl, sure_bl, _span(i, i + 1)), layout)
-        on_step(i + 1, canvas_bl)
+        on_step(i + 1, jnp.copy(canvas_bl))  # theirs to keep: the next step takes the memory of ours
     return canvas_bl
 
 
 def decode_steps(generator, condition, key, cfg: DecodeConfig, tokens_bl=None, grid: tuple[int, int] | None = None):
     """As `decode`, but returns the canvas after every step: int32 (steps, b, h * w), `mask_id` where still masked."""
     grid = _check(generator, condition, key, tokens_bl, grid)
-    canvas_bl = _start(generator, condition, tokens_bl, grid)
-    return _decode(generator, condition, key, tokens_bl, canvas_bl, None, None, cfg=cfg, grid=grid, trajectory=True)[0]
+    return _decode(generator, condition, key, tokens_bl, None, None, None, cfg=cfg, grid=grid, trajectory=True)[0]
 
 
 def remembers(cfg: DecodeConfig) -> bool:
@@ -120,11 +119,12 @@ def reveal(tokens_bl, picks_bl, scores_bl, count_b, mask_id: int):
     return jnp.where(best(tokens_bl == mask_id, scores_bl, count_b), picks_bl, tokens_bl)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "grid", "trajectory"))
+@functools.partial(jax.jit, static_argnames=("cfg", "grid", "trajectory"), donate_argnames=("canvas_bl", "sure_bl"))
 def _decode(generator, condition, key, tokens_bl, canvas_bl, sure_bl, span, *, cfg: DecodeConfig, grid, trajectory: bool):
     """Steps span[0] to span[1] (None: all) on `canvas_bl`, which began as `tokens_bl` (None: everything masked).
 
-    Returns what `fill` does.
+    None for the canvas too: it begins here, so it needs no memory but that of the result. One that is given is
+    written over, and so is `sure_bl`; `tokens_bl`, which may be the caller's, is not. Returns what `fill` does.
     """
     b, l, mask_id = _batch(condition), math.prod(grid), generator.cfg.mask_id
     pause = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to) if cfg.remask_loop else (0, 0)
@@ -135,8 +135,17 @@ def _decode(generator, condition, key, tokens_bl, canvas_bl, sure_bl, span, *, c
     else:
         tokens_bl = tokens_bl.astype(jnp.int32)
         counts_bt = reveal_counts(*plan, (tokens_bl == mask_id).sum(axis=-1), max_masked=l, pause=pause)
-    part = Part(canvas_bl.astype(jnp.int32), sure_bl, span, most_left(*plan, l, pause))
-    return fill(generator, condition, image_keys(key, b), tokens_bl, counts_bt, cfg, grid, trajectory, part)
+    generator, left_t = ready(generator), most_left(*plan, l, pause)
+
+    def steps(condition, key_b, tokens_bl, counts_bt, canvas_bl, sure_bl):
+        part = Part(tokens_bl if canvas_bl is None else canvas_bl, sure_bl, span, left_t)
+        made, sure_bl = fill(generator, condition, key_b, tokens_bl, counts_bt, cfg, grid, trajectory, part)
+        return made.swapaxes(0, 1) if trajectory else made, sure_bl  # the batch first
+
+    batch = condition, image_keys(key, b), tokens_bl, counts_bt, canvas_bl, sure_bl
+    apart = better_alone(condition, l) if cfg.images == "auto" else cfg.images == "one_by_one"
+    made, sure_bl = one_by_one(steps, *batch) if apart else steps(*batch)
+    return made.swapaxes(0, 1) if trajectory else made, sure_bl
 
 
 class Part(NamedTuple):
@@ -163,14 +172,14 @@ def fill(
     trajectory: bool = False,
     part: Part | None = None,
 ):
-    """The loop itself, to be called under jit: reveals `counts_bt[:, i]` tokens (b, steps) of each image at step i.
+    """The loop itself, under jit, of a generator that is `ready`: reveals `counts_bt[:, i]` tokens of each image at step i.
 
     With `cfg.remask` that is the number on balance: what is hidden again is revealed on top. Returns the last canvas, or
     with `trajectory` the canvas after every step (steps, b, l); and how sure its tokens were, or None unless the
     configuration `remembers`. `part`: only some of the steps; default all.
     """
-    generator, each_step = ready(generator), unrolled(cfg, generator.cfg.codebook_size)
-    mask_id, scales, heat = generator.cfg.mask_id, guidance_scales(cfg), temperatures(cfg)
+    each_step, mask_id = unrolled(cfg, generator.cfg.codebook_size), generator.cfg.mask_id
+    scales, heat = guidance_scales(cfg), temperatures(cfg)
     l, queue_bl = tokens_bl.shape[1], None
     if cfg.order not in ("confidence", "random"):
         queue_bl = queue_scores(cfg.order, fold_keys(key_b, 3 * cfg.steps), grid)
@@ -255,13 +264,13 @@ def _with_noise(key_b, scores_bl, length: int, i, cfg: DecodeConfig):
     return scores_bl + jnp.asarray(weights)[i] * jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(key_b)
 
 
-def _start(generator, condition, tokens_bl, grid):
-    """The canvas before the first step: the given one, or a masked one on the devices of the condition."""
+def _own_canvas(generator, condition, tokens_bl, grid):
+    """The canvas before the first step, an array that no caller has: the given tokens, or masks laid out as the condition."""
     if tokens_bl is not None:
-        return jnp.asarray(tokens_bl, jnp.int32)
+        return jnp.array(tokens_bl, jnp.int32)
     leaf = jax.tree.leaves(condition)[0]
     canvas_bl = jnp.full((leaf.shape[0], math.prod(grid)), generator.cfg.mask_id, jnp.int32)
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(getattr(leaf, "sharding", None), NamedSharding):
+    if not isinstance(getattr(leaf, "sharding", None), NamedSharding):
         return canvas_bl
     return jax.device_put(canvas_bl, NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[:1])))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import MagvitConfig, VQConfig, require
-from maskgil_jax.platforms import platform
+from maskgil_jax.platforms import better_alone, one_by_one, platform
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 
 
@@ -339,4 +339,9 @@ class VQGAN(nnx.Module):
         Raises ValueError unless the codes are whole numbers on a (batch, rows, columns) grid.
         """
         check_codes(codes_bhw)
-        return self.decode_latents(self.codebook.lookup(codes_bhw))
+
+        def images(codes_bhw):
+            return self.decode_latents(self.codebook.lookup(codes_bhw))
+
+        apart = better_alone(codes_bhw, math.prod(codes_bhw.shape[1:]))
+        return one_by_one(images, codes_bhw) if apart else images(codes_bhw)
