@@ -16,7 +16,7 @@ from maskgil_jax.planning.program import Program
 
 _NEEDED = re.compile(r"([\d.]+)([KMGT])\)? exceeds available|Used ([\d.]+)([KMGT]) of")
 _SCALES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-QUICK = {"exec_time_optimization_effort": -1.0}  # options of the compiler
+QUICK = {"optimization_level": 9}  # an option of the compiler: O0 by its number, since JAX 0.10 does not take the name
 GIB = 2**30
 
 
