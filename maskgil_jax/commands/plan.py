@@ -48,7 +48,7 @@ def plan(args, config, tokenizer) -> int:
 
     if not args.topology.startswith("cpu"):
         jax.config.update("jax_platforms", "cpu")  # a TPU is compiled for, not used
-    elif (wanted := args.topology[4:]).isdigit() and int(wanted) > jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
+    elif (wanted := args.topology[4:]).isdigit() and int(wanted) > jax.config.values["jax_num_cpu_devices"]:
         with contextlib.suppress(RuntimeError):  # too late: JAX has its devices already
             jax.config.update("jax_num_cpu_devices", int(wanted))
 
