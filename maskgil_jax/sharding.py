@@ -49,21 +49,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1,
         sizes[sizes.index(-1)] = count // known
     named = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     require(-1 not in sizes and sizes[0] * sizes[1] * sizes[2] == count, f"mesh: {named} does not make {count} devices")
-    types = (AxisType.Auto,) * 3
-    if dcn_data == 1:
-        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
-    return Mesh(_slices(sizes, dcn_data, devices), AXES, types)
+    return Mesh(_placed(sizes, dcn_data, devices), AXES, (AxisType.Auto,) * 3)
 
 
-def _slices(sizes: list[int], dcn_data: int, devices: list) -> np.ndarray:
-    """The devices of several slices, as an array of the mesh's shape."""
+def _placed(sizes: list[int], dcn_data: int, devices: list) -> np.ndarray:
+    """The devices as an array of the mesh's shape, neighbours on it being neighbours on the machine."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    by_process = slices != dcn_data and jax.process_count() == dcn_data
+    by_process = slices != dcn_data > 1 and jax.process_count() == dcn_data
     require(
         slices == dcn_data or by_process,
         f"mesh: dcn_data={dcn_data}, but there are {slices} slice(s) and {jax.process_count()} process(es)",
     )
-    return mesh_utils.create_hybrid_device_mesh(sizes, (dcn_data, 1, 1), devices, process_is_granule=by_process)
+    split = dict(allow_split_physical_axes=True)  # where it must be: not every size is a product of sides of a TPU's torus
+    if dcn_data == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, **split)
+    return mesh_utils.create_hybrid_device_mesh(sizes, (dcn_data, 1, 1), devices, process_is_granule=by_process, **split)
 
 
 def path_name(path) -> str:
