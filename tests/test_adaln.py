@@ -209,7 +209,7 @@ def test_wrong_files_are_refused(spoil, match, tmp_path):
 def test_the_run_file_describes_the_published_network():
     config = read_run_file("c2i_halton_b", [])
     cfg = model_options(config.model.to_dict(), codebook_size=16384, num_classes=1000, grid=(16, 16))
-    assert cfg == AdaLNConfig(**{**vars(ADALN_PRESETS["base"]), "dtype": "bfloat16"})
+    assert cfg == AdaLNConfig(**{**vars(ADALN_PRESETS["base"]), "dtype": "bfloat16", "remat": "dots"})
     assert from_dict(DecodeConfig, config.decode.to_dict()).guidance == 1.7
     assert from_dict(Objective, config.objective.to_dict()).label_smoothing == 0.0
 
