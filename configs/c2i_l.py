@@ -13,5 +13,5 @@ def get_config() -> ConfigDict:
     """`c2i_b.py` with what differs at this size."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
     config.model.preset = "L"
-    # The mesh of B: docs/scaling.md, L on v5e:16x16, 9.1 GiB at 16 images a chip with the state whole on every chip.
+    # The mesh of B: docs/scaling.md, L on v5e:16x16, 9.5 GiB at 16 images a chip with the state whole on every chip.
     return config

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
     config.model.preset = "XL"
     config.decode.guidance = 2.5
-    # docs/scaling.md, XL on v5e:16x16: at 16 images a chip (16 chips for the batch of 256) 5.1 GiB; with the state whole on
-    # every chip 16.0 of 16 at 8 images already.
+    # docs/scaling.md, XL on v5e:16x16: at 16 images a chip (16 chips for the batch of 256) 4.8 GiB; with the state whole on
+    # every chip 8 images do not fit any more.
     config.mesh.update(data=1, fsdp=-1)  # parameters and moments split over all devices
     return config

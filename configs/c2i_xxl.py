@@ -15,6 +15,6 @@ def get_config() -> ConfigDict:
     config.model.preset = "XXL"
     config.total_steps = 300 * 1_281_167 // config.batch_size
     config.decode.guidance = 2.5
-    # docs/scaling.md, XXL on v5e:16x16: 8.4 GiB at 16 images a chip (16 chips for the batch of 256).
+    # docs/scaling.md, XXL on v5e:16x16: 8.0 GiB at 16 images a chip (16 chips for the batch of 256).
     config.mesh.update(data=1, fsdp=-1)  # parameters and moments split over all devices
     return config
