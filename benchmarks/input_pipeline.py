@@ -9,16 +9,15 @@ estimated time of a step, and the MFU that this time implies; "at peak" is a chi
 
 import argparse
 import contextlib
-import json
 import os
 import pathlib
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from benchmarks.measure import timed
 from maskgil_jax.atomic import write_json
 from maskgil_jax.data import code_format
 from maskgil_jax.data.codes import CodeStore, code_batches, encode_dataset
@@ -60,22 +59,20 @@ def write_images(folder: pathlib.Path, count: int = 64) -> ImageFolder:
     return ImageFolder(folder)
 
 
-def cpu_seconds() -> float:
-    """User and system time of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def rate(batches: Iterator[dict], seconds: float) -> dict:
     """Reads for `seconds` after two batches that warm up."""
-    with contextlib.closing(batches):
-        rows = len(next(batches)["label"])
-        next(batches)
-        began, used, count = time.perf_counter(), cpu_seconds(), 0
+
+    def read() -> int:
+        began, count = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             next(batches)
             count += rows
-        wall, used = time.perf_counter() - began, cpu_seconds() - used
+        return count
+
+    with contextlib.closing(batches):
+        rows = len(next(batches)["label"])
+        next(batches)
+        count, wall, used = timed(read)
     return {"images": count, "cpu_s": used, "wall_s": wall}
 
 
@@ -95,10 +92,10 @@ def measure_encode(room: pathlib.Path, ten_crop: bool) -> dict:
     """`maskgil encode` without its tokenizer: decoding, crops, records, writing."""
     source = write_images(room / f"for_codes{ten_crop}")
     options = dict(tokenizer_hash="", grid=GRID, codebook_size=CODEBOOK, image_size=SIDE, batch_size=32, progress=False)
-    began, used = time.perf_counter(), cpu_seconds()
+    options |= dict(flip=not ten_crop, ten_crop=ten_crop)
     codes = np.zeros((32, *GRID), np.int32)
-    encode_dataset(lambda images: codes, source, room / f"encoded{ten_crop}", flip=not ten_crop, ten_crop=ten_crop, **options)
-    return {"images": len(source), "cpu_s": cpu_seconds() - used, "wall_s": time.perf_counter() - began}
+    _, wall, used = timed(lambda: encode_dataset(lambda images: codes, source, room / f"encoded{ten_crop}", **options))
+    return {"images": len(source), "cpu_s": used, "wall_s": wall}
 
 
 def measure_tokenizer() -> dict:
@@ -111,9 +108,8 @@ def measure_tokenizer() -> dict:
 
     encode, image = encoder_of(create(VQ_PRESETS["VQ-16"], jax.random.key(0))), np.zeros((1, SIDE, SIDE, 3), np.uint8)
     encode(image)
-    began, used = time.perf_counter(), cpu_seconds()
-    encode(image)
-    return {"images": 1, "cpu_s": cpu_seconds() - used, "wall_s": time.perf_counter() - began}
+    _, wall, used = timed(lambda: encode(image))
+    return {"images": 1, "cpu_s": used, "wall_s": wall}
 
 
 PARTS: dict[str, list[tuple[str, Callable]]] = {
@@ -154,8 +150,7 @@ def main() -> None:
             needs = f"{eaten / speed:.2f} | {peak / speed:.2f}"
             print(f"| {name} | {speed:,.1f} | {speed * tokens:,.0f} | {needs} |", flush=True)
     if args.json:
-        text = json.dumps({"eaten": eaten, "peak": peak, "cores_here": os.cpu_count(), "rows": rows}, indent=1)
-        pathlib.Path(args.json).write_text(text + "\n")
+        write_json(args.json, {"eaten": eaten, "peak": peak, "cores_here": os.cpu_count(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import time
 from collections.abc import Callable
 
 import jax
+
+from maskgil_jax.atomic import write_json
 
 
 def measure(function, *args, images: int, repeats: int, fresh=lambda args, result: args) -> dict:
@@ -89,5 +90,4 @@ def report(rows: list[dict], file: str | None, **more: list[dict]) -> None:
     if rows:
         print(table(rows))
     if file:
-        with open(file, "w") as out:
-            json.dump({"device": device.device_kind, "jax": jax.__version__, "rows": rows, **more}, out, indent=1)
+        write_json(file, {"device": device.device_kind, "jax": jax.__version__, "rows": rows, **more})

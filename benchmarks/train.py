@@ -12,14 +12,16 @@ import jax.numpy as jnp
 from benchmarks.measure import measure, options, report
 from maskgil_jax import params as network
 from maskgil_jax.config import LLAMA_PRESETS
+from maskgil_jax.planning.chips import CHIPS
 from maskgil_jax.planning.program import product_flops
 from maskgil_jax.sharding import batch_sharding, make_mesh, replicated
 from maskgil_jax.training.generator import Objective, jitted_step
 from maskgil_jax.training.optim import make_optimizer
 from maskgil_jax.training.state import init_state, sharded_init
 
-# bfloat16 products a second without sparsity, from the data sheets; what MFU is a share of. Others show TFLOP/s alone.
-PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100-SXM4-80GB": 312e12, "TPU v5 lite": 197e12}
+# bfloat16 products a second without sparsity, as published; what MFU is a share of. Others show TFLOP/s alone.
+PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
+PEAKS |= {"TPU v5 lite": CHIPS["v5e"].flops, "TPU v5": CHIPS["v5p"].flops, "TPU v6 lite": CHIPS["v6e"].flops}
 
 
 def speed(cfg, batch: int, seconds: float) -> dict:
