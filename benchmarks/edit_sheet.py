@@ -6,7 +6,7 @@ import numpy as np
 
 import maskgil_jax
 from maskgil_jax.data.images import open_images
-from maskgil_jax.pictures import grid_of, save_png
+from maskgil_jax.files.images import grid_of, save_png
 
 pipeline = maskgil_jax.load("demo")
 drawings = open_images("emoji", split="test", label="subgroup")

@@ -34,7 +34,9 @@ def images() -> dict[str, np.ndarray]:
     made["batches"] = pipeline(LABELS, seed=1, batch_size=3)
     made["single"] = pipeline(7, seed=5)
     made["canvas"] = pipeline(LABELS[:2], seed=3, grid=(8, 12))
-    made["remask"] = pipeline(LABELS[:2], seed=3, cfg=DecodeConfig(remask="cap", remask_pick="confidence", choice_temperature=0.0))
+    made["remask"] = pipeline(
+        LABELS[:2], seed=3, cfg=DecodeConfig(remask="cap", remask_pick="confidence", choice_temperature=0.0)
+    )
     for preset in ("paper", "release", "maskgit", "halton", "fast"):
         made[f"preset {preset}"] = pipeline(LABELS[:2], seed=4, cfg=preset)
     for order in ("random", "raster", "halton"):
@@ -69,7 +71,21 @@ def job(out: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
     """The samples of `maskgil sample` in one format: an npz's arrays, elsewhere the bytes of every sample file."""
     from maskgil_jax.cli import main
 
-    main(["sample", "--labels", "hearts,fruit,birds", "--per-class", "2", "--batch-size", "4", "--format", kind, "--out", str(out)])
+    main(
+        [
+            "sample",
+            "--labels",
+            "hearts,fruit,birds",
+            "--per-class",
+            "2",
+            "--batch-size",
+            "4",
+            "--format",
+            kind,
+            "--out",
+            str(out),
+        ]
+    )
     if kind == "npz":
         with np.load(out / "samples.npz", allow_pickle=False) as arrays:
             return {f"job {kind} {name}": arrays[name] for name in ("arr_0", "arr_1")}

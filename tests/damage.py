@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints
+from maskgil_jax.checkpoints.train_state import CheckpointError, Checkpoints
 
 MODES = ("flip", "truncate", "delete", "zero")
 SHAPES = {"kernel": (64, 96), "bias": (96,), "table": (300, 17)}

@@ -13,8 +13,8 @@ from flax import nnx
 
 from maskgil_jax.decoding import masked
 from maskgil_jax.decoding.orders import halton_ranks
+from maskgil_jax.decoding.schedules import reveal_counts
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.schedules import reveal_counts
 
 CODES, CLASSES, GRID = 11, 3, (3, 4)
 LENGTH = math.prod(GRID)

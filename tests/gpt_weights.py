@@ -6,7 +6,7 @@ from recipe import draw
 from maskgil_jax.config import BertConfig, LlamaConfig
 from maskgil_jax.convert.families import FAMILIES
 from maskgil_jax.convert.rules import Foreign, foreign_tensors, import_arrays
-from maskgil_jax.params import abstract_params, flatten, unflatten
+from maskgil_jax.networks import abstract_params, flatten, unflatten
 
 
 def llama_config(hparams: dict, **changes) -> LlamaConfig:

@@ -8,7 +8,7 @@ from torch_names import GOLDEN, draw_all, golden
 
 from maskgil_jax.config import LPIPSConfig
 from maskgil_jax.models.lpips import LPIPS
-from maskgil_jax.params import build
+from maskgil_jax.networks import build
 
 SCALING = {
     "scaling_layer.shift": np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 3, 1, 1),

@@ -19,8 +19,8 @@ from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export_file
 from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import abstract_params, build, count_params, create, params_of
-from maskgil_jax.sharding import make_mesh, shardings
+from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
+from maskgil_jax.runtime.mesh import make_mesh, shardings
 from maskgil_jax.training.generator import Objective, model_options
 
 CONFIG, IO = load_case("halton/tiny")

@@ -55,7 +55,7 @@ results = {name: measured(by_reading, path) for name, path in given["files"]}
 ran_reading, torch = list(ran), "torch" in sys.modules
 
 from maskgil_jax import cli
-import maskgil_jax.convert.main, maskgil_jax.training.log, maskgil_jax.checkpoints.training
+import maskgil_jax.convert.main, maskgil_jax.training.metrics_log, maskgil_jax.checkpoints.train_state
 by_converting(given["files"][0][1])  # what is imported on the first call is not the file's doing
 by_converting(given["networks"][0][1])
 ran.clear()

@@ -11,9 +11,9 @@ from recipe import GOLDEN, load_case
 
 from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig
 from maskgil_jax.decoding.causal import _CAUSAL_DRAWS, _decode_causal, decode_causal
-from maskgil_jax.decoding.sampling import draw, keep_likely
+from maskgil_jax.decoding.token_sampling import draw, keep_likely
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import build, create, params_of
+from maskgil_jax.networks import build, create, params_of
 
 SMALL = LlamaConfig(codebook_size=13, num_classes=3, grid=(3, 4), width=32, depth=2, heads=4, mlp_width=48, causal=True)
 VARIANTS = {

@@ -27,10 +27,10 @@ from maskgil_jax.decoding import masked
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
 from maskgil_jax.decoding.masked import MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES, decode, decode_steps, doubt, fill, unrolled
 from maskgil_jax.decoding.orders import halton_ranks
+from maskgil_jax.decoding.schedules import most_left, remask_counts, remask_steps, reveal_counts
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import build, create, params_of
-from maskgil_jax.platforms import made_for
-from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
+from maskgil_jax.networks import build, create, params_of
+from maskgil_jax.runtime.platform import made_for
 
 TWINS = [
     DecodeConfig(steps=5, guidance_ramp="cosine", order="halton", plan="gamma_ceil"),

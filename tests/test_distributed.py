@@ -14,12 +14,13 @@ import optax
 import pytest
 from two_processes import both, free_port
 
-from maskgil_jax import cli, distributed
-from maskgil_jax.checkpoints.training import Checkpoints, abstract_like
+from maskgil_jax import cli
+from maskgil_jax.checkpoints.train_state import Checkpoints, abstract_like
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import ConfigError, LlamaConfig, VQConfig
-from maskgil_jax.params import create, params_of
-from maskgil_jax.sharding import global_batch, make_mesh, own_rows, shardings, shards_of, to_host
+from maskgil_jax.networks import create, params_of
+from maskgil_jax.runtime import distributed
+from maskgil_jax.runtime.mesh import global_batch, make_mesh, own_rows, shardings, shards_of, to_host
 from maskgil_jax.training.state import init_state
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
@@ -188,6 +189,6 @@ def test_a_coordinator_that_does_not_answer(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_peers_that_do_not_come():
-    script = f"from maskgil_jax import distributed as d\nd.initialize('127.0.0.1:{free_port()}', 2, 0, timeout=2)"
+    script = f"from maskgil_jax.runtime import distributed as d\nd.initialize('127.0.0.1:{free_port()}', 2, 0, timeout=2)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 75 and "not all of 2 processes joined within 2 s" in done.stderr, done.stderr

@@ -10,8 +10,9 @@ import pytest
 from tiny_pipeline import CELL, DECODE, LLAMA, SIDE, assert_same_pictures, tiny_pipeline
 
 from maskgil_jax.config import CausalConfig, ConfigError, MaskGITConfig
-from maskgil_jax.decoding import editing
-from maskgil_jax.decoding.editing import (
+from maskgil_jax.decoding import token_edits as editing
+from maskgil_jax.decoding.masked import decode
+from maskgil_jax.decoding.token_edits import (
     decode_windows,
     feathered,
     filled,
@@ -21,10 +22,9 @@ from maskgil_jax.decoding.editing import (
     window_starts,
     windows,
 )
-from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create
-from maskgil_jax.tokenizers.pixels import to_pixels, to_tokens
+from maskgil_jax.networks import create
+from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
 MASK = LLAMA.mask_id
 

@@ -18,15 +18,14 @@ from clu.metrics import Average
 from toy_run import NET, run_file, toy_run
 
 from maskgil_jax.config import ConfigError
-from maskgil_jax.masking import masked_cross_entropy
-from maskgil_jax.params import create, params_of
+from maskgil_jax.networks import create, params_of
 from maskgil_jax.training.generator import Objective, jitted_step
-from maskgil_jax.training.guards import GuardConfig, GuardState, guard_config, guarded, unless_skipped
-from maskgil_jax.training.log import LossAlarm, StepLog, TrainingDiverged
-from maskgil_jax.training.optim import make_optimizer
-from maskgil_jax.training.signals import Interrupted, StopSignals, Terminated
+from maskgil_jax.training.liveness import Interrupted, StopSignals, Terminated, Watchdog
+from maskgil_jax.training.losses import masked_cross_entropy
+from maskgil_jax.training.metrics_log import LossAlarm, StepLog, TrainingDiverged
+from maskgil_jax.training.optimizer import make_optimizer
+from maskgil_jax.training.skip_updates import GuardConfig, GuardState, guard_config, guarded, unless_skipped
 from maskgil_jax.training.state import apply_gradients, init_state
-from maskgil_jax.training.watchdog import Watchdog
 
 NAN, INF = float("nan"), float("inf")
 OPTIONS = GuardConfig(warmup=5)
@@ -179,7 +178,7 @@ def test_z_loss_pulls_the_denominator_to_one():
 def test_the_watchdog_leaves_with_all_stacks_and_code_five():
     program = """
 import logging, time
-from maskgil_jax.training.watchdog import Watchdog
+from maskgil_jax.training.liveness import Watchdog
 logging.basicConfig(format="%(message)s")
 dog = Watchdog(0.4, event=lambda name, **fields: print(name, fields["step"], flush=True))
 def work():
@@ -203,7 +202,7 @@ def test_the_watchdog_does_not_count_the_time_in_which_the_process_was_stopped(m
     """A clock that stands still but for the pauses of the watching thread; one of them is a laptop asleep for an hour."""
     dog, clock, barks = Watchdog(0.0, factor=0.0), [100.0], []
     dog.seconds, dog._bark = 300.0, barks.append
-    monkeypatch.setattr("maskgil_jax.training.watchdog.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("maskgil_jax.training.liveness.time.monotonic", lambda: clock[0])
 
     def watch(*pauses):
         dog.ended(1)
@@ -250,7 +249,7 @@ def test_a_signal_asks_for_a_stop(number, error, capfd):
 def test_a_second_signal_leaves_at_once():
     program = """
 import os, signal, time
-from maskgil_jax.training.signals import StopSignals
+from maskgil_jax.training.liveness import StopSignals
 with StopSignals():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.3)

@@ -19,7 +19,7 @@ from maskgil_jax.evaluation import protocols
 from maskgil_jax.evaluation.features import FeatureExtractor, local_mesh, rebatch
 from maskgil_jax.evaluation.inception import inception_features, load_inception
 from maskgil_jax.models import inception
-from maskgil_jax.params import abstract_params, build, flatten, unflatten
+from maskgil_jax.networks import abstract_params, build, flatten, unflatten
 
 REFERENCE = np.load(GOLDEN / "metrics" / "inception_recipe.npz")
 

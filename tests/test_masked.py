@@ -12,8 +12,8 @@ from decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, draws, hasty, t
 from maskgil_jax.config import PLANS, SCHEDULES, ConfigError, DecodeConfig
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
 from maskgil_jax.decoding.masked import decode, decode_steps, fill, reveal
+from maskgil_jax.decoding.schedules import reveal_counts
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.schedules import reveal_counts
 
 
 @pytest.mark.parametrize("ramp", ["constant", "linear"])

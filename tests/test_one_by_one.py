@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from maskgil_jax.config import DecodeConfig, VQConfig
 from maskgil_jax.decoding.masked import decode, decode_steps
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create
-from maskgil_jax.platforms import better_alone, made_for
+from maskgil_jax.networks import create
+from maskgil_jax.runtime.platform import better_alone, made_for
 
 # Of float32 images in about [-1, 1]: sums over a batch are taken in another order than those over one image.
 ROUNDING = 1e-5
@@ -67,7 +67,7 @@ def test_the_choice_reaches_the_network(monkeypatch):
     labels, keys, _ = batch()
     rows = {}
     for images, codes in (("together", 12), ("one_by_one", 99), ("auto", 12), ("auto", 13)):
-        monkeypatch.setattr("maskgil_jax.platforms.MIN_CODES_ALONE", codes)
+        monkeypatch.setattr("maskgil_jax.runtime.platform.MIN_CODES_ALONE", codes)
         cfg = DecodeConfig(steps=7, images=images, temperature=codes / 10)  # a program of its own
         jax.make_jaxpr(lambda keys, cfg=cfg: decode(Stub(), ClassCondition(labels), keys, cfg))(keys)
         rows[images, codes] = Stub.rows

@@ -17,10 +17,12 @@ import pytest
 from jax.experimental import multihost_utils
 from two_processes import free_port
 
-from maskgil_jax import cli, distributed, peers
+from maskgil_jax import cli
 from maskgil_jax.checkpoints.step_folders import steps_in
 from maskgil_jax.config import ConfigError
-from maskgil_jax.training.events import Goodput, goodput
+from maskgil_jax.runtime import distributed
+from maskgil_jax.runtime import heartbeat as peers
+from maskgil_jax.training.run_events import Goodput, goodput
 
 TOY = pathlib.Path(__file__).with_name("toy_run.py")
 

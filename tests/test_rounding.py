@@ -17,7 +17,7 @@ from test_vqgan import reference_case
 
 from maskgil_jax.models import layers, llama, rope
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import _blueprint, build, params_of
+from maskgil_jax.networks import _blueprint, build, params_of
 from maskgil_jax.tokenizers import quantizers, vqgan
 
 # The published code's own largest float32 error, output by output.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from maskgil_jax.config import DecodeConfig
-from maskgil_jax.decoding.sampling import _first_above, draw, draw_gumbel, draw_inverse, keep_likely
-from maskgil_jax.keys import image_keys
+from maskgil_jax.decoding.token_sampling import _first_above, draw, draw_gumbel, draw_inverse, keep_likely
+from maskgil_jax.runtime.rng import image_keys
 
 
 @pytest.mark.parametrize("sampler", [draw_gumbel, draw_inverse])

@@ -17,7 +17,7 @@ from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, BertConfig, ConfigEr
 from maskgil_jax.models.condition import ClassCondition, TextCondition
 from maskgil_jax.models.layers import dropout, mixed
 from maskgil_jax.models.rope import rotate, rotation_table
-from maskgil_jax.params import abstract_params, build, count_params, create, params_of
+from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
 
 
 def condition_of(io, cfg, dropped=False):
@@ -212,7 +212,7 @@ def test_networks_do_not_lean_on_nnx_graph_mode():
     """The same numbers with the defaults that Flax announces for NNX (trees instead of graphs)."""
     code = (
         "import jax, jax.numpy as jnp; from maskgil_jax.config import LlamaConfig;"
-        "from maskgil_jax.models.condition import ClassCondition; from maskgil_jax.params import build, create, params_of;"
+        "from maskgil_jax.models.condition import ClassCondition; from maskgil_jax.networks import build, create, params_of;"
         "cfg = LlamaConfig(codebook_size=8, num_classes=2, grid=(2, 2), width=32, depth=2, heads=2, mlp_width=32);"
         "model = build(cfg, params_of(create(cfg, jax.random.key(0))));"
         "print(jax.jit(lambda m, t: m.hidden(t, ClassCondition(jnp.zeros(1, int))).sum())(model, jnp.zeros((1, 4), int)))"

@@ -7,8 +7,8 @@ import numpy as np
 
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import DecodeConfig, LlamaConfig, VQConfig
-from maskgil_jax.params import build, create, fingerprint, params_of
-from maskgil_jax.pipeline import Pipeline
+from maskgil_jax.networks import build, create, fingerprint, params_of
+from maskgil_jax.pipelines.pipeline import Pipeline
 
 VQ = VQConfig(channels=8, multipliers=(1, 1, 2), res_blocks=1, latent_dim=8, codebook_size=16, codebook_dim=4, image_size=16)
 LLAMA = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=1, heads=2, mlp_width=32)

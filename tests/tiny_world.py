@@ -8,7 +8,7 @@ from PIL import Image
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import VQ_PRESETS, ClassifierConfig, LlamaConfig, VQConfig
 from maskgil_jax.evaluation.extractor import extractor_of
-from maskgil_jax.params import create, params_of
+from maskgil_jax.networks import create, params_of
 
 SIDE = 16
 CLASSES = ("a", "b", "c", "d")

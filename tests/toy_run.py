@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maskgil_jax import cli, distributed
+from maskgil_jax import cli
 from maskgil_jax.config import LlamaConfig
 from maskgil_jax.data import loader
-from maskgil_jax.params import create, params_of
-from maskgil_jax.sharding import replicated
+from maskgil_jax.networks import create, params_of
+from maskgil_jax.runtime import distributed
+from maskgil_jax.runtime.mesh import replicated
 from maskgil_jax.training import generator
-from maskgil_jax.training.guards import guard_config, guarded
 from maskgil_jax.training.loop import fit, open_mesh
-from maskgil_jax.training.optim import make_optimizer
+from maskgil_jax.training.optimizer import make_optimizer
+from maskgil_jax.training.skip_updates import guard_config, guarded
 from maskgil_jax.training.state import init_state
 
 NET = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48)

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.atomic import writing
 from maskgil_jax.checkpoints.hub import download
 from maskgil_jax.checkpoints.shards import SHARD_BYTES, Tensors, write_tensors
 from maskgil_jax.config import ConfigError, choose, from_dict, require, to_dict
-from maskgil_jax.params import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
-from maskgil_jax.storage import free_bytes, is_remote, local_copy, size_text, upload
+from maskgil_jax.files.atomic import writing
+from maskgil_jax.files.paths import free_bytes, is_remote, local_copy, size_text, upload
+from maskgil_jax.networks import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
 
 FORMAT = "maskgil_jax weights 1"
 SHIPPED = pathlib.Path(__file__).parents[1] / "weights"

@@ -55,9 +55,9 @@ def run(args, rest) -> None:
     import numpy as np
 
     from maskgil_jax.config import ConfigError, choose, require
-    from maskgil_jax.editing import MASKED_ONLY
-    from maskgil_jax.pictures import grid_of, save_png
-    from maskgil_jax.pipeline import load
+    from maskgil_jax.files.images import grid_of, save_png
+    from maskgil_jax.pipelines.editing import MASKED_ONLY
+    from maskgil_jax.pipelines.pipeline import load
 
     prepare_jax()
     mode = choose("MODE", args.mode, MODES)
@@ -128,8 +128,8 @@ def read_picture(path, mask_path, size: int | None, *, mask_wanted: bool):
     """
     import numpy as np
 
-    from maskgil_jax.data.crops import adm_center_crop
-    from maskgil_jax.data.pixels import read_alpha, read_image
+    from maskgil_jax.data.transforms import adm_center_crop
+    from maskgil_jax.files.images import read_alpha, read_image
 
     image_hwc, mask_hw = read_image(path), None
     if mask_wanted:

@@ -134,7 +134,7 @@ def drawn(args):
     from maskgil_jax.config import require
     from maskgil_jax.evaluation.generated import cycled_labels, even_counts, generated_set, labels_like
     from maskgil_jax.evaluation.image_sets import open_set
-    from maskgil_jax.pipeline import load
+    from maskgil_jax.pipelines.pipeline import load
 
     pipeline = chosen(load(args.weights), args)
     count = 50_000 if args.count is None else args.count
@@ -163,7 +163,7 @@ def tokenizer(args) -> None:
     from maskgil_jax.evaluation.image_sets import open_set
     from maskgil_jax.evaluation.reconstruction import evaluate_tokenizer, open_lpips
     from maskgil_jax.evaluation.reference import open_reference
-    from maskgil_jax.pictures import save_png
+    from maskgil_jax.files.images import save_png
 
     require(bool(args.data), "--data: give the images to reconstruct: a folder, an .npz, emoji or tfds:NAME")
     wanted = [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
@@ -206,8 +206,8 @@ def table(args, rest) -> None:
 
 def show(result: dict, out) -> None:
     """Prints a result, and writes it."""
-    from maskgil_jax.atomic import write_json
     from maskgil_jax.evaluation.results import as_markdown, as_table
+    from maskgil_jax.files.atomic import write_json
 
     write_json(out, result)
     print(f"{as_table(result)}\n\n{as_markdown(result)}\n\nresult: {out}")

@@ -52,13 +52,13 @@ def plan(args, config, tokenizer) -> int:
         with contextlib.suppress(RuntimeError):  # too late: JAX has its devices already
             jax.config.update("jax_num_cpu_devices", int(wanted))
 
-    from maskgil_jax.atomic import write_json
-    from maskgil_jax.params import count_params
+    from maskgil_jax.files.atomic import write_json
+    from maskgil_jax.networks import count_params
     from maskgil_jax.planning.chips import open_topology
     from maskgil_jax.planning.program import decode_program, network_options, train_program
     from maskgil_jax.planning.report import as_text, make_plan
-    from maskgil_jax.platforms import made_for
-    from maskgil_jax.sharding import AXES, make_mesh
+    from maskgil_jax.runtime.mesh import AXES, make_mesh
+    from maskgil_jax.runtime.platform import made_for
 
     devices, chip = open_topology(args.topology)
     mesh = make_mesh(**config.mesh, devices=devices)

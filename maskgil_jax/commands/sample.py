@@ -54,11 +54,11 @@ def run(args, rest) -> None:
     """maskgil sample"""
     import jax
 
-    from maskgil_jax.batch_sampling import balanced_labels, read_samples, sample_to_folder
     from maskgil_jax.config import require
-    from maskgil_jax.distributed import initialize
-    from maskgil_jax.pictures import grid_of, save_png
-    from maskgil_jax.pipeline import load
+    from maskgil_jax.files.images import grid_of, save_png
+    from maskgil_jax.pipelines.jobs import balanced_labels, read_samples, sample_to_folder
+    from maskgil_jax.pipelines.pipeline import load
+    from maskgil_jax.runtime.distributed import initialize
 
     initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
     prepare_jax()
@@ -111,7 +111,7 @@ def draw_steps(pipeline, labels, out: pathlib.Path, film: str, **options) -> Non
     fills."""
     import numpy as np
 
-    from maskgil_jax.pictures import grid_of, save_animation, save_png
+    from maskgil_jax.files.images import grid_of, save_animation, save_png
 
     steps_tbhwc = pipeline.trajectory(labels, **options)
     rows = steps_tbhwc.swapaxes(0, 1)

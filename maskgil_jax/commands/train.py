@@ -24,7 +24,7 @@ def run(args, rest) -> None:
     import jax
 
     from maskgil_jax.config import choose
-    from maskgil_jax.distributed import initialize
+    from maskgil_jax.runtime.distributed import initialize
 
     config = read_run_file(args.config, rest)
     choose("config.task", config.task, ("generator", "tokenizer", "classifier"))

@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from maskgil_jax.config import ConfigError, DecodeConfig, require
 from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress, ready
 from maskgil_jax.decoding.orders import queue_scores
-from maskgil_jax.decoding.sampling import draw, temperatures
-from maskgil_jax.keys import fold_keys, image_keys, typed_key
-from maskgil_jax.platforms import better_alone, one_by_one, platform
-from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
+from maskgil_jax.decoding.schedules import most_left, remask_counts, remask_steps, reveal_counts
+from maskgil_jax.decoding.token_sampling import draw, temperatures
+from maskgil_jax.runtime.platform import better_alone, one_by_one, platform
+from maskgil_jax.runtime.rng import fold_keys, image_keys, typed_key
 
 # loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
 MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES = 16, 4096

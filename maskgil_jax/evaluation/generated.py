@@ -15,9 +15,9 @@ from maskgil_jax.config import CausalConfig, DecodeConfig, require, to_dict
 from maskgil_jax.evaluation.collect import split_batch
 from maskgil_jax.evaluation.features import local_mesh
 from maskgil_jax.evaluation.image_sets import ImageSet
-from maskgil_jax.keys import keys_at
-from maskgil_jax.pipeline import Pipeline, to_pixels
-from maskgil_jax.sharding import batch_sharding, replicated
+from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
+from maskgil_jax.runtime.mesh import batch_sharding, replicated
+from maskgil_jax.runtime.rng import keys_at
 
 
 def cycled_labels(count: int, classes: int) -> np.ndarray:

@@ -25,8 +25,8 @@ from maskgil_jax.evaluation.metrics import codebook_perplexity, codebook_usage, 
 from maskgil_jax.evaluation.reference import Reference, require_two
 from maskgil_jax.evaluation.results import provenance
 from maskgil_jax.evaluation.run import warnings_of
-from maskgil_jax.pictures import grid_of
-from maskgil_jax.sharding import batch_sharding, replicated
+from maskgil_jax.files.images import grid_of
+from maskgil_jax.runtime.mesh import batch_sharding, replicated
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 16
 

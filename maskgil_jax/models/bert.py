@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import BertConfig
-from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import (
     LayerNorm,
@@ -24,6 +23,7 @@ from maskgil_jax.models.layers import (
     walk_layers,
 )
 from maskgil_jax.models.llama import check_inputs
+from maskgil_jax.runtime.rng import fold_keys
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
 BLOCK_EPS = 1e-5

@@ -12,9 +12,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError
-from maskgil_jax.keys import fold_keys
-from maskgil_jax.platforms import platform
-from maskgil_jax.sharding import split_rows
+from maskgil_jax.runtime.mesh import split_rows
+from maskgil_jax.runtime.platform import platform
+from maskgil_jax.runtime.rng import fold_keys
 
 # Names of what `remat="dots"` keeps beside the outputs of linear maps: an attention's output, and the states between the two
 # halves of a layer.

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.keys import fold_keys
-from maskgil_jax.models.attention import flash_attention
-from maskgil_jax.models.cache import KVCache, attention_mask
 from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.models.experimental.flash_attention import flash_attention
+from maskgil_jax.models.kv_cache import KVCache, attention_mask
 from maskgil_jax.models.layers import (
     LayerNorm,
     RMSNorm,
@@ -26,6 +25,7 @@ from maskgil_jax.models.layers import (
     walk_layers,
 )
 from maskgil_jax.models.rope import rotate, rotation_table
+from maskgil_jax.runtime.rng import fold_keys
 
 
 def check_condition(cfg, condition, batch: int) -> None:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, MaskGITConfig
-from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.bert import Attention, Mlp
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import LayerNorm, check_learned_grid, dropout, embedding, linear, unstacked, walk_layers
 from maskgil_jax.models.llama import check_inputs
+from maskgil_jax.runtime.rng import fold_keys
 
 EPS = 1e-12  # of every norm, as published
 

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.config import DecodeConfig, VQConfig, from_dict
 from maskgil_jax.data.images import to_uint8
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.planning.flops import count_flops
-from maskgil_jax.sharding import batch_sharding, replicated, shardings
+from maskgil_jax.runtime.mesh import batch_sharding, replicated, shardings
 from maskgil_jax.training.generator import Objective, jitted_step, model_options
-from maskgil_jax.training.guards import guard_config, guarded
 from maskgil_jax.training.loop import check_batch
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import guard_config, guarded
 from maskgil_jax.training.state import init_state
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import MagvitConfig, VQConfig, require
-from maskgil_jax.platforms import better_alone, one_by_one, platform
+from maskgil_jax.runtime.platform import better_alone, one_by_one, platform
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 
 

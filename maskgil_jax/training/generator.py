@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from clu.metrics import Average
 
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_about, save_weights
 from maskgil_jax.config import (
     ADALN_PRESETS,
@@ -26,20 +26,20 @@ from maskgil_jax.config import (
     require,
     to_dict,
 )
-from maskgil_jax.data.codes import CodeStore, code_batches
+from maskgil_jax.data.code_store import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.keys import image_keys
-from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
+from maskgil_jax.files.images import grid_of
+from maskgil_jax.files.paths import open_folder
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.pictures import grid_of
-from maskgil_jax.pipeline import Pipeline, to_pixels
-from maskgil_jax.sharding import batch_sharding, place, replicated, to_host, whole_tables
-from maskgil_jax.storage import open_folder
-from maskgil_jax.training.guards import guard_config, guarded, step_metrics
+from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
+from maskgil_jax.runtime.mesh import batch_sharding, place, replicated, to_host, whole_tables
+from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.losses import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import guard_config, guarded, step_metrics
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
 PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln": ADALN_PRESETS}

@@ -12,18 +12,16 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from maskgil_jax import __version__
-from maskgil_jax.checkpoints.training import Checkpoints, NotFiniteError, abstract_like
+from maskgil_jax.checkpoints.train_state import Checkpoints, NotFiniteError, abstract_like
 from maskgil_jax.config import require
-from maskgil_jax.distributed import agree
-from maskgil_jax.sharding import global_batch, make_mesh, own_rows
-from maskgil_jax.storage import open_folder
-from maskgil_jax.training.events import Events, goodput, last_step
-from maskgil_jax.training.guards import guard_config
-from maskgil_jax.training.log import StepLog, TrainingDiverged
-from maskgil_jax.training.signals import StopSignals
+from maskgil_jax.files.paths import open_folder
+from maskgil_jax.runtime.distributed import agree
+from maskgil_jax.runtime.mesh import global_batch, make_mesh, own_rows
+from maskgil_jax.training.liveness import StopSignals, Watchdog
+from maskgil_jax.training.metrics_log import MetricWriter, StepLog, TrainingDiverged
+from maskgil_jax.training.run_events import Events, goodput, last_step
+from maskgil_jax.training.skip_updates import guard_config
 from maskgil_jax.training.state import sharded_init
-from maskgil_jax.training.watchdog import Watchdog
-from maskgil_jax.training.writers import MetricWriter
 
 _log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from maskgil_jax.sharding import shardings
-from maskgil_jax.training.guards import unless_skipped
+from maskgil_jax.runtime.mesh import shardings
+from maskgil_jax.training.skip_updates import unless_skipped
 
 
 @flax.struct.dataclass

@@ -15,18 +15,18 @@ import optax
 from clu.metrics import Average
 from flax import nnx
 
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import load_network, save_weights
 from maskgil_jax.config import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig, choose, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
-from maskgil_jax.pictures import grid_of
-from maskgil_jax.pipeline import reconstruct
-from maskgil_jax.sharding import place, replicated, to_host
-from maskgil_jax.storage import open_folder
+from maskgil_jax.files.images import grid_of
+from maskgil_jax.files.paths import open_folder
+from maskgil_jax.pipelines.pipeline import reconstruct
+from maskgil_jax.runtime.mesh import place, replicated, to_host
 from maskgil_jax.training.discriminator import PatchGAN
-from maskgil_jax.training.guards import guard_config, guarded, step_metrics, unless_skipped
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import guard_config, guarded, step_metrics, unless_skipped
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
 
 _log = logging.getLogger(__name__)

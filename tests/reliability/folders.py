@@ -21,8 +21,8 @@ import time
 
 import numpy as np
 
-from maskgil_jax.checkpoints import training
-from maskgil_jax.checkpoints.training import Checkpoints, CheckpointWriteError
+from maskgil_jax.checkpoints import train_state as training
+from maskgil_jax.checkpoints.train_state import Checkpoints, CheckpointWriteError
 from tests.damage import MODES, damage, made_up_state, restored_step, save_steps
 from tests.reliability.programs import Room
 

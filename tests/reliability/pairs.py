@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from maskgil_jax.checkpoints.training import CheckpointError
+from maskgil_jax.checkpoints.train_state import CheckpointError
 from maskgil_jax.config import ConfigError
 from tests import toy_run
 from tests.reliability.programs import Room

@@ -11,10 +11,10 @@ import numpy as np
 
 from maskgil_jax.config import require
 from maskgil_jax.data import code_format
-from maskgil_jax.data.code_cache import local_store
+from maskgil_jax.data.cache import local_store
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.loader import batches
-from maskgil_jax.storage import is_remote
+from maskgil_jax.files.paths import is_remote
 
 __all__ = ["CodeStore", "code_batches", "encode_dataset"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.data.images import open_images
-from maskgil_jax.pictures import curves, grid_of, save_png
-from maskgil_jax.pipeline import Pipeline, encode_source, load, reconstruct
+from maskgil_jax.files.images import curves, grid_of, save_png
+from maskgil_jax.pipelines.pipeline import Pipeline, encode_source, load, reconstruct
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
-from maskgil_jax.storage import is_remote, open_folder
+from maskgil_jax.files.paths import is_remote, open_folder
 
 
 @contextlib.contextmanager

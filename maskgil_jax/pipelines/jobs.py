@@ -29,15 +29,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maskgil_jax.atomic import clear, write_json, writing
 from maskgil_jax.config import ConfigError, choose, require, to_dict
 from maskgil_jax.data.code_format import write_shard
-from maskgil_jax.data.pixels import read_image
+from maskgil_jax.files.atomic import clear, write_json, writing
+from maskgil_jax.files.images import png_bytes, read_image, save_png, save_webp
+from maskgil_jax.files.paths import is_remote
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import fingerprint, params_of
-from maskgil_jax.pictures import png_bytes, save_png, save_webp
-from maskgil_jax.pipeline import Pipeline
-from maskgil_jax.storage import is_remote
+from maskgil_jax.networks import fingerprint, params_of
+from maskgil_jax.pipelines.pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 FORMATS = ("png", "webp", "npz", "array_record")

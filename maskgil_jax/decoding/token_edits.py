@@ -14,7 +14,7 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig, require
 from maskgil_jax.decoding.masked import best, decode
-from maskgil_jax.keys import fold_keys
+from maskgil_jax.runtime.rng import fold_keys
 
 # Folded into an image's key before anything else is, so that these draws have nothing to do with those of the decoder.
 _VARIATION_DRAWS, _WINDOW_DRAWS = 2**32 - 2, 2**32 - 3

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from maskgil_jax.data.pixels import check_image, read_image
+from maskgil_jax.files.images import check_image, read_image
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MAX_RUN = 100  # so many unreadable files in a row mean that the folder is gone, not that files are bad

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax import editing
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
 from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, decode_preset, from_dict, require
 from maskgil_jax.data.encode import encode_dataset
@@ -21,10 +20,11 @@ from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.hybrid import decode_hybrid
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.decoding.sampling import portions
+from maskgil_jax.decoding.token_sampling import portions
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.sharding import batch_sharding, make_mesh, place, replicated
-from maskgil_jax.tokenizers.pixels import to_pixels
+from maskgil_jax.pipelines import editing
+from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
+from maskgil_jax.tokenizers.images import to_pixels
 
 
 @jax.jit

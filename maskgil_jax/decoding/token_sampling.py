@@ -10,7 +10,7 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig
 from maskgil_jax.decoding.guidance import progress
-from maskgil_jax.keys import keys_at
+from maskgil_jax.runtime.rng import keys_at
 
 _BLOCK = 128  # codes per block of the two-level inverse CDF
 _ONE_BITS = 0x3F800000  # float32 1.0 as an integer

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from maskgil_jax.config import choose, require
-from maskgil_jax.keys import image_keys
-from maskgil_jax.schedules import mask_ratio
+from maskgil_jax.decoding.schedules import mask_ratio
+from maskgil_jax.runtime.rng import image_keys
 
 MASKING_LAWS = ("exact", "bernoulli")
 

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from maskgil_jax.config import choose
-from maskgil_jax.sharding import path_name
+from maskgil_jax.runtime.mesh import path_name
 
 # Paths without weight decay (first rule of `decay_on="matrices"`): norms, biases, the null text, which is never trained.
 # Everything else is a matrix or a table.

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.decoding.editing import Between, TwoConditions, decode_windows, feathered, filled, hide_share, token_mask
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.decoding.sampling import portions
+from maskgil_jax.decoding.token_edits import Between, TwoConditions, decode_windows, feathered, filled, hide_share, token_mask
+from maskgil_jax.decoding.token_sampling import portions
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.tokenizers.pixels import to_pixels, to_tokens
+from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
 GREY = 160  # of cells that are still masked
 MASKED_ONLY = "editing is masked decoding alone; a causal network does not see what stands below a hole and to the right of it"

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maskgil_jax import peers
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.runtime import heartbeat as peers
 
 _log = logging.getLogger(__name__)
 FLAGS = {"coordinator": "--coordinator", "num_processes": "--num-processes", "process_id": "--process-id"}
@@ -44,7 +44,7 @@ def initialize(
 
     coordinator: "HOST:PORT" on the machine of process 0, the same for all. num_processes=1 turns all detection off.
     timeout: seconds to wait for the others. peer_timeout: seconds without a sign of life after which a process counts as frozen
-    and the others leave (see `maskgil_jax.peers`); 0: they are not watched. Raises a ConfigError for flags that do not fit
+    and the others leave (see `runtime.heartbeat`); 0: they are not watched. Raises a ConfigError for flags that do not fit
     together, `CoordinatorTimeout` if the coordinator does not answer; if the others do not come, the program ends with a
     sentence and exit code 75.
     """

@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from maskgil_jax.atomic import clear, writing
 from maskgil_jax.data import code_format
-from maskgil_jax.storage import free_bytes, open_folder, size_text
+from maskgil_jax.files.atomic import clear, writing
+from maskgil_jax.files.paths import free_bytes, open_folder, size_text
 
 THREADS = 8  # shards fetched at once; one stream from a bucket is slower than the disk
 _log = logging.getLogger(__name__)

@@ -14,13 +14,15 @@ import jax
 
 from maskgil_jax import __version__
 from maskgil_jax.checkpoints.fingerprints import fingerprints, leaf_name
-from maskgil_jax.checkpoints.step_files import items_of, open_manager, read_arrays
 from maskgil_jax.checkpoints.step_folders import (
     Damaged,
     damaged_in,
     empty_trash,
     first_line,
+    items_of,
+    open_manager,
     put_aside,
+    read_arrays,
     read_record,
     scores_in,
     seal,
@@ -30,8 +32,8 @@ from maskgil_jax.checkpoints.step_folders import (
     throw_away,
     verify,
 )
-from maskgil_jax.distributed import first_difference, from_all
-from maskgil_jax.storage import free_bytes, is_remote, open_folder, size_text
+from maskgil_jax.files.paths import free_bytes, is_remote, open_folder, size_text
+from maskgil_jax.runtime.distributed import first_difference, from_all
 
 _log = logging.getLogger(__name__)
 PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt to write a checkpoint

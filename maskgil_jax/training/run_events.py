@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from maskgil_jax.storage import LineFile
+from maskgil_jax.files.paths import LineFile
 
 
 class Events:
