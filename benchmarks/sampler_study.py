@@ -233,7 +233,7 @@ class Study:
 
         from maskgil_jax.evaluation.frechet import FeatureStatistics
         from maskgil_jax.evaluation.metrics import frechet_distance
-        from maskgil_jax.files.images import grid_of, save_png
+        from maskgil_jax.files.images import contact_sheet, save_png
 
         settings = settings_of(row, count=self.count, seed=self.seed, weights=self.weights)
         file = self.folder / f"{name_of(settings)}.json"
@@ -250,7 +250,7 @@ class Study:
         }
         blank = np.full_like(images[:1], 255)  # for a class that is not among the held-out ones
         shown = [np.concatenate([images[labels == label], blank])[0] for label in self.pipeline.label_ids(SHOWN)]
-        strip = grid_of(np.stack(shown), columns=len(SHOWN))
+        strip = contact_sheet(np.stack(shown), columns=len(SHOWN))
         save_png(file.with_suffix(".png"), strip)
         write_json(file, {"settings": settings, "figures": figures})
         return figures, strip

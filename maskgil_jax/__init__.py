@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 # name -> the module it lives in
-_HOMES = {
+_LAZY_IMPORTS = {
     "BertConfig": "maskgil_jax.config",
     "CausalConfig": "maskgil_jax.config",
     "ClassCondition": "maskgil_jax.models.condition",
@@ -75,9 +75,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
     globals()[name] = value  # found without this function from now on
     return value
 

@@ -20,8 +20,8 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
+from helpers.tiny_world import judge, judge_folder, pipeline_folder, tiny_preset  # noqa: F401
 from PIL import Image
-from tiny_world import judge, judge_folder, pipeline_folder, tiny_preset  # noqa: F401
 
 from maskgil_jax.data.sources import emoji as demo
 

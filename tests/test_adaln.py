@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import published_params, published_tensors
+from helpers.gpt_weights import published_params, published_tensors
+from helpers.recipe import draw, load_case
+from helpers.torch_names import state_hash
 from jax.sharding import PartitionSpec as P
-from recipe import draw, load_case
 from safetensors.numpy import load_file, save_file
-from torch_names import state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator

@@ -6,9 +6,9 @@ import pathlib
 import subprocess
 import sys
 
-import bad_networks
 import pytest
-from bad_files import Case, build, hostile
+from helpers import bad_networks
+from helpers.bad_files import Case, build, hostile
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
 ROOT = pathlib.Path(__file__).parent.parent

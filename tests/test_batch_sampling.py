@@ -9,9 +9,9 @@ import types
 import jax
 import numpy as np
 import pytest
+from helpers.tiny_pipeline import LLAMA, assert_same_pictures, generator_params, save_pipeline, tiny_pipeline
+from helpers.two_processes import both
 from PIL import Image
-from tiny_pipeline import LLAMA, assert_same_pictures, generator_params, save_pipeline, tiny_pipeline
-from two_processes import both
 
 from maskgil_jax import cli
 from maskgil_jax.commands.sample import draw_steps

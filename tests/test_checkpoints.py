@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import MODES, abstract_state, damage, made_up_state, restored_step, save_steps
+from helpers.damage import MODES, abstract_state, damage, made_up_state, restored_step, save_steps
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints import train_state as training

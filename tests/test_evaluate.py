@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_world import random_images, write_folder
+from helpers.tiny_world import random_images, write_folder
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights

@@ -7,8 +7,8 @@ import types
 import jax
 import numpy as np
 import pytest
+from helpers.tiny_world import JUDGE, VQ, random_images, random_params, write_folder
 from PIL import Image
-from tiny_world import JUDGE, VQ, random_images, random_params, write_folder
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights, save_weights

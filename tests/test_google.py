@@ -3,13 +3,13 @@
 import functools
 import pathlib
 
-import google_twin as twin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
 from flax.serialization import msgpack_restore, msgpack_serialize
+from helpers import google_twin as twin
 
 from maskgil_jax import cli, load
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.torch_names import draw_all, generated, golden, state_hash
 from test_vqgan import RTOL, summary
-from torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.config import MAGVIT_PRESETS, ConfigError, MagvitConfig

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, hasty  # noqa: F401
+from helpers.decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, hasty  # noqa: F401
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskgil_jax.config import CausalConfig, DecodeConfig, LlamaConfig

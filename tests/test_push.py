@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from fake_hub import TOKEN, running
+from helpers.fake_hub import TOKEN, running
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.push import push

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import llama_config, published_params, recipe_getter
-from recipe import load_case
+from helpers.gpt_weights import llama_config, published_params, recipe_getter
+from helpers.recipe import load_case
 from test_vqgan import reference_case
 
 from maskgil_jax.models import layers, llama, rope

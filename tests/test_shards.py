@@ -85,8 +85,8 @@ def test_values_are_read_when_asked_for(folder, monkeypatch):
 
 def test_conversions_are_sharded_and_exported_again(tmp_path):
     """A published file -> shards -> the same numbers and the same file."""
-    from gpt_weights import llama_config, published_tensors
-    from recipe import draw, load_case
+    from helpers.gpt_weights import llama_config, published_tensors
+    from helpers.recipe import draw, load_case
 
     config, _ = load_case("maskgil_gpt/tiny")
     cfg = llama_config(config["hparams"], dropout=0.1)

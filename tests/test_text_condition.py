@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import llamagen_config, published_params, published_tensors, recipe_getter
+from helpers.gpt_weights import llamagen_config, published_params, published_tensors, recipe_getter
+from helpers.recipe import load_case
 from jax.sharding import PartitionSpec as P
-from recipe import load_case
 
 from maskgil_jax.checkpoints.weights import load_generator, save_weights
 from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig

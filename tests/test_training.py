@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gpt_weights import llama_config, published_params, recipe_getter
-from recipe import GOLDEN, load_case
+from helpers.gpt_weights import llama_config, published_params, recipe_getter
+from helpers.recipe import GOLDEN, load_case
 
 from maskgil_jax.config import ConfigError, LlamaConfig
 from maskgil_jax.networks import create, params_of

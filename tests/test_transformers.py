@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import bert_config, llama_config, published_params, recipe_getter
-from recipe import GOLDEN, load_case
+from helpers.gpt_weights import bert_config, llama_config, published_params, recipe_getter
+from helpers.recipe import GOLDEN, load_case
 
 from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, BertConfig, ConfigError, LlamaConfig
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.models.layers import dropout, mixed
+from maskgil_jax.models.layers import dropout
 from maskgil_jax.models.rope import rotate, rotation_table
 from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
 
@@ -238,4 +238,4 @@ def test_dropout_masks_look_random():
         assert abs(np.mean(centred[:, lag:] * centred[:, :-lag]) / 0.1875) < 0.02
     between = centred @ centred.T / centred.shape[1] / 0.1875 - np.eye(64)
     assert np.abs(between).max() < 0.13  # 0.025 is the standard deviation
-    assert len(np.unique(np.asarray(mixed(jnp.arange(2**16, dtype=jnp.uint32))))) == 2**16
+    assert len(np.unique(np.asarray(hash_uint32(jnp.arange(2**16, dtype=jnp.uint32))))) == 2**16

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from torch_names import draw_all, generated, golden, state_hash
+from helpers.torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax.config import VQ_PRESETS, ConfigError, VQConfig
 from maskgil_jax.convert.plan import make_plan

@@ -131,7 +131,7 @@ def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
 def open_weights(path, part: str | None = None) -> tuple[Any, dict, Tensors]:
     """(options, `config.json`, tensors) of a weights folder, names and shapes compared; no value is read yet."""
     folder = resolve(path, part)
-    about = read_about(folder)
+    about = read_metadata(folder)
     choose(f"{folder}/config.json: family", about["family"], FAMILIES)
     cfg = from_dict(FAMILIES[about["family"]][0], about["options"], f"{folder}/config.json")
     tensors = Tensors(folder)
@@ -151,7 +151,7 @@ def load_weights(path, part: str | None = None) -> Weights:
     return Weights(cfg, unflatten(flat), about, tensors.file.parent)
 
 
-def read_about(folder: pathlib.Path) -> dict:
+def read_metadata(folder: pathlib.Path) -> dict:
     """`config.json` of a weights folder as a dict."""
     file = folder / "config.json"
     try:

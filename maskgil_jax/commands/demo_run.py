@@ -11,7 +11,7 @@ import numpy as np
 
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.data.images import open_images
-from maskgil_jax.files.images import curves, grid_of, save_png
+from maskgil_jax.files.images import contact_sheet, curves, save_png
 from maskgil_jax.pipelines.pipeline import Pipeline, encode_source, load, reconstruct
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def shown_classes(pipeline: Pipeline) -> list[str]:
 def samples(pipeline: Pipeline, per_class: int = 8, seed: int = 0) -> np.ndarray:
     """A contact sheet, one class a row."""
     labels = np.repeat(pipeline.label_ids(shown_classes(pipeline)), per_class)
-    return grid_of(pipeline(labels, seed=seed, batch_size=32), columns=per_class)
+    return contact_sheet(pipeline(labels, seed=seed, batch_size=32), columns=per_class)
 
 
 def reconstructions(pipeline: Pipeline, source, count: int = 32, columns: int = 16) -> np.ndarray:
@@ -79,4 +79,4 @@ def reconstructions(pipeline: Pipeline, source, count: int = 32, columns: int = 
     images = np.stack([source[int(i)]["image"] for i in np.linspace(0, len(source) - 1, count)])
     copies = jax.device_get(reconstruct(pipeline.tokenizer, images))
     rows = [part[i : i + columns] for i in range(0, count, columns) for part in (images, copies)]
-    return grid_of(np.concatenate(rows), columns=columns)
+    return contact_sheet(np.concatenate(rows), columns=columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.sample import add_decoding_options, chosen
+from maskgil_jax.commands.sample import add_decoding_options, with_cli_options
 from maskgil_jax.commands.start import prepare_jax
 
 
@@ -136,7 +136,7 @@ def drawn(args):
     from maskgil_jax.evaluation.image_sets import open_set
     from maskgil_jax.pipelines.pipeline import load
 
-    pipeline = chosen(load(args.weights), args)
+    pipeline = with_cli_options(load(args.weights), args)
     count = 50_000 if args.count is None else args.count
     require(count >= 2, f"--count: must be at least 2, got {count}")
     classes = len(pipeline.class_names)

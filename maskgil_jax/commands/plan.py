@@ -58,13 +58,13 @@ def plan(args, config, tokenizer) -> int:
     from maskgil_jax.planning.program import decode_program, network_options, train_program
     from maskgil_jax.planning.report import as_text, make_plan
     from maskgil_jax.runtime.mesh import AXES, make_mesh
-    from maskgil_jax.runtime.platform import made_for
+    from maskgil_jax.runtime.platform import target_platform
 
     devices, chip = open_topology(args.topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     codes = args.codebook_size or tokenizer.codebook_size
     cfg = network_options(config, codebook_size=codes, num_classes=args.num_classes, downsample=tokenizer.downsample)
-    with made_for("tpu" if chip else jax.default_backend()):
+    with target_platform("tpu" if chip else jax.default_backend()):
         if args.decode:
             program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
         else:

@@ -97,7 +97,7 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
     return table.at[num_masked].get(mode="fill", fill_value=-1)
 
 
-def most_left(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
+def max_masked_per_step(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Int64 (steps,): at most this many tokens are masked when each step begins, if `max_masked` are at the first.
 
     A bound for every smaller number at the first step, too, so that it can size arrays whatever an image starts with.
@@ -143,8 +143,8 @@ def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, wind
     made_bt, left_bt = after_bt - counts_bt, after_bt[:, -1:] - after_bt
     # Tabulated in float64 on the host, as the plans are: the number must not depend on the platform's rounding.
     share = jnp.asarray(np.floor(eta * np.arange(max_masked + 1) + _TIE), jnp.int32)
-    again_bt = jnp.minimum(share[made_bt], left_bt) if rule == "cap" else share[jnp.minimum(made_bt, left_bt)]
-    return jnp.where(inside_t[None], again_bt, 0)
+    remask_counts_bt = jnp.minimum(share[made_bt], left_bt) if rule == "cap" else share[jnp.minimum(made_bt, left_bt)]
+    return jnp.where(inside_t[None], remask_counts_bt, 0)
 
 
 @functools.lru_cache(maxsize=64)

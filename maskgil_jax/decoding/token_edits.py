@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import DecodeConfig, require
-from maskgil_jax.decoding.masked import best, decode
+from maskgil_jax.decoding.masked import decode, topk_mask
 from maskgil_jax.runtime.rng import fold_keys
 
 # Folded into an image's key before anything else is, so that these draws have nothing to do with those of the decoder.
 _VARIATION_DRAWS, _WINDOW_DRAWS = 2**32 - 2, 2**32 - 3
 
 
-def grown(mask_bhw: np.ndarray) -> np.ndarray:
+def dilate(mask_bhw: np.ndarray) -> np.ndarray:
     """A mask and all cells that touch it, corners included: bool (b, h, w)."""
     h, w = mask_bhw.shape[1:]
     padded = np.pad(mask_bhw, ((0, 0), (1, 1), (1, 1)))
@@ -38,22 +38,22 @@ def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np
         raise ValueError(f"masks: {h} x {w} pixels do not fall into {rows} x {columns} cells")
     cells_bhw = np.logical_or.reduce(mask_bhw.reshape(b, rows, h // rows, columns, w // columns), axis=(2, 4))
     for _ in range(grow):
-        cells_bhw = grown(cells_bhw)
+        cells_bhw = dilate(cells_bhw)
     return cells_bhw.reshape(b, -1)
 
 
-def feathered(mask_bhw: np.ndarray, width: int) -> np.ndarray:
+def feather_mask(mask_bhw: np.ndarray, width: int) -> np.ndarray:
     """How much of the new picture is seen: float32 (b, h, w), 1 in the hole, falling to 0 over `width` pixels around it."""
     alpha_bhw: np.ndarray = mask_bhw.astype(np.float32)
     ring_bhw = mask_bhw
     for distance in range(1, width + 1):
-        wider_bhw = grown(ring_bhw)
+        wider_bhw = dilate(ring_bhw)
         alpha_bhw = np.where(wider_bhw & ~ring_bhw, np.float32(1 - distance / (width + 1)), alpha_bhw)
         ring_bhw = wider_bhw
     return alpha_bhw
 
 
-def filled(images_bhwc: np.ndarray, mask_bhw: np.ndarray) -> np.ndarray:
+def fill_holes(images_bhwc: np.ndarray, mask_bhw: np.ndarray) -> np.ndarray:
     """The images with smooth nothing in their holes, uint8: what stands there is not seen, and the rest is encoded undisturbed.
 
     Pulled up and pushed down a pyramid: a hole gets the mean of what is known near it. Without anything known it is grey.
@@ -73,18 +73,18 @@ def _pyramid(sums_bhwc, counts_bhw1):
     return np.where(counts_bhw1 > 0, sums_bhwc / np.maximum(counts_bhw1, 1), finer)
 
 
-def hide_share(tokens_bl, key_b, share: float, mask_id: int):
+def mask_fraction(tokens_bl, key_b, share: float, mask_id: int):
     """Masks round(share * l) tokens of each image, drawn evenly from its own key: int32 (b, l). share: 0..1."""
     require(0.0 <= share <= 1.0, f"share: must be between 0 (nothing is made anew) and 1 (everything), got {share}")
     b, l = tokens_bl.shape
     key_b = fold_keys(key_b, _VARIATION_DRAWS)
     chance_bl = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(key_b)
-    hidden_bl = best(jnp.ones((b, l), bool), chance_bl, jnp.full(b, round(share * l))) if round(share * l) else False
+    hidden_bl = topk_mask(jnp.ones((b, l), bool), chance_bl, jnp.full(b, round(share * l))) if round(share * l) else False
     return jnp.where(hidden_bl, mask_id, tokens_bl)
 
 
 @flax.struct.dataclass
-class TwoConditions:
+class ConditionPair:
     """Conditions of one kind and batch size, and where between them to be: `weight_b` float32 (b,), 0 first, 1 second."""
 
     first: Any
@@ -93,8 +93,8 @@ class TwoConditions:
 
 
 @flax.struct.dataclass
-class Between:
-    """A generator that takes `TwoConditions`: its logits are `(1 - weight) first + weight second`.
+class InterpolatedGenerator:
+    """A generator that takes `ConditionPair`: its logits are `(1 - weight) first + weight second`.
 
     Mixing logits is a geometric mean of the two predictions. It asks nothing of the network, so any generator and any kind
     of condition will do; mixing class embeddings would be half the work, and at the weights in between give the network
@@ -107,11 +107,11 @@ class Between:
     def cfg(self):
         return self.generator.cfg
 
-    def null_condition(self, condition: TwoConditions) -> TwoConditions:
+    def null_condition(self, condition: ConditionPair) -> ConditionPair:
         null = self.generator.null_condition
-        return TwoConditions(null(condition.first), null(condition.second), condition.weight_b)
+        return ConditionPair(null(condition.first), null(condition.second), condition.weight_b)
 
-    def __call__(self, tokens_bl, condition: TwoConditions, *, grid: tuple[int, int] | None = None):
+    def __call__(self, tokens_bl, condition: ConditionPair, *, grid: tuple[int, int] | None = None):
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition.first, condition.second)
         logits_xlv = self.generator(jnp.concatenate([tokens_bl, tokens_bl]), both, grid=grid).astype(jnp.float32)
         first_blv, second_blv = jnp.split(logits_xlv, 2)

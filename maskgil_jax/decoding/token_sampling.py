@@ -10,13 +10,13 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig
 from maskgil_jax.decoding.guidance import progress
-from maskgil_jax.runtime.rng import keys_at
+from maskgil_jax.runtime.rng import keys_for_indices
 
 _BLOCK = 128  # codes per block of the two-level inverse CDF
 _ONE_BITS = 0x3F800000  # float32 1.0 as an integer
 
 
-def portions(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
+def batch_requests(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
     """A request in batches of one shape: (rows (size,) of the request, a key for each, how many of them are wanted).
 
     The image with place p in the request gets `fold_in(key, p)` whatever batch it falls into. The last batch is filled up;
@@ -24,7 +24,7 @@ def portions(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray,
     """
     for start in range(0, len(places_n), size):
         rows = np.minimum(np.arange(start, start + size), len(places_n) - 1)
-        keys_b = keys_at(key, np.asarray(places_n)[rows])
+        keys_b = keys_for_indices(key, np.asarray(places_n)[rows])
         yield rows, keys_b, min(size, len(places_n) - start)
 
 
@@ -42,13 +42,13 @@ def draw(key_b, logits_bmv, cfg: DecodeConfig, length: int | None = None, at_bm=
     """
     if cfg.temperature == 0:
         return jnp.argmax(logits_bmv, axis=-1)
-    logits_bmv = keep_likely(logits_bmv, cfg.top_k, cfg.top_p)
+    logits_bmv = filter_logits(logits_bmv, cfg.top_k, cfg.top_p)
     # Not by platform: the same key is the same image everywhere.
-    law = draw_gumbel if cfg.draw == "gumbel" else draw_inverse
+    law = gumbel_max if cfg.draw == "gumbel" else inverse_cdf
     return law(key_b, logits_bmv, length, at_bm)
 
 
-def draw_gumbel(key_b, logits_bmv, length: int | None = None, at_bm=None):
+def gumbel_max(key_b, logits_bmv, length: int | None = None, at_bm=None):
     """One sample per position by Gumbel-max: a random number for every code."""
     _, m, v = logits_bmv.shape
     noise_blv = jax.vmap(lambda key: jax.random.gumbel(key, (length or m, v)))(key_b)
@@ -56,7 +56,7 @@ def draw_gumbel(key_b, logits_bmv, length: int | None = None, at_bm=None):
     return jnp.argmax(logits_bmv + noise_bmv, axis=-1)
 
 
-def draw_inverse(key_b, logits_bmv, length: int | None = None, at_bm=None):
+def inverse_cdf(key_b, logits_bmv, length: int | None = None, at_bm=None):
     """One sample per position by inverse CDF: two random numbers, one for a block of codes and one for a code inside it.
 
     Summing whole blocks first needs one pass over the codes where a running sum over all of them needs many, and keeps
@@ -82,19 +82,19 @@ def _first_above(weights_bln, uniform_bl):
     return jnp.argmax(sums_bln > uniform_bl[..., None] * jnp.max(sums_bln, axis=-1, keepdims=True), axis=-1)
 
 
-def keep_likely(logits_blv, top_k: int | None = None, top_p: float | None = None):
+def filter_logits(logits_blv, top_k: int | None = None, top_p: float | None = None):
     """Sets to -inf all but the `top_k` likeliest codes, then all but the smallest set holding `top_p` of what is left.
 
     Codes as likely as the last one kept are kept too. Nothing is sorted: the threshold is found by bisection.
     """
     if top_k is not None and top_k < logits_blv.shape[-1]:
-        logits_blv = _keep(logits_blv, lambda probs, kept: jnp.sum(kept, axis=-1) >= top_k)
+        logits_blv = _threshold_filter(logits_blv, lambda probs, kept: jnp.sum(kept, axis=-1) >= top_k)
     if top_p is not None and top_p < 1:
-        logits_blv = _keep(logits_blv, lambda probs, kept: jnp.sum(probs, axis=-1, where=kept) >= top_p)
+        logits_blv = _threshold_filter(logits_blv, lambda probs, kept: jnp.sum(probs, axis=-1, where=kept) >= top_p)
     return logits_blv
 
 
-def _keep(logits_blv, enough):
+def _threshold_filter(logits_blv, enough):
     """Keeps probabilities at or above the largest threshold that still keeps `enough(probs, kept)`."""
     probs_blv = jax.nn.softmax(logits_blv)
     # Non-negative floats are ordered as their bits are, so 30 halvings of the integer range find the exact value.

@@ -20,7 +20,7 @@ from maskgil_jax.pipelines.pipeline import Pipeline
 FIGURES = {"fid": False, "agreement": True}
 
 
-class DuringTraining:
+class SampleEvaluator:
     """`(pipeline, mesh) -> {"fid": ..., "agreement": ...}`, given to a trainer as its `score`.
 
     options: the `evaluate` part of a run file: features, reference, split, count, batch_size, seed and best, the figure by

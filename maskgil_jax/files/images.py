@@ -12,7 +12,7 @@ import numpy as np
 from maskgil_jax.files.atomic import writing
 
 
-def grid_of(images_bhwc: np.ndarray, *, columns: int | None = None, gap: int = 2, background: int = 255) -> np.ndarray:
+def contact_sheet(images_bhwc: np.ndarray, *, columns: int | None = None, gap: int = 2, background: int = 255) -> np.ndarray:
     """A contact sheet of equally large uint8 images, row by row; about square unless `columns` is given."""
     b, h, w, _ = images_bhwc.shape
     columns = min(columns or math.ceil(math.sqrt(b)), b)

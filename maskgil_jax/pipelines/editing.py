@@ -17,8 +17,16 @@ import numpy as np
 
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.decoding.token_edits import Between, TwoConditions, decode_windows, feathered, filled, hide_share, token_mask
-from maskgil_jax.decoding.token_sampling import portions
+from maskgil_jax.decoding.token_edits import (
+    ConditionPair,
+    InterpolatedGenerator,
+    decode_windows,
+    feather_mask,
+    fill_holes,
+    mask_fraction,
+    token_mask,
+)
+from maskgil_jax.decoding.token_sampling import batch_requests
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
@@ -42,11 +50,11 @@ def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | No
     made = []
     for rows, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
         old_bhwc, hole_bhw = images_bhwc[rows], masks_bhw[rows]
-        given_bl = to_tokens(pipeline.tokenizer, pipeline.shared(filled(old_bhwc, hole_bhw)))
+        given_bl = to_tokens(pipeline.tokenizer, pipeline.shared(fill_holes(old_bhwc, hole_bhw)))
         tokens_bl = jnp.where(token_mask(hole_bhw, grid), pipeline.generator.cfg.mask_id, given_bl)
         tokens_bl = pipeline.tokens(label_b, keys_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
         new_bhwc = jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))
-        made.append(_composite(old_bhwc, new_bhwc, feathered(hole_bhw, feather))[:wanted])
+        made.append(_composite(old_bhwc, new_bhwc, feather_mask(hole_bhw, feather))[:wanted])
     return np.concatenate(made)
 
 
@@ -76,7 +84,7 @@ def vary(pipeline: Any, images, labels=None, *, share: float = 0.5, cfg=None, **
     grid, made = _grid_of(pipeline, images_bhwc), []
     for rows, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
         given_bl = to_tokens(pipeline.tokenizer, pipeline.shared(images_bhwc[rows]))
-        tokens_bl = hide_share(given_bl, keys_b, share, pipeline.generator.cfg.mask_id)
+        tokens_bl = mask_fraction(given_bl, keys_b, share, pipeline.generator.cfg.mask_id)
         tokens_bl = pipeline.tokens(label_b, keys_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))[:wanted])
     return np.concatenate(made)
@@ -88,7 +96,8 @@ def interpolate(
     """Images on the way from one class to another: uint8 (pairs, weights, height, width, 3).
 
     first, second: a class each, or as many of one as of the other. weights: 0 is the first, 1 the second, in between the
-    logits are mixed (`decoding.editing.Between`). A pair's images share their key: nothing but the weight differs.
+    logits are mixed (`decoding.token_edits.InterpolatedGenerator`). The images of a pair share their key, so only the weight
+    differs.
     """
     first_b, second_b = pipeline.label_ids(first), pipeline.label_ids(second)
     require(len(first_b) == len(second_b), f"second: {len(first_b)} first and {len(second_b)} second classes; give pairs")
@@ -101,8 +110,8 @@ def interpolate(
     shape = tuple(grid or pipeline.generator.cfg.grid)
     for rows, keys_b, _, wanted in _batches(pipeline, first_b[places], len(places), places=places, **options):
         start, end = (ClassCondition(jnp.asarray(ids[places[rows]])) for ids in (first_b, second_b))
-        condition = pipeline.shared(TwoConditions(start, end, jnp.asarray(weight_n[rows])))
-        tokens_bl = decode(Between(pipeline.generator), condition, keys_b, pipeline.options(cfg), grid=shape)
+        condition = pipeline.shared(ConditionPair(start, end, jnp.asarray(weight_n[rows])))
+        tokens_bl = decode(InterpolatedGenerator(pipeline.generator), condition, keys_b, pipeline.options(cfg), grid=shape)
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, shape))[:wanted])
     images_nhwc = np.concatenate(made)
     return images_nhwc.reshape(len(first_b), len(weight_w), *images_nhwc.shape[1:])
@@ -142,7 +151,7 @@ def outpaint(
     outside_1hw = np.ones((1, rows * cell, columns * cell), bool)
     inner = np.s_[:, top * cell : (top + h) * cell, left * cell : (left + w) * cell]
     outside_1hw[inner] = False
-    hidden_1hw, alpha_1hw = token_mask(outside_1hw, canvas).reshape(1, rows, columns), feathered(outside_1hw, feather)
+    hidden_1hw, alpha_1hw = token_mask(outside_1hw, canvas).reshape(1, rows, columns), feather_mask(outside_1hw, feather)
     made = []
     for at, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
         known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, pipeline.shared(images_bhwc[at]))).reshape(-1, h, w)
@@ -204,7 +213,7 @@ def _batches(
         require(len(ids_b) in (1, count), f"labels: {len(ids_b)} classes for {count} images; give one, or one for each")
         ids_b = np.broadcast_to(ids_b, count)
     key, size = pipeline.request(count, seed, key, batch_size)
-    for rows, keys_b, wanted in portions(key, np.arange(count) if places is None else places, size):
+    for rows, keys_b, wanted in batch_requests(key, np.arange(count) if places is None else places, size):
         yield rows, *pipeline.shared((keys_b, ids_b[rows])), wanted
 
 

@@ -20,7 +20,7 @@ from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.hybrid import decode_hybrid
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.decoding.token_sampling import portions
+from maskgil_jax.decoding.token_sampling import batch_requests
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pipelines import editing
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
@@ -162,7 +162,7 @@ class Pipeline:
         places_b = np.arange(len(ids_b)) if places is None else np.asarray(places)
         require(places_b.shape == ids_b.shape, f"places: expected one for each of {len(ids_b)} labels, got {places_b.shape}")
         key, size = self.request(len(ids_b), seed, key, batch_size)
-        for rows, keys_b, wanted in portions(key, places_b, size):
+        for rows, keys_b, wanted in batch_requests(key, places_b, size):
             watch = on_step and functools.partial(_watch, on_step, wanted)
             label_b, keys_b = self.shared((ids_b[rows], keys_b))
             tokens_bl = self.tokens(label_b, keys_b, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=watch)

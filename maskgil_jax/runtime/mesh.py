@@ -108,7 +108,7 @@ def _mesh_of(x: jax.Array) -> AbstractMesh | None:
     return mesh if set(AXES) <= set(mesh.axis_names) else None
 
 
-def split_rows(x: jax.Array) -> jax.Array:
+def constrain_batch(x: jax.Array) -> jax.Array:
     """Inside a jitted function: `x`, whose first axis is the batch's, lies as batches do, the rest of it whole on its device.
 
     Left to itself, the compiler may as well split states over their columns, as the parameters are, and keep every image of
@@ -120,7 +120,7 @@ def split_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def whole_tables(params: dict) -> dict:
+def gather_embeddings(params: dict) -> dict:
     """Inside a jitted function: tables that are looked up (`.../embedding`) are gathered on every device first.
 
     They are stored split over their columns. A look-up in such a table gives states that are split over columns too, where
@@ -151,7 +151,7 @@ def place(tree, sharding: NamedSharding):
     return jax.tree.map(of, tree)
 
 
-def shards_of(owner_dft: np.ndarray, process: int) -> np.ndarray:
+def process_shards(owner_dft: np.ndarray, process: int) -> np.ndarray:
     """Which of the data x fsdp shards of a batch the devices of `process` hold; `owner_dft`: each device's process."""
     return np.flatnonzero((owner_dft.reshape(-1, owner_dft.shape[-1]) == process).any(axis=1))
 
@@ -159,17 +159,17 @@ def shards_of(owner_dft: np.ndarray, process: int) -> np.ndarray:
 def own_shards(mesh: Mesh) -> np.ndarray:
     """Which shards of a batch this process has to load. Neighbours on the mesh need not be neighbours in a machine, and a
     tensor axis that spans machines gives the same shard to several processes."""
-    return shards_of(np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices), jax.process_index())
+    return process_shards(np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices), jax.process_index())
 
 
-def own_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """The rows of a global batch that this process's devices hold, ascending."""
     block = batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
     return tuple(int(shard) * block + row for shard in own_shards(mesh) for row in range(block))
 
 
 def global_batch(batch, mesh: Mesh):
-    """NumPy arrays of this process's rows (`own_rows`) -> global sharded arrays."""
+    """NumPy arrays of this process's rows (`local_rows`) -> global sharded arrays."""
     sharding, own = batch_sharding(mesh), own_shards(mesh)
 
     def of(rows):

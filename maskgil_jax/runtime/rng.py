@@ -9,10 +9,10 @@ import jax.numpy as jnp
 def image_keys(key, count: int) -> jax.Array:
     """Keys (count,): a single key is folded with each image's index in the batch, an array of keys is used as it is."""
     key = typed_key(key)
-    return key if key.ndim else keys_at(key, jnp.arange(count))
+    return key if key.ndim else keys_for_indices(key, jnp.arange(count))
 
 
-def keys_at(key, places_n) -> jax.Array:
+def keys_for_indices(key, places_n) -> jax.Array:
     """The keys (n,) of the images with these numbers: `fold_in(key, place)`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), places_n)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from maskgil_jax.files.atomic import writing
 from maskgil_jax.files.paths import LineFile, is_remote, open_folder
 from maskgil_jax.training.liveness import Watchdog
-from maskgil_jax.training.skip_updates import GuardConfig
+from maskgil_jax.training.skip_updates import SkipConfig
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ class StepLog:
         batch_size: int,
         every: int,
         headline: str,
-        guard: GuardConfig | None = None,
+        guard: SkipConfig | None = None,
         watchdog: Watchdog | None = None,
         event: Callable | None = None,
     ):
         self.writer, self.name, self.every, self.batch_size, self.headline = writer, name, max(every, 1), batch_size, headline
-        self.guard, self.watchdog, self.event = guard or GuardConfig(), watchdog, event or (lambda name, **fields: None)
+        self.guard, self.watchdog, self.event = guard or SkipConfig(), watchdog, event or (lambda name, **fields: None)
         self.total = total
         self.pending: list = []
         self.running: deque = deque(maxlen=2)

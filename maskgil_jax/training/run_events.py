@@ -13,7 +13,7 @@ from etils import epath
 from maskgil_jax.files.paths import LineFile
 
 
-class Events:
+class RunEvents:
     """Writes start, restore, unseen, damaged, first_step, save_begin, save_commit, save_failed, skip, alarm, signal, hang and
     stop."""
 

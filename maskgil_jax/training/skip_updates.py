@@ -20,7 +20,7 @@ from maskgil_jax.config import from_dict, require
 
 
 @dataclasses.dataclass(frozen=True)
-class GuardConfig:
+class SkipConfig:
     """The `guard` part of a run file; a run file without one has these."""
 
     spike: float = 10.0  # a gradient norm this many times its running mean is bad; 0: only norms that are not finite are
@@ -39,9 +39,9 @@ class GuardConfig:
             require(getattr(self, name) >= 0, f"guard.{name}: must not be negative, got {getattr(self, name)}")
 
 
-def guard_config(config) -> GuardConfig:
+def skip_config(config) -> SkipConfig:
     """The guard options of a run file."""
-    return from_dict(GuardConfig, dict(config.get("guard") or {}), "config.guard")
+    return from_dict(SkipConfig, dict(config.get("guard") or {}), "config.guard")
 
 
 class GuardState(NamedTuple):
@@ -53,7 +53,7 @@ class GuardState(NamedTuple):
     skipped_in_a_row: jax.Array
 
 
-def guarded(inner: optax.GradientTransformation, options: GuardConfig) -> optax.GradientTransformation:
+def skip_bad_updates(inner: optax.GradientTransformation, options: SkipConfig) -> optax.GradientTransformation:
     """`inner` for good steps; a bad one gets no update and leaves the state of `inner` alone."""
 
     def init(params):
@@ -79,7 +79,7 @@ def guarded(inner: optax.GradientTransformation, options: GuardConfig) -> optax.
     return optax.GradientTransformation(init, update)
 
 
-def unless_skipped(opt_state, new, old):
+def select_if_applied(opt_state, new, old):
     """`new` if the update that gave `opt_state` was accepted, else `old`; without a guard, `new`."""
     if not isinstance(opt_state, GuardState):
         return new

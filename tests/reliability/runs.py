@@ -11,7 +11,7 @@ import numpy as np
 
 from maskgil_jax.checkpoints.step_folders import listing
 from maskgil_jax.training.run_events import goodput
-from tests import toy_run
+from tests.helpers import toy_run
 from tests.reliability.programs import Room, committed_at
 
 

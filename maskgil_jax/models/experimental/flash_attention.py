@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from maskgil_jax.config import ConfigError, check_flash_length
-from maskgil_jax.models.layers import attend
+from maskgil_jax.models.layers import dot_product_attention
 from maskgil_jax.models.rope import rotate
 
 LANES = 128  # columns of a TPU's vector registers and matrix units
@@ -33,7 +33,7 @@ def xla_attention(q_bld: jax.Array, k_bld: jax.Array, v_bld: jax.Array, rotation
     b, l, _ = q_bld.shape
     q, k, v = (y.reshape(b, l, -1, head_dim) for y in (q_bld, k_bld, v_bld))
     q, k = rotate(q, *rotation), rotate(k, *rotation)
-    return attend(q, k, v, causal=causal).reshape(b, l, -1)
+    return dot_product_attention(q, k, v, causal=causal).reshape(b, l, -1)
 
 
 def flash_attention(
@@ -58,9 +58,9 @@ def flash_attention(
     def backward(qkv, grad):
         return run(_backward, 3, lambda *x: jax.vjp(plain, *x[:3])[1](x[3]), *qkv, grad)
 
-    attend = jax.custom_vjp(forward)
-    attend.defvjp(lambda *qkv: (forward(*qkv), qkv), backward)
-    return attend(q_bld, k_bld, v_bld)
+    attention = jax.custom_vjp(forward)
+    attention.defvjp(lambda *qkv: (forward(*qkv), qkv), backward)
+    return attention(q_bld, k_bld, v_bld)
 
 
 def _run(kernel: Callable, results: int, rotation, head_dim: int, causal: bool, interpret: bool, *x_bld: jax.Array):

@@ -3,9 +3,9 @@
 import json
 
 import numpy as np
-from gpt_weights import published_params
-from torch_names import GOLDEN, draw_all, golden
 
+from helpers.gpt_weights import published_params
+from helpers.torch_names import GOLDEN, draw_all, golden
 from maskgil_jax.config import LPIPSConfig
 from maskgil_jax.models.lpips import LPIPS
 from maskgil_jax.networks import build

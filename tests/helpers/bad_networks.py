@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from bad_files import Case
-from file_assembler import args_of, mapping, number, tensors_of, text, torch_zip
 from safetensors.numpy import save
+
+from helpers.bad_files import Case
+from helpers.file_assembler import args_of, mapping, number, tensors_of, text, torch_zip
 
 WIDTH, CODES, CLASSES, HIDDEN, LAYERS = 64, 24, 5, 96, 2
 W1, W2 = "layers.0.feed_forward.w1.weight", "layers.1.feed_forward.w2.weight"

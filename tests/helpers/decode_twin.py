@@ -24,7 +24,7 @@ HASTY = {"xla_backend_optimization_level": 0}
 HASTY_DECODE = jax.jit(
     masked._decode.__wrapped__,
     static_argnames=("cfg", "grid", "trajectory"),
-    donate_argnames=("canvas_bl", "sure_bl"),
+    donate_argnames=("canvas_bl", "revealed_prob_bl"),
     compiler_options=HASTY,
 )
 

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def draw(name: str, shape: tuple[int, ...], recipe: dict) -> np.ndarray:

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 
-LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 
 # Every call is a JSON line. What it answers is the next line of the file answers/KIND, "exit code, output"; the last one stays.
 STUB = """#!{python} -SE

@@ -1,8 +1,8 @@
 """Options and weights of the reference transformers, in this project's terms; the conversion tables know the names."""
 
 import numpy as np
-from recipe import draw
 
+from helpers.recipe import draw
 from maskgil_jax.config import BertConfig, LlamaConfig
 from maskgil_jax.convert.families import FAMILIES
 from maskgil_jax.convert.rules import Foreign, foreign_tensors, import_arrays

@@ -11,7 +11,8 @@ import pickle
 import struct
 
 import numpy as np
-from file_assembler import (
+
+from helpers.file_assembler import (
     FOUR,
     about,
     call,

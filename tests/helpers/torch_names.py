@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def golden(topic: str, name: str) -> tuple[dict, dict[str, np.ndarray]]:

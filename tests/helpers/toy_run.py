@@ -1,6 +1,6 @@
 """A run of the real training loop on a tiny network and made-up codes, as a program of its own to be killed and continued.
 
-python tests/toy_run.py --workdir DIR --steps 20 --every 2
+python tests/helpers/toy_run.py --workdir DIR --steps 20 --every 2
 
 Its exit codes are those of the command.
 """
@@ -29,7 +29,7 @@ from maskgil_jax.runtime.mesh import replicated
 from maskgil_jax.training import generator
 from maskgil_jax.training.loop import fit, open_mesh
 from maskgil_jax.training.optimizer import make_optimizer
-from maskgil_jax.training.skip_updates import guard_config, guarded
+from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config
 from maskgil_jax.training.state import init_state
 
 NET = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48)
@@ -97,7 +97,7 @@ def loaded(start_step: int, workers: int):
 def toy_run(workdir, config: ConfigDict, stream=batches, **stream_options):
     """Trains and returns the final state."""
     mesh = open_mesh(config)
-    tx = guarded(make_optimizer(config.optimizer, config.total_steps), guard_config(config))
+    tx = skip_bad_updates(make_optimizer(config.optimizer, config.total_steps), skip_config(config))
     ema = config.optimizer.ema_decay
     keys = jax.jit(lambda: tuple(jax.random.split(jax.random.key(config.seed))), out_shardings=replicated(mesh))()
     return fit(

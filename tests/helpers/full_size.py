@@ -1,6 +1,6 @@
 """Published networks at full size: weights by recipe -> a .pt file -> convert -> load -> the reference's summary numbers.
 
-python -m tests.full_size [vq16] [gpt_b]      prints a table; without a name, both
+python -m tests.helpers.full_size [vq16] [gpt_b]      prints a table; without a name, both
 
 The recipe's hash proves the weights; the tolerances are those stored with the reference: ten times its own float32 error.
 """
@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for `python -m`; pytest has it already
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `python -m`; pytest has it already
 
-from file_assembler import write_torch_zip
-from torch_names import GOLDEN, draw, generated, golden
-
+from helpers.file_assembler import write_torch_zip
+from helpers.torch_names import GOLDEN, draw, generated, golden
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer
 from maskgil_jax.convert.families import FAMILIES
 from maskgil_jax.convert.main import convert
