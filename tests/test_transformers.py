@@ -15,7 +15,7 @@ from helpers.recipe import GOLDEN, load_case
 
 from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, BertConfig, ConfigError, LlamaConfig
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.models.layers import dropout
+from maskgil_jax.models.layers import dropout, hash_uint32
 from maskgil_jax.models.rope import rotate, rotation_table
 from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
 
