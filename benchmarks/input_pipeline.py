@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.measure import timed
 from maskgil_jax.data import code_format
+from maskgil_jax.config import LoaderConfig
 from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
 from maskgil_jax.data.images import image_batches
 from maskgil_jax.data.sources.folder import ImageFolder
@@ -79,19 +80,19 @@ def rate(batches: Iterator[dict], seconds: float) -> dict:
 def measure_codes(room: pathlib.Path, seconds: float, crops: int) -> dict:
     """What `maskgil train` does on one of 64 machines."""
     store = write_store(room / f"codes{crops}", crops)
-    return rate(code_batches(store, batch_size=HOST_BATCH * HOSTS, rows=range(HOST_BATCH, 2 * HOST_BATCH)), seconds)
+    return rate(code_batches(store, LoaderConfig(HOST_BATCH * HOSTS, rows=tuple(range(HOST_BATCH, 2 * HOST_BATCH)))), seconds)
 
 
 def measure_images(room: pathlib.Path, seconds: float) -> dict:
     """Decoding, cropping, mirroring: training without a store (the tokenizer then runs inside the step)."""
     source = write_images(room / "images")
-    return rate(image_batches(source, batch_size=16, image_size=SIDE, flip=True), seconds)
+    return rate(image_batches(source, LoaderConfig(16), size=SIDE, flip=True), seconds)
 
 
 def measure_encode(room: pathlib.Path, ten_crop: bool) -> dict:
     """`maskgil encode` without its tokenizer: decoding, crops, records, writing."""
     source = write_images(room / f"for_codes{ten_crop}")
-    options = dict(tokenizer_hash="", grid=GRID, codebook_size=CODEBOOK, image_size=SIDE, batch_size=32, progress=False)
+    options = dict(tokenizer_hash="", grid=GRID, codebook_size=CODEBOOK, size=SIDE, batch_size=32, progress=False)
     options |= dict(flip=not ten_crop, ten_crop=ten_crop)
     codes = np.zeros((32, *GRID), np.int32)
     _, wall, used = timed(lambda: encode_dataset(lambda images: codes, source, room / f"encoded{ten_crop}", **options))

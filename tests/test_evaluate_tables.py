@@ -238,7 +238,7 @@ def test_only_better_weights_are_kept(tmp_path):
     judge = types.SimpleNamespace(best="fid", better=lambda figures, than: than is None or figures["fid"] < than)
 
     def save(folder, evaluated):
-        save_weights(folder / "generator", JUDGE, random_params(JUDGE, 0), about={"evaluated": evaluated})
+        save_weights(folder / "generator", JUDGE, random_params(JUDGE, 0), metadata={"evaluated": evaluated})
 
     for fid, kept in ((5.0, 5.0), (6.0, 5.0), (4.0, 4.0)):
         keep_best(tmp_path / "best", judge, {"fid": fid}, save)

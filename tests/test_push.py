@@ -30,9 +30,9 @@ def drawn(cfg) -> dict:
 def folder(tmp_path_factory):
     """A pipeline whose generator is in shards."""
     folder = tmp_path_factory.mktemp("pipeline")
-    save_weights(folder / "tokenizer", VQ, drawn(VQ), about={"source": SOURCE})
+    save_weights(folder / "tokenizer", VQ, drawn(VQ), metadata={"source": SOURCE})
     about = {"licence": "mit", "tokenizer_hash": load_weights(folder, "tokenizer").hash}
-    save_weights(folder / "generator", GPT, drawn(GPT), about=about, shard_bytes=16_000)
+    save_weights(folder / "generator", GPT, drawn(GPT), metadata=about, shard_bytes=16_000)
     return folder
 
 
@@ -98,7 +98,7 @@ def test_the_model_card(hub, folder):
 
 def test_what_is_refused_before_anything_is_sent(hub, folder, tmp_path):
     save_weights(tmp_path / "plain", VQ, drawn(VQ))
-    save_weights(tmp_path / "words", VQ, drawn(VQ), about={"source": SOURCE | {"licence": "research only: ask"}})
+    save_weights(tmp_path / "words", VQ, drawn(VQ), metadata={"source": SOURCE | {"licence": "research only: ask"}})
     save_weights(tmp_path / "cut", VQ, drawn(VQ))
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"x" * 40)
     (tmp_path / "empty").mkdir()

@@ -29,7 +29,7 @@ def pipeline_folder(tmp_path_factory):
     params = params_of(create(GPT, jax.random.key(1)))
     params["head"]["kernel"] = jax.random.normal(jax.random.key(2), params["head"]["kernel"].shape)
     about = {"class_names": NAMES, "tokenizer_hash": load_weights(folder / "tokenizer").hash, "decode": {"steps": 4}}
-    save_weights(folder / "generator", GPT, params, about=about)
+    save_weights(folder / "generator", GPT, params, metadata=about)
     return folder
 
 

@@ -4,6 +4,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. This ro
 """
 
 from .base import ConfigError, choose, from_dict, require, to_dict
+from .data import LoaderConfig, height_width
 from .decoding import DECODE_PRESETS, ORDERS, PLANS, REMASK_RULES, SCHEDULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig, check_flash_length
@@ -32,6 +33,7 @@ __all__ = [
     "InceptionConfig",
     "LPIPSConfig",
     "LlamaConfig",
+    "LoaderConfig",
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "choose",
     "decode_preset",
     "from_dict",
+    "height_width",
     "require",
     "to_dict",
 ]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, decode_preset, from_dict, require
+from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, decode_preset, from_dict, height_width, require
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.decoding.causal import decode_causal
@@ -39,16 +39,20 @@ def encoder_of(tokenizer) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: jax.device_get(encode(tokenizer, images))
 
 
-def encode_source(tokenizer: Weights, source, out, *, image_size: int, batch_size: int = 32, **options) -> pathlib.Path:
-    """The code store `out` of an image source, under the tokenizer's hash. `options` are those of `encode_dataset`."""
+def encode_source(
+    tokenizer: Weights, source, out, *, size: int | tuple[int, int], batch_size: int = 32, **options
+) -> pathlib.Path:
+    """Encodes an image source to the code store `out`. `options` are those of `encode_dataset`."""
+    height, width = height_width(size, "image_size")
+    factor = tokenizer.cfg.downsample
     return encode_dataset(
         encoder_of(tokenizer.build()),
         source,
         out,
         tokenizer_hash=tokenizer.hash,
-        grid=(image_size // tokenizer.cfg.downsample,) * 2,
+        grid=(height // factor, width // factor),
         codebook_size=tokenizer.cfg.codebook_size,
-        image_size=image_size,
+        size=(height, width),
         batch_size=batch_size,
         **options,
     )
@@ -231,9 +235,9 @@ def pack(path, out) -> None:
     """Writes the pipeline folder `path` to `out` in half precision, with the hash of the rounded tokenizer: to be shared."""
     load(path)  # refuses what does not belong together
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about), dtype="float16")
+    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about), dtype="float16")
     about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
-    save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
+    save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
 
 
 def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:

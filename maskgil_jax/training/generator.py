@@ -36,7 +36,7 @@ from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, select_fields
 from maskgil_jax.training.losses import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
@@ -180,7 +180,7 @@ def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, sch
 
 
 def open_data(config, tokenizer: Weights):
-    """The training stream: (function start_step -> batches, fields of a batch, class names, grid of codes)."""
+    """The training data: (function start_step -> batches, fields that a step takes, source or code store, grid of codes)."""
     data, factor = config.data, tokenizer.cfg.downsample
     require(
         data.image_size % factor == 0,
@@ -190,10 +190,10 @@ def open_data(config, tokenizer: Weights):
     if data.codes:
         store = CodeStore(data.codes)
         store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
-        return functools.partial(code_batches, store, **process_rows(config)), ("codes", "label"), store.class_names, grid
+        return functools.partial(code_batches, store, loader_config(config)), ("codes", "label"), store, grid
     source = open_images(data.path, split=data.split, label=data.label, size=data.image_size, data_dir=data.data_dir or None)
-    options = dict(image_size=data.image_size, crop=data.crop, flip=data.flip, **process_rows(config))
-    return functools.partial(image_batches, source, **options), ("image", "label"), source.class_names, grid
+    options = dict(size=data.image_size, crop=data.crop, flip=data.flip)
+    return functools.partial(image_batches, source, loader_config(config), **options), ("image", "label"), source, grid
 
 
 def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig | CausalConfig) -> np.ndarray:
@@ -220,7 +220,8 @@ def train(config, workdir, judge=None) -> pathlib.Path:
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
     tokenizer = load_weights(config.tokenizer, "tokenizer")
-    stream, fields, class_names, grid = open_data(config, tokenizer)
+    batches, fields, source, grid = open_data(config, tokenizer)
+    class_names = source.class_names
     tokenizer_network = place(tokenizer.build(), replicated(mesh))
 
     # model and optimizer
@@ -238,12 +239,12 @@ def train(config, workdir, judge=None) -> pathlib.Path:
 
     # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
     def save(folder: pathlib.Path, averaged: dict, steps: int, **figures) -> None:
-        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
+        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about))
         save_weights(
             folder / "generator",
             cfg,
             averaged,
-            about={
+            metadata={
                 "class_names": list(class_names),
                 "tokenizer_hash": tokenizer.hash,
                 "image_size": config.data.image_size,
@@ -266,25 +267,24 @@ def train(config, workdir, judge=None) -> pathlib.Path:
         workdir,
         mesh,
         name="generator",
-        headline="loss" if is_causal(cfg) else "masked_loss",
+        primary_metric="loss" if is_causal(cfg) else "masked_loss",
         init=init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay),
-        constants=(step_key, tokenizer_network if "image" in fields else None),
-        stream=stream,
-        fields=fields,
-        about={
+        frozen=(step_key, tokenizer_network if "image" in fields else None),
+        batches=lambda start_step: select_fields(batches(start_step=start_step), fields),
+        fingerprint_inputs={
             "model": to_dict(cfg),
             "tokenizer": tokenizer.hash,
-            "data": data_identity(config),
+            "data": data_identity(config, source),
             "objective": config.objective.to_dict(),
             "seed": config.seed,
             "batch_size": config.batch_size,
         },
-        picture=lambda state: {
+        sample_fn=lambda state: {
             "samples": sample_picture(state.averaged, tokenizer_network, shown, sample_key, cfg=cfg, decode_cfg=decode_cfg)
         },
-        score=score if judge else None,
+        eval_fn=score if judge else None,
     )
 
     weights, parameters = open_folder(workdir) / "weights", to_host(state.averaged)

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskgil_jax import cli
-from maskgil_jax.config import LlamaConfig
+from maskgil_jax.config import LlamaConfig, LoaderConfig
 from maskgil_jax.data import loader
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.runtime import distributed
@@ -89,9 +89,10 @@ class Codes:
 
 def loaded(start_step: int, workers: int):
     """The batches of the real loader, which mixes the records, with so many worker processes."""
-    rows = None if jax.process_count() == 1 else range(BATCH // 2 * jax.process_index(), BATCH // 2 * (jax.process_index() + 1))
+    first = BATCH // 2 * jax.process_index()
+    rows = None if jax.process_count() == 1 else tuple(range(first, first + BATCH // 2))
     types = {"codes": np.int32, "label": np.int32}
-    return loader.batches(Codes(), [], types, batch_size=BATCH, num_workers=workers, start_step=start_step, rows=rows)
+    return loader.batches(Codes(), [], types, LoaderConfig(BATCH, num_workers=workers, rows=rows), start_step=start_step)
 
 
 def toy_run(workdir, config: ConfigDict, stream=batches, **stream_options):
@@ -105,14 +106,13 @@ def toy_run(workdir, config: ConfigDict, stream=batches, **stream_options):
         workdir,
         mesh,
         name="toy",
-        headline="masked_loss",
+        primary_metric="masked_loss",
         init=init_state(lambda key: params_of(create(NET, key)), tx, ema=ema > 0),
         init_key=keys[0],
         make_step=functools.partial(generator.jitted_step, NET, generator.Objective(), tx, lambda step: 1e-2, ema),
-        constants=(keys[1], None),
-        stream=functools.partial(stream, **stream_options),
-        fields=("codes", "label"),
-        about={"model": {"width": NET.width}, "data": {"path": "made up"}, "seed": config.seed},
+        frozen=(keys[1], None),
+        batches=functools.partial(stream, **stream_options),
+        fingerprint_inputs={"model": {"width": NET.width}, "data": {"path": "made up"}, "seed": config.seed},
     )
 
 
@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--watchdog", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=-1, help="read by the real loader, with so many worker processes")
     parser.add_argument("--process", default="", help="INDEX/COUNT/PORT of one of several")
-    parser.add_argument("--peer-timeout", type=float, default=60.0)
+    parser.add_argument("--heartbeat-timeout", type=float, default=60.0)
     return parser
 
 
@@ -146,7 +146,7 @@ def prepare(args) -> None:
     if args.process:
         index, count, port = map(int, args.process.split("/"))
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        distributed.initialize(f"127.0.0.1:{port}", count, index, peer_timeout=args.peer_timeout)
+        distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=args.heartbeat_timeout)
 
 
 def train(args) -> None:
@@ -175,9 +175,9 @@ def main(argv: list[str] | None = None, work=train) -> int:
         work(args)
     except Exception as error:
         code = cli.exit_code(error)
-        cli.tell_others(1 if code is None else code, str(error))
         if code is None:
             raise
+        cli.exit_without_barrier(code)
         print(f"error: {error}", file=sys.stderr)
         return code
     return 0
