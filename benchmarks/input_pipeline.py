@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.measure import timed
-from maskgil_jax.data import code_format
 from maskgil_jax.config import LoaderConfig
+from maskgil_jax.data import code_format
 from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
 from maskgil_jax.data.images import image_batches
 from maskgil_jax.data.sources.folder import ImageFolder

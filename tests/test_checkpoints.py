@@ -15,7 +15,7 @@ from helpers.damage import MODES, abstract_state, damage, made_up_state, restore
 from maskgil_jax import cli
 from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.fingerprints import fingerprints, host_fingerprint
-from maskgil_jax.checkpoints.step_folders import listing, put_aside, read_record, steps_in, surplus, throw_away
+from maskgil_jax.checkpoints.step_folders import delete, expired, listing, quarantine, read_record, steps_in
 from maskgil_jax.checkpoints.train_state import CheckpointError, Checkpoints, CheckpointWriteError, NotFiniteError
 from maskgil_jax.runtime.mesh import AXES, make_mesh
 
@@ -102,7 +102,7 @@ def test_nothing_usable_is_an_error_and_changes_nothing(tmp_path):
     checkpoints.close()
     assert files_of(tmp_path) == before
     for step in (10, 20):
-        put_aside(tmp_path / "checkpoints", step)
+        quarantine(tmp_path / "checkpoints", step)
     checkpoints = Checkpoints(tmp_path, keep=2)
     with pytest.raises(CheckpointError, match=r"2 damaged: 10.damaged; 20.damaged"):
         checkpoints.restore(abstract_state(), {"seed": 0})
@@ -132,7 +132,7 @@ def test_processes_go_on_from_the_newest_step_that_all_see_whole(tmp_path, monke
     assert steps_in(folder) == [40, 20, 10] and read_record(folder, 40)["arrays"] != before
     for seen in ([], [50]):
         with pytest.raises(
-            CheckpointError, match=r"no checkpoint that all processes see whole \(step .0: process . of 2 does not"
+            CheckpointError, match=r"no checkpoint that all processes see undamaged \(step .0: process . of 2 does not"
         ):
             restored(seen)
     assert steps_in(folder) == [40, 20, 10]
@@ -175,10 +175,10 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 
 def test_rotation_counts_whole_steps_only():
     steps = [1, 2, 3, 4, 5, 6]
-    assert surplus(steps, {6}, {}, keep=2) == [], "one whole step is not enough to delete others"
-    assert surplus(steps, {2, 6}, {}, keep=2) == [1], "3, 4 and 5 may be damaged: 2 stays"
-    assert surplus(steps, {5, 6}, {}, keep=2, keep_every=3) == [1, 2, 4]
-    assert surplus(steps, {5, 6}, {1: 0.5, 2: 0.1, 3: 0.1, 4: None}, keep=2, keep_best=1) == [1, 2, 4]
+    assert expired(steps, {6}, {}, keep=2) == [], "one whole step is not enough to delete others"
+    assert expired(steps, {2, 6}, {}, keep=2) == [1], "3, 4 and 5 may be damaged: 2 stays"
+    assert expired(steps, {5, 6}, {}, keep=2, keep_every=3) == [1, 2, 4]
+    assert expired(steps, {5, 6}, {1: 0.5, 2: 0.1, 3: 0.1, 4: None}, keep=2, keep_best=1) == [1, 2, 4]
 
 
 def test_old_steps_go_and_nothing_is_left_behind(tmp_path):
@@ -191,7 +191,7 @@ def test_old_steps_go_and_nothing_is_left_behind(tmp_path):
     assert restored_step(tmp_path, (4,)) == (4, 0)
     save_steps(tmp_path, (5,), keep=9)
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"5", "4", "2"}
-    throw_away(folder, [2, 5])
+    delete(folder, [2, 5])
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"4"}
 
 
@@ -241,21 +241,21 @@ def test_a_save_that_failed_in_the_background_is_made_up_for(tmp_path, monkeypat
 
 def test_room_is_looked_for_before_work_begins(tmp_path, monkeypatch, caplog):
     checkpoints = Checkpoints(tmp_path, keep=3)
-    checkpoints.check_room(made_up_state(1))
+    checkpoints.check_free_space(made_up_state(1))
     assert not caplog.text
     monkeypatch.setattr(training, "free_bytes", lambda folder: 2_500_000)
-    checkpoints.check_room(made_up_state(1))
+    checkpoints.check_free_space(made_up_state(1))
     assert "2.5 MB are free" in caplog.text
     monkeypatch.setattr(training, "free_bytes", lambda folder: 1000)
     with pytest.raises(CheckpointWriteError, match=r"No space left on device: it needs 1\.1 MB, 1\.0 kB are free"):
-        checkpoints.check_room(made_up_state(1))
+        checkpoints.check_free_space(made_up_state(1))
     checkpoints.close()
 
 
 def test_the_command_lists_and_verifies(tmp_path, capsys):
     save_steps(tmp_path, (10, 20, 30))
     folder = tmp_path / "checkpoints"
-    put_aside(folder, 10)
+    quarantine(folder, 10)
     assert cli.main(["checkpoints", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["step", "20", "30", "10.damaged"]

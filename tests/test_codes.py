@@ -1,5 +1,6 @@
 """The code store: bytes, round trip, resuming, refusals, batches."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -11,10 +12,14 @@ import textwrap
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from maskgil_jax.config import ConfigError, LoaderConfig
 from maskgil_jax.data import code_format
 from maskgil_jax.data import transforms as crops
 from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
+from maskgil_jax.data.sources.folder import ImageFolder
+from maskgil_jax.files.lock import folder_lock
 
 
 class Pictures:
@@ -41,7 +46,7 @@ SETTINGS = {
     "tokenizer_hash": "aaaa",
     "grid": (2, 2),
     "codebook_size": 1024,
-    "image_size": 16,
+    "size": 16,
     "batch_size": 4,
     "shard_size": 10,
 }
@@ -66,7 +71,7 @@ def expected_codes(i, codebook_size=1024):
 
 
 # ------------------------------------------------------------------------------------------------ round trip
-def test_round_trip(store):
+def test_store_round_trip_keeps_codes_labels_and_ids(store):
     assert len(store) == 25 and store.class_names == ("one", "two", "trois é") and store.variants == ((0, 0),)
     for i, record in enumerate(store):
         np.testing.assert_array_equal(record["codes"], expected_codes(i)[None])
@@ -74,12 +79,17 @@ def test_round_trip(store):
         assert (record["label"], record["id"], record["variants"]) == (i % 3, f"ü/{i}.png", [(0, 0)])
     manifest = json.loads((store.path / "manifest.json").read_text())
     assert [entry["records"] for entry in manifest["shards"]] == [10, 10, 5]
-    assert manifest["dtype"] == "uint16" and manifest["grid"] == [2, 2] and manifest["source"] == "pictures"
+    assert (
+        manifest["dtype"] == "uint16"
+        and manifest["grid"] == [2, 2]
+        and manifest["image_size"] == [16, 16]
+        and manifest["source"] == "pictures"
+    )
     assert sorted(files(store.path)) == [*(f"codes-0000{n}.array_record" for n in range(3)), "manifest.json"]
     store.verify()
 
 
-def test_record_layout_is_as_documented():
+def test_record_layout_matches_documentation():
     codes = np.arange(8).reshape(2, 2, 2) * 300
     found = code_format.pack(codes, -3, "é", [[4, 0], [4, 1]], "uint16")
     assert found == struct.pack("<iHH4B2s8H", -3, 2, 2, 4, 0, 4, 1, "é".encode(), *codes.ravel())
@@ -87,7 +97,7 @@ def test_record_layout_is_as_documented():
         code_format.unpack(found[:12] + found[12:28], (2, 3), "uint16")
 
 
-def test_large_codebooks_take_uint32(tmp_path):
+def test_large_codebook_is_stored_as_uint32(tmp_path):
     size = 262144
     store = CodeStore(encode(tmp_path / "big", lambda images: toy_encode(images, size), codebook_size=size))
     assert store.manifest["dtype"] == "uint32"
@@ -97,7 +107,7 @@ def test_large_codebooks_take_uint32(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "count"), [({"flip": True}, 2), ({"ten_crop": True}, 10)])
-def test_variants_are_crops_and_mirror_images(tmp_path, options, count):
+def test_variants_are_crops_and_their_mirror_images(tmp_path, options, count):
     store = CodeStore(encode(tmp_path / "s", **options))
     assert len(store.variants) == count == len(set(store.variants))
     image = Pictures()[11]["image"]
@@ -109,7 +119,7 @@ def test_variants_are_crops_and_mirror_images(tmp_path, options, count):
 
 # ------------------------------------------------------------------------------------------------ interruption
 @pytest.mark.parametrize("calls", [1, 4, 6, 7])
-def test_an_interrupted_run_resumes_to_the_same_bytes(store, tmp_path, calls):
+def test_interrupted_encoding_resumes_to_the_same_bytes(store, tmp_path, calls):
     """25 images by 4 in shards of 10, 10 and 5: 3 + 3 + 2 calls of the tokenizer."""
     left = iter(range(calls))
 
@@ -130,7 +140,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(store, tmp_path, calls):
     assert files(tmp_path / "s") == files(store.path)
 
 
-def test_a_full_disk_keeps_the_finished_shards(store, tmp_path, monkeypatch):
+def test_full_disk_keeps_finished_shards(store, tmp_path, monkeypatch):
     real, calls = os.replace, []
 
     def full(source, target):
@@ -148,7 +158,7 @@ def test_a_full_disk_keeps_the_finished_shards(store, tmp_path, monkeypatch):
     assert files(tmp_path / "s") == files(store.path)
 
 
-def test_the_writer_failing_is_an_os_error(tmp_path):
+def test_failing_shard_writer_raises_os_error(tmp_path):
     """A real short write: the process may not make files above 300 bytes."""
     script = f"""
         import resource
@@ -165,14 +175,14 @@ def test_the_writer_failing_is_an_os_error(tmp_path):
     assert run.stdout.startswith("OSError") and "too large" in run.stdout and run.stdout.endswith("[]\n"), run
 
 
-def test_a_disk_that_is_too_small_is_refused_before_work(tmp_path, monkeypatch):
+def test_too_small_disk_raises_before_encoding(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match=r"needs 6\.6 kB, 1\.0 kB are free"):
         encode(tmp_path / "s", lambda images: pytest.fail("encoded"))
     assert not (tmp_path / "s").exists()
 
 
-def test_a_killed_run_resumes(store, tmp_path):
+def test_killed_encoding_resumes_to_the_same_bytes(store, tmp_path):
     script = f"""
         import os, signal, sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
@@ -191,7 +201,7 @@ def test_a_killed_run_resumes(store, tmp_path):
     assert files(tmp_path / "s") == files(store.path)
 
 
-def test_a_finished_store_is_reused_and_repaired(store, tmp_path):
+def test_finished_store_is_reused_and_damaged_shard_replaced(store, tmp_path):
     encode(tmp_path / "s")
     encode(tmp_path / "s", lambda images: pytest.fail("encoded again"))
     shard = tmp_path / "s" / "codes-00001.array_record"
@@ -204,8 +214,99 @@ def test_a_finished_store_is_reused_and_repaired(store, tmp_path):
     assert files(tmp_path / "s") == files(store.path)
 
 
+# ------------------------------------------------------------------------------------------------ sizes and identity
+def test_store_of_rectangles_has_both_sides(tmp_path):
+    def encode_fn(images_bhwc):
+        assert images_bhwc.shape == (4, 16, 24, 3)
+        return np.zeros((4, 2, 3), int)
+
+    store = CodeStore(encode(tmp_path / "s", encode_fn, size=(16, 24), grid=(2, 3)))
+    assert store.manifest["image_size"] == [16, 24] and store.size == (16, 24) and store[3]["codes"].shape == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"grid is \(2, 3\), expected \(2, 2\); its images were encoded at 24 x 16 pixels"):
+        store.check(grid=(2, 2))
+
+
+def test_store_with_one_number_as_image_size_is_a_square(store, tmp_path):
+    """As older versions wrote it: opened, found finished, and continued if it is not."""
+    folder = encode(tmp_path / "s")
+    damage_manifest(folder, image_size=16)
+    assert CodeStore(folder).size == (16, 16)
+    before = files(folder)
+    encode(folder, lambda images: pytest.fail("encoded again"))
+    assert files(folder) == before
+    (folder / "manifest.json").rename(folder / "progress.json")
+    encode(folder, lambda images: pytest.fail("encoded again"))
+    assert files(folder) == files(store.path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """12 PNG files of one class, and a function that encodes them to tmp_path/store: (codes, calls of the tokenizer)."""
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / "a" / f"{i:02d}.png")
+
+    def encode_photos(out="store"):
+        count = itertools.count()
+        source = ImageFolder(tmp_path / "photos")
+        options = {**SETTINGS, "shard_size": 4}
+        encode_dataset(lambda x: (next(count), toy_encode(x))[1], source, tmp_path / out, **options, progress=False)
+        return [record["codes"] for record in CodeStore(tmp_path / out)], next(count)
+
+    return tmp_path, encode_photos
+
+
+def test_shards_of_changed_images_are_encoded_again(photos, caplog):
+    folder, encode_photos = photos
+    assert encode_photos()[1] == 3 and encode_photos()[1] == 0
+    Image.fromarray(np.full((16, 16, 3), 77, np.uint8)).save(folder / "photos" / "a" / "05.png")
+    codes, calls = encode_photos()
+    assert calls == 1 and "images of 1 of 3 shards have changed; encoding these again" in caplog.text
+    np.testing.assert_array_equal(codes, encode_photos("fresh")[0])
+    assert files(folder / "store") == files(folder / "fresh")
+    os.utime(folder / "photos" / "a" / "05.png")  # another time, the same content
+    assert encode_photos()[1] == 0
+    (folder / "photos" / "a" / "05.png").rename(folder / "photos" / "a" / "5.png")
+    with pytest.raises(ValueError, match=r"files were added, removed or renamed\): source_fingerprint"):
+        encode_photos()
+
+
+def test_store_without_content_hashes_is_kept_with_a_warning(photos, caplog):
+    folder, encode_photos = photos
+    encode_photos()
+    manifest = json.loads((folder / "store" / "manifest.json").read_text())
+    shards = [{name: entry[name] for name in ("name", "records", "bytes", "crc32")} for entry in manifest["shards"]]
+    damage_manifest(folder / "store", shards=shards)
+    assert encode_photos()[1] == 0 and "whether images have changed since is not known" in caplog.text
+
+
+def test_second_writer_of_a_store_is_refused(tmp_path):
+    def encode_fn(images):
+        with pytest.raises(ConfigError, match=rf"s: in use by process {os.getpid()} on .*; wait for it to end"):
+            encode(tmp_path / "s")
+        return toy_encode(images)
+
+    encode(tmp_path / "s", encode_fn)
+    assert not (tmp_path / "s" / ".lock").exists()
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path):
+    script = f"""
+        import os, signal
+        from maskgil_jax.files.lock import folder_lock
+        with folder_lock({str(tmp_path)!r}):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -9
+    assert (tmp_path / ".lock").exists()
+    with folder_lock(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
 # ------------------------------------------------------------------------------------------------ refusals
-def test_another_tokenizers_store_is_refused_by_name(store, tmp_path):
+def test_store_with_other_settings_raises_naming_the_setting(store, tmp_path):
     with pytest.raises(ValueError, match="another tokenizer: tokenizer_hash is 'aaaa' there, 'bbbb' now"):
         encode(store.path, tokenizer_hash="bbbb")
     with pytest.raises(ValueError, match="other settings: crops is 'center' there, 'ten_crop' now"):
@@ -220,7 +321,7 @@ def test_another_tokenizers_store_is_refused_by_name(store, tmp_path):
         encode(tmp_path / "photos")
 
 
-def test_check_names_the_difference(store):
+def test_store_check_names_the_difference(store):
     store.check(tokenizer_hash="aaaa", grid=(2, 2), codebook_size=1024)
     with pytest.raises(ValueError, match="tokenizer_hash is aaaa, expected bbbb"):
         store.check(tokenizer_hash="bbbb")
@@ -238,7 +339,7 @@ def test_check_names_the_difference(store):
         (np.zeros((4, 2, 2)), "float64 codes, expected integers"),
     ],
 )
-def test_wrong_codes_are_refused(tmp_path, codes, message):
+def test_codes_of_wrong_shape_or_range_raise(tmp_path, codes, message):
     with pytest.raises(ValueError, match=message):
         encode(tmp_path / "s", lambda images: codes)
 
@@ -248,7 +349,7 @@ def damage_manifest(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_damaged_store_is_refused(tmp_path):
+def test_damaged_store_raises_naming_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"not a code store \(no manifest.json\)"):
         CodeStore(tmp_path)
     folder = encode(tmp_path / "s")
@@ -284,7 +385,7 @@ def test_a_damaged_store_is_refused(tmp_path):
     refused("shards hold 25 images, the manifest says 26")
 
 
-def test_codes_outside_the_codebook_are_refused(tmp_path):
+def test_codes_outside_the_codebook_raise(tmp_path):
     folder = encode(tmp_path / "s")
     damage_manifest(folder, codebook_size=300)
     with pytest.raises(ValueError, match=r"image \d+ has 1 variants of codes .* expected 1 of 0\.\.299"):
@@ -297,8 +398,8 @@ def varied(tmp_path_factory):
     return CodeStore(encode(tmp_path_factory.mktemp("codes") / "varied", ten_crop=True))
 
 
-def test_code_batches(varied):
-    batch = next(code_batches(varied, batch_size=8, seed=5))
+def test_code_batches_have_fixed_types(varied):
+    batch = next(code_batches(varied, LoaderConfig(8, seed=5)))
     assert {k: (v.shape, str(v.dtype)) for k, v in batch.items()} == {
         "codes": ((8, 2, 2), "int32"),
         "label": ((8,), "int32"),
@@ -309,36 +410,38 @@ def test_code_batches(varied):
         assert record["label"] == label and any(np.array_equal(codes, v) for v in record["codes"])
 
 
-def test_each_epoch_picks_variants_anew(varied):
+def test_variant_is_drawn_again_each_epoch(varied):
     """The variant is drawn by (seed, place in the stream): over epochs an image shows most of its variants."""
     seen = {i: set() for i in range(25)}
-    for batch in itertools.islice(code_batches(varied, batch_size=25, seed=1), 30):
+    for batch in itertools.islice(code_batches(varied, LoaderConfig(25, seed=1)), 30):
         for codes, index in zip(batch["codes"], batch["index"], strict=True):
             seen[int(index)].add(codes.tobytes())
     distinct = sum(len({codes.tobytes() for codes in record["codes"]}) for record in varied)
     assert sum(map(len, seen.values())) > 0.9 * distinct
-    fixed = next(code_batches(varied, batch_size=25, shuffle=False, variant=4))
+    fixed = next(code_batches(varied, LoaderConfig(25, shuffle=False), variant=4))
     np.testing.assert_array_equal(fixed["codes"][3], varied[3]["codes"][4])
     with pytest.raises(ValueError, match=r"variant: 10 is not in 0\.\.9"):
-        code_batches(varied, batch_size=25, variant=10)
+        code_batches(varied, LoaderConfig(25), variant=10)
 
 
 def test_code_batches_are_a_function_of_seed_and_step(varied):
-    options = {"batch_size": 8, "seed": 5}
-    straight = list(itertools.islice(code_batches(varied, **options), 9))
+    loader = LoaderConfig(8, seed=5)
+    straight = list(itertools.islice(code_batches(varied, loader), 9))
     for start in (2, 7):
-        for a, b in zip(straight[start:], code_batches(varied, **options, start_step=start), strict=False):
+        for a, b in zip(straight[start:], code_batches(varied, loader, start_step=start), strict=False):
             assert all(np.array_equal(a[k], b[k]) for k in a)
-    parts = [list(itertools.islice(code_batches(varied, **options, rows=(2 * p, 2 * p + 1)), 9)) for p in range(4)]
+    parts = [
+        list(itertools.islice(code_batches(varied, dataclasses.replace(loader, rows=(2 * p, 2 * p + 1))), 9)) for p in range(4)
+    ]
     for step, batch in enumerate(straight):
         assert all(np.array_equal(batch[k], np.concatenate([part[step][k] for part in parts])) for k in batch)
 
 
 @pytest.mark.slow
-def test_workers_change_no_codes(varied, tmp_path, store):
-    options = {"batch_size": 8, "seed": 5}
-    straight = list(itertools.islice(code_batches(varied, **options), 6))
-    workers = code_batches(varied, **options, start_step=1, num_workers=2)
+def test_worker_count_does_not_change_codes(varied, tmp_path, store):
+    loader = LoaderConfig(8, seed=5)
+    straight = list(itertools.islice(code_batches(varied, loader), 6))
+    workers = code_batches(varied, dataclasses.replace(loader, num_workers=2), start_step=1)
     for a, b in zip(straight[1:], itertools.islice(workers, 5), strict=True):
         assert all(np.array_equal(a[k], b[k]) for k in a)
     workers.close()

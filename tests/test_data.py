@@ -1,6 +1,7 @@
 """Data sources, crops and the loader: purity, splits, broken files."""
 
 import json
+import shutil
 import struct
 import zlib
 
@@ -219,3 +220,47 @@ def test_attribution_is_shipped():
     for styles in {record["style"] for record in demo._index()}:
         assert styles in text
     assert "CC-BY 4.0" in text and json.loads((demo._folder() / "index.json").read_text())["tile_px"] == 64
+
+
+# ------------------------------------------------------------------------------------------------ links, other files, content
+def test_links_are_followed_at_every_level(folder, tmp_path):
+    (tmp_path / "linked" / "x").mkdir(parents=True)
+    (tmp_path / "linked" / "b").symlink_to(folder / "b")  # a class
+    (tmp_path / "linked" / "x" / "part").symlink_to(folder / "a")  # a folder inside of a class
+    (tmp_path / "linked" / "x" / "0.png").symlink_to(folder / "b" / "1.png")
+    (tmp_path / "linked" / "x" / "loop").symlink_to(tmp_path / "linked" / "x")
+    source = ImageFolder(tmp_path / "linked")
+    names = ["b/1.png", "b/2.jpg", "b/x/3.webp", "x/0.png", "x/part/1.bmp", "x/part/2.gif"]
+    assert [record["id"] for record in source] == names and source.class_names == ("b", "x")
+
+
+def test_files_left_out_are_counted_and_classes_without_images_named(folder, caplog):
+    for name in ("a/3.tif", "a/4.tif", "b/notes.txt", "lost/1.heic"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    Image.new("RGB", (4, 4)).save(folder / "loose.png")
+    source = ImageFolder(folder)
+    assert len(source) == 5 and source.class_names == ("a", "b")
+    assert len([r for r in caplog.records if "left out" in r.message]) == 1
+    for part in ("2 .tif", "1 .txt", "1 .heic", "1 images outside of the class", "no classes: lost"):
+        assert part in caplog.text, part
+
+
+def test_class_without_a_readable_image_is_named(folder, caplog):
+    for path in (folder / "a").iterdir():
+        path.write_bytes(b"x")
+    assert ImageFolder(folder).class_names == ("a", "b") and "classes without a readable image: a" in caplog.text
+
+
+def test_content_hash_changes_with_an_image_and_not_with_a_copy(folder, tmp_path):
+    before = ImageFolder(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    copy = ImageFolder(tmp_path / "copy")
+    assert (before.content_hash, before.fingerprint) == (copy.content_hash, copy.fingerprint)
+    path = folder / "a" / "1.bmp"
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 1  # one colour of one pixel; size and name as before
+    path.write_bytes(data)
+    after = ImageFolder(folder)
+    assert after.content_hash != before.content_hash and after.fingerprint == before.fingerprint
+    assert after.content(1, 5) == before.content(1, 5) and after.content(0, 1) != before.content(0, 1)

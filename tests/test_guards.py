@@ -125,7 +125,7 @@ def logged(losses, runs, **options):
         start=0,
         total=len(losses),
         batch_size=1,
-        headline="loss",
+        primary_metric="loss",
         event=lambda name, **fields: events.append((name, fields["step"])),
         **{"every": 3, "guard": SkipConfig(stop_after=4)} | options,
     )
@@ -195,13 +195,13 @@ work()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 5 and done.stdout == "hang 4\n", done.stderr
-    assert "after step 4 (a usual step:" in done.stderr and "in a_step_that_never_ends" in done.stderr
+    assert "after step 4 (median step:" in done.stderr and "in a_step_that_never_ends" in done.stderr
 
 
 def test_the_watchdog_does_not_count_the_time_in_which_the_process_was_stopped(monkeypatch):
     """A clock that stands still but for the pauses of the watching thread; one of them is a laptop asleep for an hour."""
     dog, clock, barks = Watchdog(0.0, factor=0.0), [100.0], []
-    dog.seconds, dog._bark = 300.0, barks.append
+    dog.seconds, dog._abort = 300.0, barks.append
     monkeypatch.setattr("maskgil_jax.training.liveness.time.monotonic", lambda: clock[0])
 
     def watch(*pauses):
@@ -243,7 +243,7 @@ def test_a_signal_asks_for_a_stop(number, error, capfd):
         with pytest.raises(error):
             signals.leave(2)
     assert signal.getsignal(number) is before
-    assert f"{number.name} noted, saving after the current step" in capfd.readouterr().err
+    assert f"{number.name} received: saving after the current step" in capfd.readouterr().err
 
 
 def test_a_second_signal_leaves_at_once():
@@ -257,7 +257,7 @@ with StopSignals():
     time.sleep(60)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 130 and "leaving at once" in done.stderr
+    assert done.returncode == 130 and "ending at once" in done.stderr
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def open_weights(path, part: str | None = None) -> tuple[Any, dict, Tensors]:
 
 
 def load_weights(path, part: str | None = None) -> Weights:
-    """Reads a weights folder. Raises a ValueError unless every tensor is present once, with the right shape and finite values."""
+    """Reads a weights folder. Raises a ValueError for missing, duplicated, misshaped or not finite tensors."""
     cfg, metadata, tensors = open_weights(path, part)
     flat = {}
     for name in tensors:

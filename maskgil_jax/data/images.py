@@ -1,7 +1,7 @@
 """Image sources for training, and batches of their images.
 
-A source has `len(s)`, `s[i] -> {"image": uint8 (h, w, 3), "label": int, "id": str}`, `s.class_names` and `s.name`. It may have
-`s.fingerprint` (identity of the image names), `s.content_hash` and `s.content(start, stop)` (identity of the images themselves).
+A source has `len(s)`, `s[i] -> {"image": uint8 (h, w, 3), "label": int, "id": str}`, `s.class_names` and `s.name`. It may
+have `s.fingerprint` (identity of the image names), `s.content_hash` and `s.content(start, stop)` (identity of the images).
 """
 
 from __future__ import annotations

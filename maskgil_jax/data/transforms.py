@@ -50,7 +50,7 @@ def adm_center_crop(image_hwc: np.ndarray, size: Size) -> np.ndarray:
 def adm_random_crop(
     image_hwc: np.ndarray, size: Size, rng: np.random.Generator, min_fraction: float = 0.8, max_fraction: float = 1.0
 ) -> np.ndarray:
-    """A random part of the image, `min_fraction` to `max_fraction` of the largest one with the shape of `size`, scaled to it."""
+    """A random part of the image, `min_fraction` to `max_fraction` of the largest one of that shape, scaled to `size`."""
     size = height_width(size)
     short = min(size)
     scaled = int(rng.integers(math.ceil(short / max_fraction), math.ceil(short / min_fraction) + 1))

@@ -16,7 +16,7 @@ from maskgil_jax.files.paths import is_remote, open_folder
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, *, sync: bool = False) -> Iterator[pathlib.Path]:
-    """Yields a temporary path; what the block makes there replaces `path` if the block ends without an error, else it is deleted.
+    """Yields a temporary path. What the block makes there replaces `path`, or is deleted if the block raises.
 
     The parent folder is made. sync: also flushes a file and its folder's entry to disk. Every call gets its own temporary name,
     so several processes may write one path: the last to end wins.

@@ -70,7 +70,7 @@ class StepLog:
         self.bar = tqdm(total=total, initial=start, desc=name, unit="step", disable=not shown, smoothing=0.05)
 
     def step(self, step: int, metrics) -> None:
-        """Adds the metrics of `step`, which was just dispatched; writes the window that the step before it completed, if any."""
+        """Adds the metrics of `step`, which was just dispatched; writes the window that ended one step earlier, if any."""
         if len(self.running) == 2:
             ended, result = self.running[0]
             jax.block_until_ready(result)

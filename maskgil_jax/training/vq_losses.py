@@ -87,7 +87,7 @@ def adaptive_weight(
     adversarial_of: Callable[[jax.Array], jax.Array],
     last_kernel: jax.Array,
 ) -> jax.Array:
-    """|gradient of the reconstruction terms| / (|gradient of the adversarial term| + 1e-4), at most 1e4; without a gradient of its own.
+    """|gradient of the reconstruction terms| / (|gradient of the adversarial term| + 1e-4), at most 1e4, without gradient.
 
     Both losses are functions of the kernel of the decoder's last convolution; its input is constant.
     """
