@@ -1,6 +1,5 @@
-"""The code store: bytes, round trip, resuming, refusals, batches."""
+"""The code store: bytes, round trip, resuming, refusals."""
 
-import dataclasses
 import errno
 import itertools
 import json
@@ -12,62 +11,16 @@ import textwrap
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers.toy_codes import Pictures, damage_manifest, encode, expected_codes, files, toy_encode
 
-from maskgil_jax.config import ConfigError, LoaderConfig
 from maskgil_jax.data import code_format
 from maskgil_jax.data import transforms as crops
-from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
-from maskgil_jax.data.sources.folder import ImageFolder
-from maskgil_jax.files.lock import folder_lock
-
-
-class Pictures:
-    """25 images of 20 x 16, each filled with codes we can foresee."""
-
-    name, class_names = "pictures", ("one", "two", "trois é")
-
-    def __len__(self):
-        return 25
-
-    def __getitem__(self, i):
-        image = np.random.default_rng(i).integers(0, 256, (20, 16, 3), np.uint8)
-        return {"image": image, "label": i % 3, "id": f"ü/{i}.png"}
-
-
-def toy_encode(images_bhwc, codebook_size=1024):
-    """8 x 8 means of the pixels, spread over the codebook: (b, 16, 16, 3) -> (b, 2, 2)."""
-    assert images_bhwc.shape == (4, 16, 16, 3) and images_bhwc.dtype == np.uint8
-    sums = images_bhwc.astype(np.int64).reshape(4, 2, 8, 2, 8, 3).sum((2, 4, 5))
-    return (sums * 7919) % codebook_size
-
-
-SETTINGS = {
-    "tokenizer_hash": "aaaa",
-    "grid": (2, 2),
-    "codebook_size": 1024,
-    "size": 16,
-    "batch_size": 4,
-    "shard_size": 10,
-}
-
-
-def encode(out, encode_fn=toy_encode, **changes):
-    return encode_dataset(encode_fn, Pictures(), out, **{**SETTINGS, **changes}, progress=False)
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+from maskgil_jax.data.code_store import CodeStore
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return CodeStore(encode(tmp_path_factory.mktemp("codes") / "store"))
-
-
-def expected_codes(i, codebook_size=1024):
-    image = crops.adm_center_crop(Pictures()[i]["image"], 16)
-    return toy_encode(np.repeat(image[None], 4, 0), codebook_size)[0]
 
 
 # ------------------------------------------------------------------------------------------------ round trip
@@ -186,13 +139,13 @@ def test_killed_encoding_resumes_to_the_same_bytes(store, tmp_path):
     script = f"""
         import os, signal, sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
-        import test_codes
+        from helpers import toy_codes
         calls = iter(range(7))
         def dies(images):
             if next(calls, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return test_codes.toy_encode(images)
-        test_codes.encode({str(tmp_path / "s")!r}, dies)
+            return toy_codes.toy_encode(images)
+        toy_codes.encode({str(tmp_path / "s")!r}, dies)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert run.returncode == -9, run
@@ -212,97 +165,6 @@ def test_finished_store_is_reused_and_damaged_shard_replaced(store, tmp_path):
         CodeStore(tmp_path / "s").verify()
     encode(tmp_path / "s")
     assert files(tmp_path / "s") == files(store.path)
-
-
-# ------------------------------------------------------------------------------------------------ sizes and identity
-def test_store_of_rectangles_has_both_sides(tmp_path):
-    def encode_fn(images_bhwc):
-        assert images_bhwc.shape == (4, 16, 24, 3)
-        return np.zeros((4, 2, 3), int)
-
-    store = CodeStore(encode(tmp_path / "s", encode_fn, size=(16, 24), grid=(2, 3)))
-    assert store.manifest["image_size"] == [16, 24] and store.size == (16, 24) and store[3]["codes"].shape == (1, 2, 3)
-    with pytest.raises(ValueError, match=r"grid is \(2, 3\), expected \(2, 2\); its images were encoded at 24 x 16 pixels"):
-        store.check(grid=(2, 2))
-
-
-def test_store_with_one_number_as_image_size_is_a_square(store, tmp_path):
-    """As older versions wrote it: opened, found finished, and continued if it is not."""
-    folder = encode(tmp_path / "s")
-    damage_manifest(folder, image_size=16)
-    assert CodeStore(folder).size == (16, 16)
-    before = files(folder)
-    encode(folder, lambda images: pytest.fail("encoded again"))
-    assert files(folder) == before
-    (folder / "manifest.json").rename(folder / "progress.json")
-    encode(folder, lambda images: pytest.fail("encoded again"))
-    assert files(folder) == files(store.path)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """12 PNG files of one class, and a function that encodes them to tmp_path/store: (codes, calls of the tokenizer)."""
-    (tmp_path / "photos" / "a").mkdir(parents=True)
-    for i in range(12):
-        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / "a" / f"{i:02d}.png")
-
-    def encode_photos(out="store"):
-        count = itertools.count()
-        source = ImageFolder(tmp_path / "photos")
-        options = {**SETTINGS, "shard_size": 4}
-        encode_dataset(lambda x: (next(count), toy_encode(x))[1], source, tmp_path / out, **options, progress=False)
-        return [record["codes"] for record in CodeStore(tmp_path / out)], next(count)
-
-    return tmp_path, encode_photos
-
-
-def test_shards_of_changed_images_are_encoded_again(photos, caplog):
-    folder, encode_photos = photos
-    assert encode_photos()[1] == 3 and encode_photos()[1] == 0
-    Image.fromarray(np.full((16, 16, 3), 77, np.uint8)).save(folder / "photos" / "a" / "05.png")
-    codes, calls = encode_photos()
-    assert calls == 1 and "images of 1 of 3 shards have changed; encoding these again" in caplog.text
-    np.testing.assert_array_equal(codes, encode_photos("fresh")[0])
-    assert files(folder / "store") == files(folder / "fresh")
-    os.utime(folder / "photos" / "a" / "05.png")  # another time, the same content
-    assert encode_photos()[1] == 0
-    (folder / "photos" / "a" / "05.png").rename(folder / "photos" / "a" / "5.png")
-    with pytest.raises(ValueError, match=r"files were added, removed or renamed\): source_fingerprint"):
-        encode_photos()
-
-
-def test_store_without_content_hashes_is_kept_with_a_warning(photos, caplog):
-    folder, encode_photos = photos
-    encode_photos()
-    manifest = json.loads((folder / "store" / "manifest.json").read_text())
-    shards = [{name: entry[name] for name in ("name", "records", "bytes", "crc32")} for entry in manifest["shards"]]
-    damage_manifest(folder / "store", shards=shards)
-    assert encode_photos()[1] == 0 and "whether images have changed since is not known" in caplog.text
-
-
-def test_second_writer_of_a_store_is_refused(tmp_path):
-    def encode_fn(images):
-        with pytest.raises(ConfigError, match=rf"s: in use by process {os.getpid()} on .*; wait for it to end"):
-            encode(tmp_path / "s")
-        return toy_encode(images)
-
-    encode(tmp_path / "s", encode_fn)
-    assert not (tmp_path / "s" / ".lock").exists()
-
-
-def test_lock_of_a_killed_process_is_free(tmp_path):
-    script = f"""
-        import os, signal
-        from maskgil_jax.files.lock import folder_lock
-        with folder_lock({str(tmp_path)!r}):
-            os.kill(os.getpid(), signal.SIGKILL)
-    """
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -9
-    assert (tmp_path / ".lock").exists()
-    with folder_lock(tmp_path):
-        pass
-    assert not (tmp_path / ".lock").exists()
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -342,11 +204,6 @@ def test_store_check_names_the_difference(store):
 def test_codes_of_wrong_shape_or_range_raise(tmp_path, codes, message):
     with pytest.raises(ValueError, match=message):
         encode(tmp_path / "s", lambda images: codes)
-
-
-def damage_manifest(folder, **changes):
-    path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_damaged_store_raises_naming_the_file(tmp_path):
@@ -390,60 +247,3 @@ def test_codes_outside_the_codebook_raise(tmp_path):
     damage_manifest(folder, codebook_size=300)
     with pytest.raises(ValueError, match=r"image \d+ has 1 variants of codes .* expected 1 of 0\.\.299"):
         list(CodeStore(folder))
-
-
-# ------------------------------------------------------------------------------------------------ batches
-@pytest.fixture(scope="module")
-def varied(tmp_path_factory):
-    return CodeStore(encode(tmp_path_factory.mktemp("codes") / "varied", ten_crop=True))
-
-
-def test_code_batches_have_fixed_types(varied):
-    batch = next(code_batches(varied, LoaderConfig(8, seed=5)))
-    assert {k: (v.shape, str(v.dtype)) for k, v in batch.items()} == {
-        "codes": ((8, 2, 2), "int32"),
-        "label": ((8,), "int32"),
-        "index": ((8,), "int64"),
-    }
-    for codes, label, index in zip(batch["codes"], batch["label"], batch["index"], strict=True):
-        record = varied[int(index)]
-        assert record["label"] == label and any(np.array_equal(codes, v) for v in record["codes"])
-
-
-def test_variant_is_drawn_again_each_epoch(varied):
-    """The variant is drawn by (seed, place in the stream): over epochs an image shows most of its variants."""
-    seen = {i: set() for i in range(25)}
-    for batch in itertools.islice(code_batches(varied, LoaderConfig(25, seed=1)), 30):
-        for codes, index in zip(batch["codes"], batch["index"], strict=True):
-            seen[int(index)].add(codes.tobytes())
-    distinct = sum(len({codes.tobytes() for codes in record["codes"]}) for record in varied)
-    assert sum(map(len, seen.values())) > 0.9 * distinct
-    fixed = next(code_batches(varied, LoaderConfig(25, shuffle=False), variant=4))
-    np.testing.assert_array_equal(fixed["codes"][3], varied[3]["codes"][4])
-    with pytest.raises(ValueError, match=r"variant: 10 is not in 0\.\.9"):
-        code_batches(varied, LoaderConfig(25), variant=10)
-
-
-def test_code_batches_are_a_function_of_seed_and_step(varied):
-    loader = LoaderConfig(8, seed=5)
-    straight = list(itertools.islice(code_batches(varied, loader), 9))
-    for start in (2, 7):
-        for a, b in zip(straight[start:], code_batches(varied, loader, start_step=start), strict=False):
-            assert all(np.array_equal(a[k], b[k]) for k in a)
-    parts = [
-        list(itertools.islice(code_batches(varied, dataclasses.replace(loader, rows=(2 * p, 2 * p + 1))), 9)) for p in range(4)
-    ]
-    for step, batch in enumerate(straight):
-        assert all(np.array_equal(batch[k], np.concatenate([part[step][k] for part in parts])) for k in batch)
-
-
-@pytest.mark.slow
-def test_worker_count_does_not_change_codes(varied, tmp_path, store):
-    loader = LoaderConfig(8, seed=5)
-    straight = list(itertools.islice(code_batches(varied, loader), 6))
-    workers = code_batches(varied, dataclasses.replace(loader, num_workers=2), start_step=1)
-    for a, b in zip(straight[1:], itertools.islice(workers, 5), strict=True):
-        assert all(np.array_equal(a[k], b[k]) for k in a)
-    workers.close()
-    encode(tmp_path / "s", num_workers=1)
-    assert files(tmp_path / "s") == files(store.path)

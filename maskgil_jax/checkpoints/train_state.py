@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
 import threading
 import time
@@ -14,6 +13,7 @@ import jax
 
 from maskgil_jax import __version__
 from maskgil_jax.checkpoints.fingerprints import fingerprints, leaf_name
+from maskgil_jax.checkpoints.origin import CheckpointError, require_same_origin
 from maskgil_jax.checkpoints.step_folders import (
     Damaged,
     damaged_in,
@@ -33,16 +33,12 @@ from maskgil_jax.checkpoints.step_folders import (
     with_checksum,
 )
 from maskgil_jax.files.paths import free_bytes, is_remote, open_folder, size_text
-from maskgil_jax.runtime.distributed import first_difference, from_all
+from maskgil_jax.runtime.distributed import from_all
 
 _log = logging.getLogger(__name__)
 PAUSES = (1.0, 3.0)  # seconds before the second and the third attempt to write a checkpoint
 # Errors that Orbax raises for damaged files. Not RuntimeError, which also means that memory is exhausted.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, EOFError)
-
-
-class CheckpointError(RuntimeError):
-    """No checkpoint can be used, or it belongs to another run; the files on disk are unchanged."""
 
 
 class CheckpointWriteError(CheckpointError):
@@ -232,7 +228,7 @@ class Checkpoints:
         """(record, state) of a step. Raises `Damaged` in every process if it is damaged for one of them."""
         with _damaged_for_all():
             record = read_record(self.folder, step)
-        self._check_origin(step, record, fingerprint_inputs, abstract_state, allow)
+        require_same_origin(f"{self.folder}/{step}", record, fingerprint_inputs, _shapes(abstract_state), allow)
         with _damaged_for_all():
             try:
                 state = read_arrays(self.folder / str(step), abstract_state)
@@ -269,29 +265,6 @@ class Checkpoints:
                 name,
             )
 
-    def _check_origin(self, step: int, record: dict, fingerprint_inputs: dict, abstract_state, allow: tuple[str, ...]) -> None:
-        """Raises unless the step was made by this model on this data."""
-        found, expected = _comparable(record["about"], json.loads(json.dumps(fingerprint_inputs)))
-        for name in sorted(expected.keys() | found.keys()):
-            if difference := first_difference(name, found.get(name), expected.get(name)):
-                message = "{}/{}: made with {} = {!r}, this run has {!r}".format(self.folder, step, *difference)
-                if name not in allow:
-                    advice = "use another --workdir, or the options it was made with"
-                    if difference[0] == "data.content":
-                        advice = "the images or codes have changed: use another --workdir, or allow it by "
-                        advice += "--config.checkpoint.allow_data_change=True"
-                    raise CheckpointError(f"{message}; {advice}")
-                _log.warning("%s; continuing, as allowed", message)
-        shapes, saved = _shapes(abstract_state), record["arrays"]
-        for name in sorted(shapes.keys() | saved.keys()):
-            old = f"{saved[name][1]} {tuple(saved[name][0])}" if name in saved else "nothing"
-            new = f"{shapes[name][1]} {tuple(shapes[name][0])}" if name in shapes else "nothing"
-            if old != new:
-                raise CheckpointError(
-                    f"{self.folder}/{step}: holds {old} as {name}, this run has {new}; use another --workdir, or the options "
-                    "(optimizer, EMA, guard) it was made with"
-                )
-
     def close(self) -> None:
         """Waits for the save in flight and logs its failure. Never raises, as it also runs while an error is handled."""
         try:
@@ -325,23 +298,6 @@ def abstract_like(init, key, state_sharding):
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(init, key),
         state_sharding,
-    )
-
-
-def _comparable(found: dict, expected: dict) -> tuple[dict, dict]:
-    """Fingerprint inputs without parts of "data" that cannot be compared.
-
-    If both identify the content of the same kind of data (images or codes), its path does not matter; otherwise the paths are
-    compared. Records of older versions have no content.
-    """
-    old, new = found.get("data"), expected.get("data")
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return found, expected
-    kinds = [str(data.get("content", "")).partition(":")[0] for data in (old, new)]
-    ignored = "path" if kinds[0] and kinds[0] == kinds[1] else "content"
-    return tuple(
-        {**inputs, "data": {name: value for name, value in data.items() if name != ignored}}
-        for inputs, data in ((found, old), (expected, new))
     )
 
 
