@@ -20,7 +20,6 @@ FLOORS = {
         "schedules",
         "sharding",
         "distributed",
-        "peers",
         "storage",
         "atomic",
         "pictures",
@@ -50,6 +49,7 @@ CLOSED_DOORS = [
 GUESTS = {
     "torch": (("convert",), "only convert/ writes .pt files"),
     "tensorflow": ((), "nothing here needs TensorFlow"),
+    "jax._src": ((), "private names of JAX change without notice"),
     "clu.metric_writers": ((), "it imports TensorFlow"),
     "clu.periodic_actions": ((), "it imports TensorFlow"),
     "tensorflow_datasets": (("data",), "images enter through data/"),

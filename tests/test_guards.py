@@ -143,7 +143,7 @@ def test_skipped_steps_are_counted_and_are_in_no_mean(caplog):
 
 
 def test_many_in_a_row_stop_the_run():
-    with pytest.raises(TrainingDiverged, match=r"steps 2 to 5 were all skipped.*go on from the last checkpoint"):
+    with pytest.raises(TrainingDiverged, match=r"steps 2 to 5 were all skipped.*continue from the last checkpoint"):
         logged([1.0] + [NAN] * 5, [0, 1, 2, 3, 4, 5])
     with pytest.raises(TrainingDiverged, match=r"loss is nan at step 2"):
         logged([1.0, NAN, 1.0], [0, 0, 0])

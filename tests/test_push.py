@@ -103,13 +103,13 @@ def test_what_is_refused_before_anything_is_sent(hub, folder, tmp_path):
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"x" * 40)
     (tmp_path / "empty").mkdir()
     for name, repo, options, match in (
-        ("plain", "me/x", {}, "about its licence it says: nothing. Say it with --license"),
-        ("words", "me/x", {}, "it says: research only: ask. Say it with --license"),
-        ("plain", "me/x", {"licence": "MIT licence"}, "--license: 'MIT licence' is no identifier"),
-        ("plain", "x", {"licence": "mit"}, "x: expected owner/repo"),
+        ("plain", "me/x", {}, "licence in its metadata: none; expected one identifier: give --license"),
+        ("words", "me/x", {}, "licence in its metadata: research only: ask; expected one identifier: give --license"),
+        ("plain", "me/x", {"licence": "MIT licence"}, "--license: 'MIT licence' is not an identifier"),
+        ("plain", "x", {"licence": "mit"}, "x: expected hf://owner/repo"),
         ("plain", "me/x@v2", {"licence": "mit"}, "me/x@v2: write the branch as --revision v2"),
         ("cut", "me/x", {"licence": "mit"}, "model.safetensors: not a readable safetensors file"),
-        ("empty", "me/x", {"licence": "mit"}, "empty: no weights folder"),
+        ("empty", "me/x", {"licence": "mit"}, "empty: neither it nor a sub-folder is a weights folder"),
         ("nowhere", "me/x", {"licence": "mit"}, "no such weights folder"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -132,7 +132,7 @@ def test_every_refusal_of_the_hub_is_one_sentence(hub, folder, capsys, monkeypat
     sample = ("sample", "--labels", "0", "--out", folder / "x.png", "--weights")
     assert "no repository me/none, or it is private (404)" in failing(capsys, *sample, "hf://me/none")
     assert "has no revision 'v9' of me/vq (404)" in failing(capsys, *sample, "hf://me/vq@v9")
-    assert "hf://vq: expected owner/repo" in failing(capsys, *sample, "hf://vq")
+    assert "hf://vq: expected hf://owner/repo" in failing(capsys, *sample, "hf://vq")
     for part, status, says in (
         ("/api/repos/create", 401, "refused (401): wrong or no token, or there is no such repository; log in with"),
         ("/api/repos/create", 403, "refused (403): the account may not write to me/vq; log in"),
@@ -178,6 +178,6 @@ def test_a_stranger_s_index_cannot_lead_out_of_the_folder(hub, folder, tmp_path)
     index = json.loads(files["model.safetensors.index.json"])
     index["weight_map"]["norm/scale"] = "../../../secret.safetensors"
     hub.commit("me/gpt", "main", files | {"model.safetensors.index.json": json.dumps(index).encode(), "run.py": b"1/0"})
-    with pytest.raises(ValueError, match=r"'\.\./\.\./\.\./secret\.safetensors' is no name of a shard"):
+    with pytest.raises(ValueError, match=r"'\.\./\.\./\.\./secret\.safetensors' is not the name of a shard"):
         load_weights("hf://me/gpt")
     assert not list((tmp_path / "cache").rglob("run.py"))

@@ -64,7 +64,7 @@ def test_height_width_takes_one_number_as_a_square(size, expected):
 
 @pytest.mark.parametrize("size", [0, -1, 64.0, True, (64,), (64, 0), "64", None])
 def test_height_width_refuses_other_values(size):
-    with pytest.raises(ConfigError, match="config.data.image_size: must be a whole number >= 1, or "):
+    with pytest.raises(ConfigError, match=r"config\.data\.image_size: must be a whole number >= 1, or "):
         height_width(size, "config.data.image_size")
 
 

@@ -155,33 +155,33 @@ DAMAGE = {
     "shard missing": (lambda f: (f / spelled(f, SECOND)).unlink(), rf"{INDEX}: its shard model-00002-of-\d+\S+ is missing"),
     "shard extra": (
         lambda f: shutil.copy(f / spelled(f, FIRST), f / "model-00099-of-00099.safetensors"),
-        rf"{INDEX}: does not know model-00099-of-00099\.safetensors, which lies beside it",
+        rf"{INDEX}: does not list model-00099-of-00099\.safetensors, which is in its folder",
     ),
     "shard twice": (
         lambda f: shutil.copy(f / spelled(f, FIRST), f / spelled(f, SECOND)),
         r"model-00001\S+ and again in model-00002",
     ),
-    "index missing": (lambda f: (f / INDEX).unlink(), rf"{INDEX}: missing, although there are shards"),
+    "index missing": (lambda f: (f / INDEX).unlink(), rf"{INDEX}: missing, although its folder has shards"),
     "index damaged": (lambda f: (f / INDEX).write_text("{"), rf"{INDEX}: not an index of shards"),
     "index of nothing": (lambda f: (f / INDEX).write_text("[]"), rf"{INDEX}: not an index of shards"),
-    "index key twice": (doubled_key, r"not an index of shards \(the key '\w+/?\S*' is there twice\)"),
+    "index key twice": (doubled_key, r"not an index of shards \(the key '\w+/?\S*' is duplicated\)"),
     "index leads out": (
         lambda f: change_index(f, lambda m: m.update({"norm/scale": "../x.safetensors"})),
-        r"'\.\./x\.safetensors' is no name of a shard",
+        r"'\.\./x\.safetensors' is not the name of a shard",
     ),
     "whole file too": (
         lambda f: shutil.copy(f / spelled(f, FIRST), f / WHOLE),
-        r"holds model\.safetensors and model-00001\S+, the same weights twice",
+        r"holds model\.safetensors and model-00001\S+, which are the same weights twice",
     ),
     "tensor missing": (
         lambda f: change_index(f, lambda m: m.update({"gone": spelled(f, FIRST)})),
-        r"gone is not in model-00001\S+, where the index says",
+        r"gone is not in model-00001\S+, as the index says",
     ),
-    "tensor extra": (lambda f: without_tensor(f, FIRST), rf"{INDEX}: does not know spare, which is in model-00001"),
-    "tensor not listed": (lambda f: change_index(f, lambda m: m.pop("norm/scale")), r"does not know norm/scale, which is in"),
+    "tensor extra": (lambda f: without_tensor(f, FIRST), rf"{INDEX}: does not list spare, which is in model-00001"),
+    "tensor not listed": (lambda f: change_index(f, lambda m: m.pop("norm/scale")), r"does not list norm/scale, which is in"),
     "tensor elsewhere": (
         lambda f: change_index(f, lambda m: m.update({"norm/scale": spelled(f, FIRST)})),
-        r"norm/scale is not in model-00001\S+, where the index says",
+        r"norm/scale is not in model-00001\S+, as the index says",
     ),
     "shard cut": (lambda f: (f / spelled(f, SECOND)).write_bytes(b"\x10" + bytes(20)), "00002-of-.*not a readable safetensors"),
 }

@@ -123,7 +123,7 @@ def test_codes(bucket, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="gs://bucket/new: codes are written to a local disk"):
         encode("gs://bucket/new")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(OSError, match=r"0\.0 kB are free; MASKGIL_CACHE_DIR names another disk"):
+    with pytest.raises(OSError, match=r"0\.0 kB are free; set MASKGIL_CACHE_DIR"):
         CodeStore("gs://bucket/codes")
 
 

@@ -93,7 +93,7 @@ class Tensors(Mapping[str, np.ndarray]):
         if WHOLE in names and len(names) > 1:
             other = min(names - {WHOLE})
             raise ValueError(
-                f"{folder}: contains {WHOLE} and {other}, which are the same weights twice or two networks; remove one"
+                f"{folder}: holds {WHOLE} and {other}, which are the same weights twice or two networks; remove one"
             )
         shard_of = self._read_index() if self.file.name == INDEX else None
         shards = sorted(set(shard_of.values())) if shard_of is not None else [WHOLE]

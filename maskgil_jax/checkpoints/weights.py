@@ -127,7 +127,7 @@ def save_weights(
 def _require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
     finite = np.isfinite(array)
     if not finite.all():
-        raise ValueError(f"{where}: {name} contains {np.count_nonzero(~finite)} values that are not finite{suffix}")
+        raise ValueError(f"{where}: {name} holds {np.count_nonzero(~finite)} values that are not finite{suffix}")
 
 
 def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
@@ -209,5 +209,5 @@ def _load(path, part: str, families: tuple[str, ...]) -> Weights:
     weights = load_weights(path, part)
     if (found := family_of(weights.cfg)) not in families:
         expected = part if families == (part,) else f"a {part} ({' or '.join(families)})"
-        raise ValueError(f"{weights.path}: contains a {found}, expected {expected}")
+        raise ValueError(f"{weights.path}: holds a {found}, expected {expected}")
     return weights
