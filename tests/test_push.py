@@ -49,7 +49,7 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
-def test_a_pipeline_goes_up_in_one_commit_and_comes_back(hub, folder, capsys):
+def test_pushed_pipeline_is_one_commit_and_loads_again(hub, folder, capsys):
     assert cli.main(["push", str(folder), "me/drawings", "--private", "--message", "First"]) == 0
     assert "load it as hf://me/drawings" in capsys.readouterr().out
     assert hub.repos["me/drawings"]["private"] and hub.messages == ["First"]
@@ -62,7 +62,7 @@ def test_a_pipeline_goes_up_in_one_commit_and_comes_back(hub, folder, capsys):
     assert load_weights("hf://me/drawings@main", "tokenizer").cfg == VQ
 
 
-def test_branches_and_what_replaces_what(hub, folder, tmp_path):
+def test_push_to_branch_deletes_stale_tensors(hub, folder, tmp_path):
     save_weights(tmp_path / "w", GPT, drawn(GPT), shard_bytes=16_000)
     push(tmp_path / "w", "me/gpt", licence="apache-2.0")
     assert sum(name.startswith("model-") for name in hub.files("me/gpt")) > 2
@@ -77,7 +77,7 @@ def test_branches_and_what_replaces_what(hub, folder, tmp_path):
     assert hub.files("me/gpt")["README.md"] == b"my own words"
 
 
-def test_the_model_card(hub, folder):
+def test_model_card_lists_parts_files_and_sources(hub, folder):
     push(folder, "me/drawings")
     _, front, body = hub.files("me/drawings")["README.md"].decode().split("---\n", 2)
     assert yaml.safe_load(front) == {
@@ -96,7 +96,7 @@ def test_the_model_card(hub, folder):
     assert load_tokenizer("hf://me/vq").cfg == VQ
 
 
-def test_what_is_refused_before_anything_is_sent(hub, folder, tmp_path):
+def test_bad_push_raises_before_upload(hub, folder, tmp_path):
     save_weights(tmp_path / "plain", VQ, drawn(VQ))
     save_weights(tmp_path / "words", VQ, drawn(VQ), metadata={"source": SOURCE | {"licence": "research only: ask"}})
     save_weights(tmp_path / "cut", VQ, drawn(VQ))
@@ -126,7 +126,7 @@ def failing(capsys, *argv) -> str:
     return error
 
 
-def test_every_refusal_of_the_hub_is_one_sentence(hub, folder, capsys, monkeypatch):
+def test_hub_errors_are_one_line_with_code_2(hub, folder, capsys, monkeypatch):
     vq = folder / "tokenizer"
     push(vq, "me/vq")
     sample = ("sample", "--labels", "0", "--out", folder / "x.png", "--weights")
@@ -153,7 +153,7 @@ def test_every_refusal_of_the_hub_is_one_sentence(hub, folder, capsys, monkeypat
     assert hub.files("me/vq")["config.json"] == (vq / "config.json").read_bytes()
 
 
-def test_without_a_network(hub, folder, capsys, monkeypatch):
+def test_unreachable_hub_uses_cache_or_raises(hub, folder, capsys, monkeypatch):
     push(folder / "tokenizer", "me/vq")
     kept = load_weights("hf://me/vq")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -165,14 +165,14 @@ def test_without_a_network(hub, folder, capsys, monkeypatch):
     assert load_weights("hf://me/vq").hash == kept.hash, "what was fetched before is still there"
 
 
-def test_without_the_library(folder, capsys, monkeypatch):
+def test_missing_hub_library_names_the_extra(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install 'maskgil-jax[hub]'" in failing(capsys, "push", folder / "tokenizer", "me/vq")
     with pytest.raises(ConfigError, match=r"hf://me/vq: the Hugging Face hub needs huggingface_hub"):
         load_weights("hf://me/vq")
 
 
-def test_a_stranger_s_index_cannot_lead_out_of_the_folder(hub, folder, tmp_path):
+def test_downloaded_index_with_parent_path_raises(hub, folder, tmp_path):
     push(folder / "generator", "me/gpt")
     files = dict(hub.files("me/gpt"))
     index = json.loads(files["model.safetensors.index.json"])

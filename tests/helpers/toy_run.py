@@ -1,4 +1,4 @@
-"""A run of the real training loop on a tiny network and made-up codes, as a program of its own to be killed and continued.
+"""A run of the training loop on a tiny network and random codes, as a program that tests kill and continue.
 
 python tests/helpers/toy_run.py --workdir DIR --steps 20 --every 2
 
@@ -37,7 +37,7 @@ BATCH = 8
 
 
 def run_file(**changes) -> ConfigDict:
-    """What `fit` reads of a run file."""
+    """The part of a run file that `fit` reads."""
     adam = dict(learning_rate=1e-2, beta1=0.9, beta2=0.96, weight_decay=1e-5, decay_on="matrices", clip_norm=1.0)
     return ConfigDict(
         dict(
@@ -56,7 +56,7 @@ def run_file(**changes) -> ConfigDict:
 
 
 def poisoned(gradients, factor: float):
-    """`gradients` that are `factor` times as large on a batch that holds code 0 alone: a bad batch."""
+    """`gradients` multiplied by `factor` on batches of code 0 alone, which are the bad ones."""
 
     def of(params, batch, cfg, objective):
         grads, sums = gradients(params, batch, cfg, objective)
@@ -67,7 +67,7 @@ def poisoned(gradients, factor: float):
 
 
 def batches(start_step: int, *, bad=(), seconds: float = 0.0, hang: int = 0):
-    """This process's rows of batch i, a function of i alone; all zeros at the bad steps; step `hang` never gets one."""
+    """This process's rows of batch i, a function of i; all zeros at the bad steps; step `hang` never gets a batch."""
     for step in itertools.count(start_step + 1):
         time.sleep(1e6 if step == hang else seconds)
         codes = np.random.default_rng(step).integers(0, 16, (BATCH, 4, 4), np.int32)
@@ -78,7 +78,7 @@ def batches(start_step: int, *, bad=(), seconds: float = 0.0, hang: int = 0):
 
 
 class Codes:
-    """Random access to made-up codes, for the real loader."""
+    """Random access to random codes, for the data loader."""
 
     def __len__(self) -> int:
         return 100
@@ -88,7 +88,7 @@ class Codes:
 
 
 def loaded(start_step: int, workers: int):
-    """The batches of the real loader, which mixes the records, with so many worker processes."""
+    """Shuffled batches of the data loader, with so many worker processes."""
     first = BATCH // 2 * jax.process_index()
     rows = None if jax.process_count() == 1 else tuple(range(first, first + BATCH // 2))
     types = {"codes": np.int32, "label": np.int32}
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--factor", type=float, default=float("nan"))
     parser.add_argument("--hang", type=int, default=0, help="step whose batch never comes")
     parser.add_argument("--watchdog", type=float, default=0.0)
-    parser.add_argument("--workers", type=int, default=-1, help="read by the real loader, with so many worker processes")
+    parser.add_argument("--workers", type=int, default=-1, help="use the data loader, with so many worker processes")
     parser.add_argument("--process", default="", help="INDEX/COUNT/PORT of one of several")
     parser.add_argument("--heartbeat-timeout", type=float, default=60.0)
     return parser
@@ -150,7 +150,7 @@ def prepare(args) -> None:
 
 
 def train(args) -> None:
-    """One run, as the options say."""
+    """Runs the training with the command-line options."""
     gradients, generator.gradients = generator.gradients, poisoned(generator.gradients, args.factor)
     config = run_file(total_steps=args.steps)
     config.checkpoint.update(every=args.every, keep=args.keep)
