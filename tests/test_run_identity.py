@@ -50,10 +50,14 @@ def test_data_identity_has_the_content_of_its_source(folder):
     source = ImageFolder(folder)
     assert data_identity(config, source) == {"path": str(folder), "crop": "center", "content": source.content_hash}
     assert data_identity(config) == {"path": str(folder), "crop": "center"}
+    config.data.update(shuffle=True, num_epochs=None)  # defaults are not part of the identity, other values are
+    assert data_identity(config) == {"path": str(folder), "crop": "center"}
+    config.data.shuffle = False
+    assert data_identity(config) == {"path": str(folder), "crop": "center", "shuffle": False}
 
 
 def test_loader_config_takes_loader_options_of_the_data_section():
-    config = toy_run.run_file(data=dict(path="emoji", num_workers=2, shuffle=False, crop="center"), seed=5)
+    config = toy_run.run_file(data=dict(path="emoji", num_workers=2, shuffle=False, num_epochs=None, crop="center"), seed=5)
     assert loader_config(config) == LoaderConfig(toy_run.BATCH, seed=5, num_workers=2, shuffle=False)
 
 

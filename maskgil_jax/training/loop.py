@@ -25,6 +25,7 @@ from maskgil_jax.training.run_events import RunEvents, goodput, last_step
 from maskgil_jax.training.skip_updates import skip_config
 from maskgil_jax.training.state import sharded_init
 
+LOADER_DEFAULTS = {field.name: field.default for field in dataclasses.fields(LoaderConfig)}
 _log = logging.getLogger(__name__)
 
 
@@ -45,18 +46,23 @@ def check_batch(config, mesh: Mesh, parts: int = 1) -> None:
 
 
 def loader_config(config) -> LoaderConfig:
-    """The loader options of a run file: its batch size and seed, this process's rows, and every `config.data` option that
-    `LoaderConfig` has."""
-    names = {field.name for field in dataclasses.fields(LoaderConfig)}
-    options = {name: value for name, value in config.data.items() if name in names}
+    """The loader options of a run file: its batch size and seed, this process's rows, and every `config.data` option of the
+    name of a `LoaderConfig` field; None means the default."""
+    names = LOADER_DEFAULTS.keys()
+    options = {name: value for name, value in config.data.items() if name in names and value is not None}
     rows = None if jax.process_count() == 1 else local_rows(make_mesh(**config.mesh), config.batch_size)
     return LoaderConfig(**{"batch_size": config.batch_size, "seed": config.seed, "rows": rows, **options})
 
 
 def data_identity(config, source=None) -> dict:
-    """The data options that a checkpoint depends on, without paths and the number of workers; with the identity of the
-    contents of `source`, an image source or code store that has one."""
-    options = {name: value for name, value in config.data.items() if name not in ("codes", "data_dir", "num_workers")}
+    """The data options that a checkpoint depends on, and the identity of the contents of `source`, if it has one.
+
+    Paths of codes and prepared data sets, the number of workers and loader options at their defaults are left out.
+    source: an image source or code store.
+    """
+    ignored = ("codes", "data_dir", "num_workers", "rows")
+    defaults = [(name, value) for name, default in LOADER_DEFAULTS.items() for value in (default, None)]
+    options = {name: value for name, value in config.data.items() if name not in ignored and (name, value) not in defaults}
     content = getattr(source, "content_hash", "")
     return {**options, "content": content} if content else options
 
