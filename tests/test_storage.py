@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
-from test_code_store_in_bucket_is_copied_once_and_checked import encode
+from helpers.toy_codes import encode
 
 from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.weights import load_weights, save_weights

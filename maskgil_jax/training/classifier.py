@@ -8,6 +8,7 @@ import logging
 import pathlib
 from collections.abc import Callable, Iterator
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +48,7 @@ class Augment:
 
 def augment(key_b: jax.Array, images_bhwc: jax.Array, options: Augment) -> jax.Array:
     """Scales, shifts, mirrors and tints each image by its own key. Pixels in [-1, 1]; the image is padded with white."""
+    chex.assert_shape(images_bhwc, (len(key_b), None, None, 3))
     b, h, w, _ = images_bhwc.shape
     draws_bn = jax.vmap(lambda key: jax.random.uniform(key, (14,), minval=-1.0))(key_b)
     zoom_b2 = jnp.exp(options.scale * draws_bn[:, 0:2])

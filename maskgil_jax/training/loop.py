@@ -225,6 +225,5 @@ def next_batch(rows: Iterator[dict], mesh: Mesh) -> dict:
 
 def select_fields(batches: Iterator[dict], fields: tuple[str, ...]) -> Iterator[dict]:
     """Yields the batches with these fields alone: what a step takes, since every field is copied to the devices."""
-    with contextlib.closing(batches):
-        for batch in batches:
-            yield {field: batch[field] for field in fields}
+    for batch in batches:
+        yield {field: batch[field] for field in fields}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -43,6 +44,7 @@ class VQLossConfig:
 
 def reconstruction_loss(images: jax.Array, reconstructed: jax.Array, cfg: VQLossConfig) -> jax.Array:
     """Weighted mean absolute and mean squared error over all pixels and channels."""
+    chex.assert_equal_shape([images, reconstructed])
     error = images - reconstructed
     return cfg.l1 * jnp.mean(jnp.abs(error)) + cfg.l2 * jnp.mean(jnp.square(error))
 
