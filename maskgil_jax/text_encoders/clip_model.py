@@ -169,16 +169,17 @@ def load_clip(path, *, dtype: str = "float32", mesh: Mesh | None = None) -> CLIP
 
 def clip_names(where: Any, text: CLIPTextConfig | None, vision: CLIPVisionConfig | None, shapes: dict) -> dict[str, str]:
     """Parameter -> name in the file. The whole CLIP has projections and a scale; half of it may have its projection."""
+    halves: dict[str, tuple[Table, str, tuple[int, int]]] = {}
+    if text is not None:
+        halves["text"] = text_table(text), "text_projection.weight", (text.projection, text.width)
+    if vision is not None:
+        halves["vision"] = vision_table(vision), "visual_projection.weight", (vision.projection, vision.width)
     table: Table = {}
-    whole = text is not None and vision is not None
-    for half, cfg, names, projection in (
-        ("text", text, text_table, "text_projection.weight"),
-        ("vision", vision, vision_table, "visual_projection.weight"),
-    ):
-        if cfg is not None:
-            table |= {f"{half}/{path}": entry for path, entry in names(cfg).items()}  # type: ignore[operator]
-            if whole or projection in shapes:
-                table[f"{half}/projection/weight"] = (projection, (cfg.projection, cfg.width))
+    whole = len(halves) == 2
+    for half, (names, projection, shape) in halves.items():
+        table |= {f"{half}/{path}": entry for path, entry in names.items()}
+        if whole or projection in shapes:
+            table[f"{half}/projection/weight"] = (projection, shape)
     if whole:
         table["logit_scale"] = ("logit_scale", ())
     return match(where, shapes, table, ignored=r".*\.position_ids")

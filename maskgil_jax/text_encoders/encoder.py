@@ -112,7 +112,7 @@ class FrozenTextEncoder:
     def __call__(self, texts: Sequence[str]) -> TextCondition:
         """Features (b, max_tokens, width), zero at padding, and mask of the texts.
 
-        Texts are computed in groups of up to 64, padded on the right and only to the longest of the group; the features of a text
+        Texts are computed in groups of up to 64, padded on the right, to the longest of the group; the features of a text
         depend on neither (up to rounding). For padding on the left, the results are shifted.
         """
         ids, mask = self.tokenize(texts)

@@ -93,8 +93,9 @@ def _clip_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> Any:
     start, end = "<|startoftext|>", "<|endoftext|>"
     model = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=end)
     tokenizer = Tokenizer(model)
-    for token in (start, end):
-        require(tokenizer.token_to_id(token) is not None, f"{vocabulary}: has no token {token}; expected CLIP's vocabulary")
+    start_id, end_id = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
+    if start_id is None or end_id is None:
+        raise ConfigError(f"{vocabulary}: has no tokens {start} and {end}; expected CLIP's vocabulary")
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -103,7 +104,7 @@ def _clip_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> Any:
         [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.post_processor = processors.RobertaProcessing(
-        (end, tokenizer.token_to_id(end)), (start, tokenizer.token_to_id(start)), trim_offsets=False, add_prefix_space=False
+        (end, end_id), (start, start_id), trim_offsets=False, add_prefix_space=False
     )
     return tokenizer
 
