@@ -25,9 +25,13 @@ ACTIVATION_NAMES = {
 
 
 def linear(part: dict, x: jax.Array) -> jax.Array:
-    """x @ weight.T, plus a bias if there is one."""
-    y = jnp.einsum("...i,oi->...o", x, part["weight"])
-    return y + jnp.broadcast_to(part["bias"], y.shape) if "bias" in part else y
+    """x @ weight.T, plus a bias if there is one, rounded to x's dtype at the end.
+
+    The product is asked for in float32: XLA's CPU backend has a bfloat16 kernel for that, but none with a bfloat16 result.
+    """
+    y = jnp.einsum("...i,oi->...o", x, part["weight"], preferred_element_type=jnp.float32)
+    y = y + jnp.broadcast_to(part["bias"].astype(y.dtype), y.shape) if "bias" in part else y
+    return y.astype(x.dtype)
 
 
 def rms_norm(part: dict, x: jax.Array, eps: float, shift: float = 0.0) -> jax.Array:
@@ -86,4 +90,5 @@ def attend(
     if visible_ts is not None:
         scores = jnp.where(visible_ts[None, None, None], scores, HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bsgk.dtype)
-    return jnp.einsum("bgrts,bsgk->btgrk", weights, v_bsgk).reshape(b, t, h * k)
+    out = jnp.einsum("bgrts,bsgk->btgrk", weights, v_bsgk, preferred_element_type=jnp.float32)
+    return out.astype(v_bsgk.dtype).reshape(b, t, h * k)
