@@ -96,12 +96,14 @@ def _clip_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> Any:
     start_id, end_id = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
     if start_id is None or end_id is None:
         raise ConfigError(f"{vocabulary}: has no tokens {start} and {end}; expected CLIP's vocabulary")
+    tokenizer.add_special_tokens([start, end])
+    tokenizer.enable_padding(pad_id=end_id, pad_token=end)  # what its files pad with, unless they say otherwise
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     words = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.post_processor = processors.RobertaProcessing(
         (end, end_id), (start, start_id), trim_offsets=False, add_prefix_space=False
