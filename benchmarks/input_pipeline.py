@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.measure import timed
-from maskgil_jax.atomic import write_json
 from maskgil_jax.data import code_format
-from maskgil_jax.data.codes import CodeStore, code_batches, encode_dataset
-from maskgil_jax.data.folder import ImageFolder
+from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
 from maskgil_jax.data.images import image_batches
+from maskgil_jax.data.sources.folder import ImageFolder
+from maskgil_jax.files.atomic import write_json
 
 GRID, CODEBOOK, SIDE = (16, 16), 16384, 256
 HOST_BATCH, HOSTS = 256, 64  # rows of one machine in a batch of 16384 on a v5e-256 of 64 machines
@@ -103,8 +103,8 @@ def measure_tokenizer() -> dict:
     import jax
 
     from maskgil_jax.config import VQ_PRESETS
-    from maskgil_jax.params import create
-    from maskgil_jax.pipeline import encoder_of
+    from maskgil_jax.networks import create
+    from maskgil_jax.pipelines.pipeline import encoder_of
 
     encode, image = encoder_of(create(VQ_PRESETS["VQ-16"], jax.random.key(0))), np.zeros((1, SIDE, SIDE, 3), np.uint8)
     encode(image)

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskgil_jax.atomic import write_json
 from maskgil_jax.config import DECODE_PRESETS, ORDERS, REMASK_RULES, SCHEDULES, DecodeConfig, to_dict
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
 from maskgil_jax.decoding.hybrid import network_calls
+from maskgil_jax.files.atomic import write_json
 
 SHOWN = ("hearts", "country flags", "smiling", "cat faces", "time", "fruit", "birds", "buildings")
 # The cells that become columns of a table, where it has two dimensions.
@@ -195,7 +195,7 @@ class Study:
         from maskgil_jax.evaluation.generated import labels_like
         from maskgil_jax.evaluation.image_sets import open_set
         from maskgil_jax.evaluation.reference import open_reference, write_stats
-        from maskgil_jax.pipeline import load
+        from maskgil_jax.pipelines.pipeline import load
 
         self.folder, self.count, self.seed, self.batch_size = out / "rows", count, seed, batch_size
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ class Study:
     def images(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 images, the class each is meant to be) of a row."""
         from maskgil_jax.evaluation.generated import generated_set
-        from maskgil_jax.pipeline import reconstruct
+        from maskgil_jax.pipelines.pipeline import reconstruct
 
         if row.source == "samples":
             more = {"ar_ratio": row.ratio} if row.ratio else None
@@ -233,7 +233,7 @@ class Study:
 
         from maskgil_jax.evaluation.frechet import FeatureStatistics
         from maskgil_jax.evaluation.metrics import frechet_distance
-        from maskgil_jax.pictures import grid_of, save_png
+        from maskgil_jax.files.images import contact_sheet, save_png
 
         settings = settings_of(row, count=self.count, seed=self.seed, weights=self.weights)
         file = self.folder / f"{name_of(settings)}.json"
@@ -250,7 +250,7 @@ class Study:
         }
         blank = np.full_like(images[:1], 255)  # for a class that is not among the held-out ones
         shown = [np.concatenate([images[labels == label], blank])[0] for label in self.pipeline.label_ids(SHOWN)]
-        strip = grid_of(np.stack(shown), columns=len(SHOWN))
+        strip = contact_sheet(np.stack(shown), columns=len(SHOWN))
         save_png(file.with_suffix(".png"), strip)
         write_json(file, {"settings": settings, "figures": figures})
         return figures, strip

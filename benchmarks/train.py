@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measure import measure, options, report
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.config import LLAMA_PRESETS
 from maskgil_jax.planning.chips import CHIPS
 from maskgil_jax.planning.program import product_flops
-from maskgil_jax.sharding import batch_sharding, make_mesh, replicated
+from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from maskgil_jax.training.generator import Objective, jitted_step
-from maskgil_jax.training.optim import make_optimizer
+from maskgil_jax.training.optimizer import make_optimizer
 from maskgil_jax.training.state import init_state, sharded_init
 
 # bfloat16 products a second without sparsity, as published; what MFU is a share of. Others show TFLOP/s alone.

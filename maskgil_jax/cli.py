@@ -59,17 +59,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def tell_others(code: int, reason: str) -> None:
     """Lets the other processes of a run of several know that this one stops."""
-    if "maskgil_jax.peers" in sys.modules:
-        from maskgil_jax import peers
+    if "maskgil_jax.runtime.heartbeat" in sys.modules:
+        from maskgil_jax.runtime import heartbeat as peers
 
         peers.tell(code, reason)
 
 
 def exit_code(error: Exception) -> int | None:
     """The exit code of an expected error; None for a bug, which deserves its traceback."""
-    from maskgil_jax.checkpoints.training import CheckpointError, CheckpointWriteError
-    from maskgil_jax.distributed import CoordinatorTimeout
-    from maskgil_jax.training.log import TrainingDiverged
+    from maskgil_jax.checkpoints.train_state import CheckpointError, CheckpointWriteError
+    from maskgil_jax.runtime.distributed import CoordinatorTimeout
+    from maskgil_jax.training.metrics_log import TrainingDiverged
 
     if isinstance(error, TrainingDiverged):
         return 3

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import published_params, published_tensors
+from helpers.gpt_weights import published_params, published_tensors
+from helpers.recipe import draw, load_case
+from helpers.torch_names import state_hash
 from jax.sharding import PartitionSpec as P
-from recipe import draw, load_case
 from safetensors.numpy import load_file, save_file
-from torch_names import state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator
@@ -19,8 +19,8 @@ from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export_file
 from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import abstract_params, build, count_params, create, params_of
-from maskgil_jax.sharding import make_mesh, shardings
+from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
+from maskgil_jax.runtime.mesh import make_mesh, shardings
 from maskgil_jax.training.generator import Objective, model_options
 
 CONFIG, IO = load_case("halton/tiny")

@@ -40,7 +40,7 @@ FLOORS = {
 CLOSED_DOORS = [
     ("config", "maskgil_jax", "config knows nothing of the package"),
     ("decoding", "maskgil_jax.tokenizers", "decoders turn tokens into tokens"),
-    ("decoding", "maskgil_jax.params", "decoders know networks only by calling them"),
+    ("decoding", "maskgil_jax.networks", "decoders know networks only by calling them"),
     *(
         ("decoding", f"maskgil_jax.models.{name}", "decoders know networks only by calling them")
         for name in ("adaln", "attention", "bert", "layers", "llama", "maskgit", "rope")

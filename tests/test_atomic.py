@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from maskgil_jax.atomic import clear, write_json, writing
+from maskgil_jax.files.atomic import clear, write_json, writing
 
 
 def tree(folder):

@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 
 from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, ConfigError, LlamaConfig
-from maskgil_jax.models import attention
-from maskgil_jax.models.attention import ROWS, flash_attention, xla_attention
 from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.experimental import flash_attention as attention
+from maskgil_jax.models.experimental.flash_attention import ROWS, flash_attention, xla_attention
 from maskgil_jax.models.rope import rotation_table
-from maskgil_jax.params import build, create, params_of
+from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.planning.flops import count_flops
-from maskgil_jax.sharding import AXES, make_mesh
+from maskgil_jax.runtime.mesh import AXES, make_mesh
 
 GRID = (4, 4)
 

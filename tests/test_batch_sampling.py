@@ -9,17 +9,18 @@ import types
 import jax
 import numpy as np
 import pytest
+from helpers.tiny_pipeline import LLAMA, assert_same_pictures, generator_params, save_pipeline, tiny_pipeline
+from helpers.two_processes import both
 from PIL import Image
-from tiny_pipeline import LLAMA, assert_same_pictures, generator_params, save_pipeline, tiny_pipeline
-from two_processes import both
 
-from maskgil_jax import batch_sampling, cli
-from maskgil_jax.batch_sampling import FORMATS, balanced_labels, read_samples, sample_to_folder
+from maskgil_jax import cli
 from maskgil_jax.commands.sample import draw_steps
 from maskgil_jax.config import BertConfig, ConfigError, DecodeConfig
-from maskgil_jax.params import build, create
-from maskgil_jax.pictures import save_animation
-from maskgil_jax.pipeline import Pipeline
+from maskgil_jax.files.images import save_animation
+from maskgil_jax.networks import build, create
+from maskgil_jax.pipelines import jobs as batch_sampling
+from maskgil_jax.pipelines.jobs import FORMATS, balanced_labels, read_samples, sample_to_folder
+from maskgil_jax.pipelines.pipeline import Pipeline
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
 

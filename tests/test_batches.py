@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskgil_jax.data import crops
-from maskgil_jax.data.folder import ImageFolder
+from maskgil_jax.data import transforms as crops
 from maskgil_jax.data.images import image_batches, to_uint8, to_unit
+from maskgil_jax.data.sources.folder import ImageFolder
 
 
 def same(a, b):

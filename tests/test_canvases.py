@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskgil_jax import batch_sampling, cli, pipeline
+from maskgil_jax import cli
 from maskgil_jax.config import DECODE_PRESETS, BertConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.rope import angles_1d, angles_2d
-from maskgil_jax.params import build, create, params_of
-from maskgil_jax.pipeline import Pipeline, load
+from maskgil_jax.networks import build, create, params_of
+from maskgil_jax.pipelines import jobs as batch_sampling
+from maskgil_jax.pipelines import pipeline
+from maskgil_jax.pipelines.pipeline import Pipeline, load
 
 LLAMA = LlamaConfig(codebook_size=32, num_classes=3, grid=(4, 4), width=32, depth=1, heads=2, mlp_width=32)
 VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=32)

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import llamagen_config, published_params, recipe_getter
-from recipe import GOLDEN, load_case
+from helpers.gpt_weights import llamagen_config, published_params, recipe_getter
+from helpers.recipe import GOLDEN, load_case
 
 from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig
 from maskgil_jax.decoding.causal import _CAUSAL_DRAWS, _decode_causal, decode_causal
-from maskgil_jax.decoding.sampling import draw, keep_likely
+from maskgil_jax.decoding.token_sampling import draw, filter_logits
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import build, create, params_of
+from maskgil_jax.networks import build, create, params_of
 
 SMALL = LlamaConfig(codebook_size=13, num_classes=3, grid=(3, 4), width=32, depth=2, heads=4, mlp_width=48, causal=True)
 VARIANTS = {
@@ -98,7 +98,7 @@ def test_filters_equal_llamagen():
         if name.startswith("topk"):
             k, p = (part.lstrip("topk") for part in name.split("_"))
             k = int(k) or None
-            got = keep_likely(logits, k, float(p) if float(p) < 1 else None)[:, 0]
+            got = filter_logits(logits, k, float(p) if float(p) < 1 else None)[:, 0]
             np.testing.assert_array_equal(np.isfinite(got), np.isfinite(golden[name]), err_msg=name)
             np.testing.assert_allclose(got, golden[name], atol=1e-6)
 

@@ -14,9 +14,9 @@ from PIL import Image
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig, VQConfig, from_dict
-from maskgil_jax.params import create, params_of
+from maskgil_jax.networks import create, params_of
 from maskgil_jax.training.generator import Objective, corrupt_batch, jitted_step, train
-from maskgil_jax.training.optim import make_optimizer
+from maskgil_jax.training.optimizer import make_optimizer
 from maskgil_jax.training.state import init_state
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import MODES, abstract_state, damage, made_up_state, restored_step, save_steps
+from helpers.damage import MODES, abstract_state, damage, made_up_state, restored_step, save_steps
 
 from maskgil_jax import cli
-from maskgil_jax.checkpoints import training
+from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.fingerprints import fingerprints, host_fingerprint
 from maskgil_jax.checkpoints.step_folders import listing, put_aside, read_record, steps_in, surplus, throw_away
-from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints, CheckpointWriteError, NotFiniteError
-from maskgil_jax.sharding import AXES, make_mesh
+from maskgil_jax.checkpoints.train_state import CheckpointError, Checkpoints, CheckpointWriteError, NotFiniteError
+from maskgil_jax.runtime.mesh import AXES, make_mesh
 
 P, NamedSharding = jax.sharding.PartitionSpec, jax.sharding.NamedSharding
 

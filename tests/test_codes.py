@@ -12,8 +12,9 @@ import textwrap
 import numpy as np
 import pytest
 
-from maskgil_jax.data import code_format, crops
-from maskgil_jax.data.codes import CodeStore, code_batches, encode_dataset
+from maskgil_jax.data import code_format
+from maskgil_jax.data import transforms as crops
+from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
 
 
 class Pictures:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import llama_config, published_tensors
-from recipe import GOLDEN, draw, load_case
+from helpers.gpt_weights import llama_config, published_tensors
+from helpers.recipe import GOLDEN, draw, load_case
+from helpers.torch_names import draw_all, generated, golden, state_hash
 from safetensors.numpy import load_file, save_file
-from torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights

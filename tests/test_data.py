@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskgil_jax.data import demo
-from maskgil_jax.data.folder import ImageFolder
 from maskgil_jax.data.images import open_images
-from maskgil_jax.data.pixels import read_image
+from maskgil_jax.data.sources import emoji as demo
+from maskgil_jax.data.sources.folder import ImageFolder
+from maskgil_jax.files.images import read_image
 
 
 # ------------------------------------------------------------------------------------------------ emoji

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_twin import CODES, GRID, HASTY, LENGTH, Headed, Stub, batch, draws, hasty, twin  # noqa: F401
+from helpers.decode_twin import CODES, GRID, HASTY, LENGTH, Headed, Stub, batch, draws, hasty, twin  # noqa: F401
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskgil_jax.config import (
@@ -25,12 +25,20 @@ from maskgil_jax.config import (
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
 from maskgil_jax.decoding import masked
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
-from maskgil_jax.decoding.masked import MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES, decode, decode_steps, doubt, fill, unrolled
+from maskgil_jax.decoding.masked import (
+    MAX_UNROLLED_STEPS,
+    MIN_UNROLLED_CODES,
+    decode,
+    decode_loop,
+    decode_steps,
+    remask_scores,
+    unrolled,
+)
 from maskgil_jax.decoding.orders import halton_ranks
+from maskgil_jax.decoding.schedules import max_masked_per_step, remask_counts, remask_steps, reveal_counts
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import build, create, params_of
-from maskgil_jax.platforms import made_for
-from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
+from maskgil_jax.networks import build, create, params_of
+from maskgil_jax.runtime.platform import target_platform
 
 TWINS = [
     DecodeConfig(steps=5, guidance_ramp="cosine", order="halton", plan="gamma_ceil"),
@@ -69,7 +77,7 @@ MIXED[1] = dataclasses.replace(MIXED[1], steps=8, remask_pick="confidence", rema
 @pytest.mark.parametrize("cfg", MIXED, ids=lambda cfg: f"{cfg.order}-{cfg.guidance_ramp}-{cfg.remask}")
 def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
     labels, keys, tokens = batch(b=6)
-    loop, start = jax.jit(fill, static_argnums=(5, 6, 7), compiler_options=HASTY), np.asarray(tokens)
+    loop, start = jax.jit(decode_loop, static_argnums=(5, 6, 7), compiler_options=HASTY), np.asarray(tokens)
     assert (start == CODES).all(axis=1).any() and (start != CODES).all(axis=1).any()  # all masked, and none
     window = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to)
     for plan, schedule in itertools.product(PLANS, SCHEDULES):
@@ -96,7 +104,7 @@ def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
 def test_any_number_of_steps_fills_every_canvas(steps, order):
     labels, keys, tokens = batch(b=5)
     cfg = DecodeConfig(steps=steps, order=order, guidance=1.0, remask="rescale", remask_eta=0.5, remask_pick="confidence")
-    loop = jax.jit(fill, static_argnums=(5, 6), compiler_options=HASTY)
+    loop = jax.jit(decode_loop, static_argnums=(5, 6), compiler_options=HASTY)
     for plan in PLANS:
         counts = reveal_counts(plan, "cosine", steps, (np.asarray(tokens) == CODES).sum(axis=1))
         out, _ = loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID)
@@ -130,7 +138,7 @@ def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
 def test_every_order_and_plan_makes_the_same_images_one_on_each_of_eight_devices(order):
     labels, keys, tokens = batch(b=8)
     cfg = DecodeConfig(steps=3, order=order, guidance=1.0, draw="gumbel")
-    loop = jax.jit(fill, static_argnums=(5, 6), compiler_options=HASTY)
+    loop = jax.jit(decode_loop, static_argnums=(5, 6), compiler_options=HASTY)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     made = []
     for plan in PLANS:
@@ -177,7 +185,7 @@ def test_an_unrolled_loop_asks_only_for_what_may_be_masked():
     cfg = DecodeConfig(steps=4, plan="gamma", schedule="cosine", guidance_ramp="linear", loop="unrolled", draw="inverse")
     Headed.asked.clear()
     out = decode(Headed(), ClassCondition(labels), jax.random.clone(keys), cfg)
-    assert Headed.asked == most_left("gamma", "cosine", 4, LENGTH)[1:].tolist() == [11, 8, 4]
+    assert Headed.asked == max_masked_per_step("gamma", "cosine", 4, LENGTH)[1:].tolist() == [11, 8, 4]
     fori = decode(Headed(), ClassCondition(labels), keys, dataclasses.replace(cfg, loop="fori"))
     np.testing.assert_array_equal(out, fori)
 
@@ -186,13 +194,13 @@ def test_an_unrolled_loop_asks_only_for_what_may_be_masked():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_most_left_bounds_every_start(plan, schedule):
     for steps in (1, 3, 8, 30):
-        bound = most_left(plan, schedule, steps, 24)
+        bound = max_masked_per_step(plan, schedule, steps, 24)
         counts = np.stack([reveal_counts(plan, schedule, steps, n) for n in range(25)])
         left = np.arange(25)[:, None] - np.cumsum(counts, axis=1) + counts
         assert (left <= bound).all() and (left == bound).any(axis=0).all()
         if steps == 1:
             continue
-        paused = most_left(plan, schedule, steps + 2, 24, (1, 3))
+        paused = max_masked_per_step(plan, schedule, steps + 2, 24, (1, 3))
         np.testing.assert_array_equal(paused, bound[np.minimum([0, 1, 1, 1, *range(2, steps)], steps - 1)])
 
 
@@ -225,7 +233,7 @@ def test_networks_make_the_same_tokens_in_both_loops(cfg):
 def test_the_form_of_the_loop_is_by_platform():
     big, few = MIN_UNROLLED_CODES, DecodeConfig(steps=8)
     assert jax.default_backend() == "cpu" and unrolled(few, big)
-    with made_for("tpu"):  # a plan for another machine makes the choices of that machine
+    with target_platform("tpu"):  # a plan for another machine makes the choices of that machine
         assert not unrolled(few, big)
     assert unrolled(few, big)
     assert not unrolled(few, big - 1) and not unrolled(DecodeConfig(steps=MAX_UNROLLED_STEPS + 1), big)
@@ -304,7 +312,7 @@ def test_remdms_loop_by_hand():
 def test_less_sure_tokens_are_hidden_sooner():
     """ReMDM-conf: token k goes first with probability exp(-psi_k) / sum, here 0.212, 0.316, 0.472."""
     sure = jnp.tile(jnp.array([[0.9, 0.5, 0.1]]), (20_000, 1))
-    scores = jax.jit(doubt, static_argnums=1)(jax.random.split(jax.random.key(0), 20_000), 3, sure)
+    scores = jax.jit(remask_scores, static_argnums=1)(jax.random.split(jax.random.key(0), 20_000), 3, sure)
     share = np.bincount(np.asarray(scores).argmax(axis=1), minlength=3) / 20_000
     np.testing.assert_allclose(share, [0.2120, 0.3162, 0.4718], atol=0.012)  # 3.4 standard deviations
 

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 import optax
 import pytest
-from two_processes import both, free_port
+from helpers.two_processes import both, free_port
 
-from maskgil_jax import cli, distributed
-from maskgil_jax.checkpoints.training import Checkpoints, abstract_like
+from maskgil_jax import cli
+from maskgil_jax.checkpoints.train_state import Checkpoints, abstract_like
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import ConfigError, LlamaConfig, VQConfig
-from maskgil_jax.params import create, params_of
-from maskgil_jax.sharding import global_batch, make_mesh, own_rows, shardings, shards_of, to_host
+from maskgil_jax.networks import create, params_of
+from maskgil_jax.runtime import distributed
+from maskgil_jax.runtime.mesh import global_batch, local_rows, make_mesh, process_shards, shardings, to_host
 from maskgil_jax.training.state import init_state
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
@@ -72,15 +73,15 @@ def test_two_processes_train_as_one_and_resume_exactly(tmp_path):
 
 def test_a_process_loads_the_rows_of_its_devices():
     contiguous = np.repeat(np.arange(4), 4).reshape(8, 2, 1)
-    np.testing.assert_array_equal(shards_of(contiguous, 1), [4, 5, 6, 7])
+    np.testing.assert_array_equal(process_shards(contiguous, 1), [4, 5, 6, 7])
     # A 4 x 4 torus of four machines with 2 x 2 chips each, laid out as one data axis: neighbours come from two machines.
     torus = np.asarray([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).reshape(16, 1, 1)
-    np.testing.assert_array_equal(shards_of(torus, 0), [0, 1, 4, 5])
-    np.testing.assert_array_equal(shards_of(torus, 3), [10, 11, 14, 15])
+    np.testing.assert_array_equal(process_shards(torus, 0), [0, 1, 4, 5])
+    np.testing.assert_array_equal(process_shards(torus, 3), [10, 11, 14, 15])
     # A tensor axis over two machines: both need every row.
-    np.testing.assert_array_equal(shards_of(np.asarray([0, 0, 1, 1]).reshape(1, 1, 4), 1), [0])
+    np.testing.assert_array_equal(process_shards(np.asarray([0, 0, 1, 1]).reshape(1, 1, 4), 1), [0])
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    assert own_rows(mesh, 8) == tuple(range(8))
+    assert local_rows(mesh, 8) == tuple(range(8))
     rows = {"codes": np.arange(24).reshape(8, 3)}
     placed = global_batch(rows, mesh)
     np.testing.assert_array_equal(to_host(placed)["codes"], rows["codes"])
@@ -188,6 +189,6 @@ def test_a_coordinator_that_does_not_answer(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_peers_that_do_not_come():
-    script = f"from maskgil_jax import distributed as d\nd.initialize('127.0.0.1:{free_port()}', 2, 0, timeout=2)"
+    script = f"from maskgil_jax.runtime import distributed as d\nd.initialize('127.0.0.1:{free_port()}', 2, 0, timeout=2)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 75 and "not all of 2 processes joined within 2 s" in done.stderr, done.stderr

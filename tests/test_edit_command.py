@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers.tiny_pipeline import SIDE, save_pipeline, tiny_pipeline
 from PIL import Image
-from tiny_pipeline import SIDE, save_pipeline, tiny_pipeline
 
 from maskgil_jax import cli
 

@@ -7,24 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_pipeline import CELL, DECODE, LLAMA, SIDE, assert_same_pictures, tiny_pipeline
+from helpers.tiny_pipeline import CELL, DECODE, LLAMA, SIDE, assert_same_pictures, tiny_pipeline
 
 from maskgil_jax.config import CausalConfig, ConfigError, MaskGITConfig
-from maskgil_jax.decoding import editing
-from maskgil_jax.decoding.editing import (
+from maskgil_jax.decoding import token_edits as editing
+from maskgil_jax.decoding.masked import decode
+from maskgil_jax.decoding.token_edits import (
     decode_windows,
-    feathered,
-    filled,
-    grown,
-    hide_share,
+    dilate,
+    feather_mask,
+    fill_holes,
+    mask_fraction,
     token_mask,
     window_starts,
     windows,
 )
-from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create
-from maskgil_jax.tokenizers.pixels import to_pixels, to_tokens
+from maskgil_jax.networks import create
+from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
 MASK = LLAMA.mask_id
 
@@ -60,14 +60,14 @@ def test_a_token_goes_if_any_pixel_of_its_cell_or_its_neighbours_does(corner):
 
 
 def test_the_seam_falls_from_one_to_nothing_over_its_width(corner):
-    alpha = feathered(corner[None], 3)[0]
+    alpha = feather_mask(corner[None], 3)[0]
     np.testing.assert_array_equal(alpha == 1, corner)
     np.testing.assert_array_equal(alpha[0, 4:10], np.float32([1, 0.75, 0.5, 0.25, 0, 0]))
     ring = corner[None]
     for _ in range(3):
-        ring = grown(ring)
+        ring = dilate(ring)
     np.testing.assert_array_equal(alpha > 0, ring[0])
-    np.testing.assert_array_equal(feathered(corner[None], 0)[0], corner)
+    np.testing.assert_array_equal(feather_mask(corner[None], 0)[0], corner)
 
 
 def test_holes_are_filled_with_what_is_near(corner):
@@ -76,26 +76,26 @@ def test_holes_are_filled_with_what_is_near(corner):
     hole = np.zeros((1, SIDE, SIDE), bool)
     hole[:, 2:6, 1:5] = hole[:, 10:14, 11:15] = True
     soiled = np.where(hole[..., None], np.uint8(255), image)
-    np.testing.assert_array_equal(filled(soiled, hole), image)
-    assert (filled(image, np.ones_like(hole)) == 128).all()
+    np.testing.assert_array_equal(fill_holes(soiled, hole), image)
+    assert (fill_holes(image, np.ones_like(hole)) == 128).all()
     odd = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
-    np.testing.assert_array_equal(filled(odd, np.zeros((2, 5, 7), bool)), odd)
+    np.testing.assert_array_equal(fill_holes(odd, np.zeros((2, 5, 7), bool)), odd)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.3, 5), (1.0, 16)])
 def test_a_share_of_the_tokens_is_hidden(share, count):
     tokens, keys = jnp.zeros((3, 16), jnp.int32), jax.random.split(jax.random.key(0), 3)
-    hidden = np.asarray(hide_share(tokens, keys, share, MASK) == MASK)
+    hidden = np.asarray(mask_fraction(tokens, keys, share, MASK) == MASK)
     assert hidden.sum(axis=1).tolist() == [count] * 3
     if 0 < count < 16:
         assert (hidden[0] != hidden[1]).any()
-        np.testing.assert_array_equal(np.asarray(hide_share(tokens[1:2], keys[1:2], share, MASK) == MASK)[0], hidden[1])
+        np.testing.assert_array_equal(np.asarray(mask_fraction(tokens[1:2], keys[1:2], share, MASK) == MASK)[0], hidden[1])
 
 
 # ------------------------------------------------------------------------------------------------ inpainting
 def test_only_the_hole_changes_and_it_is_not_looked_at(pipeline, images, corner):
     made = pipeline.inpaint(images, corner, [0, 1, 2], feather=2)
-    seam = grown(grown(corner[None]))[0]
+    seam = dilate(dilate(corner[None]))[0]
     np.testing.assert_array_equal(made[:, ~seam], images[:, ~seam])
     assert (made[:, corner] != images[:, corner]).any(axis=(1, 2)).all()
     other = np.where(corner[..., None], 255 - images, images)
@@ -104,7 +104,7 @@ def test_only_the_hole_changes_and_it_is_not_looked_at(pipeline, images, corner)
 
 def test_the_hole_holds_what_the_decoder_makes_of_the_known_tokens(pipeline, images, corner):
     made = pipeline.inpaint(images[:1], corner, 1, seed=4)[0]
-    known = to_tokens(pipeline.tokenizer, filled(images[:1], corner[None]))
+    known = to_tokens(pipeline.tokenizer, fill_holes(images[:1], corner[None]))
     canvas = jnp.where(token_mask(corner[None], (4, 4)), MASK, known)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(4), jnp.arange(1))
     tokens = decode(pipeline.generator, ClassCondition(jnp.array([1], jnp.int32)), keys, DECODE, canvas)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_world import random_images, write_folder
+from helpers.tiny_world import random_images, write_folder
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights
@@ -29,8 +29,8 @@ from maskgil_jax.evaluation.results import as_markdown, as_table, read_json
 from maskgil_jax.evaluation.run import evaluate
 from maskgil_jax.evaluation.sample_files import saved
 from maskgil_jax.models.inception import SPATIAL_CHANNELS, InceptionV3
-from maskgil_jax.params import abstract_params
-from maskgil_jax.pipeline import load
+from maskgil_jax.networks import abstract_params
+from maskgil_jax.pipelines.pipeline import load
 
 
 @pytest.fixture(scope="module")

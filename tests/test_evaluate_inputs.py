@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from helpers.tiny_world import random_images, write_folder
 from PIL import Image
-from tiny_world import random_images, write_folder
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights

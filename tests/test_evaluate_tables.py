@@ -7,8 +7,8 @@ import types
 import jax
 import numpy as np
 import pytest
+from helpers.tiny_world import JUDGE, VQ, random_images, random_params, write_folder
 from PIL import Image
-from tiny_world import JUDGE, VQ, random_images, random_params, write_folder
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
@@ -21,7 +21,7 @@ from maskgil_jax.evaluation.paper_tables import as_markdown, rows_of
 from maskgil_jax.evaluation.reconstruction import SHEET_COLUMNS, evaluate_tokenizer, open_lpips
 from maskgil_jax.evaluation.reference import measured
 from maskgil_jax.evaluation.results import FORMAT
-from maskgil_jax.pipeline import Pipeline, load, reconstruct
+from maskgil_jax.pipelines.pipeline import Pipeline, load, reconstruct
 from maskgil_jax.training.generator import keep_best
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -3,13 +3,13 @@
 import functools
 import pathlib
 
-import google_twin as twin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
 from flax.serialization import msgpack_restore, msgpack_serialize
+from helpers import google_twin as twin
 
 from maskgil_jax import cli, load
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights
@@ -20,8 +20,8 @@ from maskgil_jax.convert.plan import make_plan
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.maskgit import MaskGIT
-from maskgil_jax.params import abstract_params, count_params, flatten, unflatten
-from maskgil_jax.sharding import make_mesh, shardings
+from maskgil_jax.networks import abstract_params, count_params, flatten, unflatten
+from maskgil_jax.runtime.mesh import make_mesh, shardings
 from maskgil_jax.tokenizers.maskgit_vqgan import MaskGITVQGAN
 
 CODES, CLASSES = 24, 5

@@ -15,26 +15,25 @@ import numpy as np
 import optax
 import pytest
 from clu.metrics import Average
-from toy_run import NET, run_file, toy_run
+from helpers.toy_run import NET, run_file, toy_run
 
 from maskgil_jax.config import ConfigError
-from maskgil_jax.masking import masked_cross_entropy
-from maskgil_jax.params import create, params_of
+from maskgil_jax.networks import create, params_of
 from maskgil_jax.training.generator import Objective, jitted_step
-from maskgil_jax.training.guards import GuardConfig, GuardState, guard_config, guarded, unless_skipped
-from maskgil_jax.training.log import LossAlarm, StepLog, TrainingDiverged
-from maskgil_jax.training.optim import make_optimizer
-from maskgil_jax.training.signals import Interrupted, StopSignals, Terminated
+from maskgil_jax.training.liveness import Interrupted, StopSignals, Terminated, Watchdog
+from maskgil_jax.training.losses import masked_cross_entropy
+from maskgil_jax.training.metrics_log import LossAlarm, StepLog, TrainingDiverged
+from maskgil_jax.training.optimizer import make_optimizer
+from maskgil_jax.training.skip_updates import GuardState, SkipConfig, select_if_applied, skip_bad_updates, skip_config
 from maskgil_jax.training.state import apply_gradients, init_state
-from maskgil_jax.training.watchdog import Watchdog
 
 NAN, INF = float("nan"), float("inf")
-OPTIONS = GuardConfig(warmup=5)
+OPTIONS = SkipConfig(warmup=5)
 
 
 def walk(norms, options=OPTIONS, ema_decay=0.5):
     """State after gradients of these norms, and which of them were skipped."""
-    tx = guarded(optax.adam(0.1), options)
+    tx = skip_bad_updates(optax.adam(0.1), options)
     state = init_state(lambda key: {"w": jnp.asarray([1.0, -0.0])}, tx, ema=True)(jax.random.key(0))
     step = jax.jit(lambda state, norm: apply_gradients(state, {"w": jnp.asarray([0.6, 0.8]) * norm}, tx, ema_decay))
     skipped = []
@@ -65,17 +64,17 @@ def test_a_bad_norm_never_enters_the_mean_and_no_number_of_them_is_accepted():
     assert skipped == [False] * 6 + [True] * 60 + [False, True, True, False]
     np.testing.assert_allclose(state.opt_state.norm_mean, 1.0, rtol=1e-6)
     assert int(state.opt_state.accepted) == 8
-    assert not any(walk([1.0] * 6 + [50.0], GuardConfig(spike=0.0))[1])
+    assert not any(walk([1.0] * 6 + [50.0], SkipConfig(spike=0.0))[1])
     assert not any(walk([1.0, 50.0, 1.0])[1]), "no spikes are seen in the warm-up"
 
 
 def test_without_a_guard_everything_is_accepted():
-    assert unless_skipped(optax.EmptyState(), 1, 2) == 1
+    assert select_if_applied(optax.EmptyState(), 1, 2) == 1
 
 
 def test_the_compiled_step_leaves_all_but_the_counter(monkeypatch):
     options = run_file().optimizer
-    tx = guarded(make_optimizer(options, 10), GuardConfig())
+    tx = skip_bad_updates(make_optimizer(options, 10), SkipConfig())
     init = init_state(lambda key: params_of(create(NET, key)), tx, ema=True)
     state = jax.jit(init)(jax.random.key(0))
     old = jax.tree.map(np.asarray, state)
@@ -94,7 +93,7 @@ def test_the_compiled_step_leaves_all_but_the_counter(monkeypatch):
 
 
 def test_options_are_checked():
-    assert guard_config({}) == GuardConfig() == guard_config({"guard": None})
+    assert skip_config({}) == SkipConfig() == skip_config({"guard": None})
     for options, message in [
         ({"spike": 0.5}, r"guard.spike: must be above 1"),
         ({"stop_after": 0}, r"guard.stop_after: must be at least 1"),
@@ -102,7 +101,7 @@ def test_options_are_checked():
         ({"spikes": 1.0}, r"did you mean 'spike'"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            guard_config({"guard": options})
+            skip_config({"guard": options})
 
 
 class Lines:
@@ -128,7 +127,7 @@ def logged(losses, runs, **options):
         batch_size=1,
         headline="loss",
         event=lambda name, **fields: events.append((name, fields["step"])),
-        **{"every": 3, "guard": GuardConfig(stop_after=4)} | options,
+        **{"every": 3, "guard": SkipConfig(stop_after=4)} | options,
     )
     for step, (loss, run) in enumerate(zip(losses, runs, strict=True), 1):
         values = {"loss": loss, "grad_norm": NAN if run else 1.0, "skipped_in_a_row": float(run)}
@@ -179,7 +178,7 @@ def test_z_loss_pulls_the_denominator_to_one():
 def test_the_watchdog_leaves_with_all_stacks_and_code_five():
     program = """
 import logging, time
-from maskgil_jax.training.watchdog import Watchdog
+from maskgil_jax.training.liveness import Watchdog
 logging.basicConfig(format="%(message)s")
 dog = Watchdog(0.4, event=lambda name, **fields: print(name, fields["step"], flush=True))
 def work():
@@ -203,7 +202,7 @@ def test_the_watchdog_does_not_count_the_time_in_which_the_process_was_stopped(m
     """A clock that stands still but for the pauses of the watching thread; one of them is a laptop asleep for an hour."""
     dog, clock, barks = Watchdog(0.0, factor=0.0), [100.0], []
     dog.seconds, dog._bark = 300.0, barks.append
-    monkeypatch.setattr("maskgil_jax.training.watchdog.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("maskgil_jax.training.liveness.time.monotonic", lambda: clock[0])
 
     def watch(*pauses):
         dog.ended(1)
@@ -250,7 +249,7 @@ def test_a_signal_asks_for_a_stop(number, error, capfd):
 def test_a_second_signal_leaves_at_once():
     program = """
 import os, signal, time
-from maskgil_jax.training.signals import StopSignals
+from maskgil_jax.training.liveness import StopSignals
 with StopSignals():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.3)

@@ -16,8 +16,8 @@ from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.hybrid import _decode_hybrid, causal_tokens, decode_hybrid, network_calls
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import build, create, fingerprint, params_of
-from maskgil_jax.pipeline import load
+from maskgil_jax.networks import build, create, fingerprint, params_of
+from maskgil_jax.pipelines.pipeline import load
 
 VQ = VQConfig(channels=8, multipliers=(1, 1, 2), res_blocks=1, latent_dim=8, codebook_size=16, codebook_dim=4, image_size=16)
 OPTIONS = dict(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=1, heads=2, mlp_width=32)

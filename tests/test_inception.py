@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from judge_weights import INCEPTION as FACTS
-from judge_weights import inception_state
+from helpers.feature_network_weights import INCEPTION as FACTS
+from helpers.feature_network_weights import inception_state
+from helpers.torch_names import GOLDEN, state_hash
 from safetensors.numpy import save_file
-from torch_names import GOLDEN, state_hash
 
 from maskgil_jax.checkpoints.weights import SHIPPED
 from maskgil_jax.config import InceptionConfig
@@ -19,7 +19,7 @@ from maskgil_jax.evaluation import protocols
 from maskgil_jax.evaluation.features import FeatureExtractor, local_mesh, rebatch
 from maskgil_jax.evaluation.inception import inception_features, load_inception
 from maskgil_jax.models import inception
-from maskgil_jax.params import abstract_params, build, flatten, unflatten
+from maskgil_jax.networks import abstract_params, build, flatten, unflatten
 
 REFERENCE = np.load(GOLDEN / "metrics" / "inception_recipe.npz")
 

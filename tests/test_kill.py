@@ -13,10 +13,10 @@ import pytest
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.step_folders import steps_in
-from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints
+from maskgil_jax.checkpoints.train_state import CheckpointError, Checkpoints
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import VQConfig
-from maskgil_jax.params import create, params_of
+from maskgil_jax.networks import create, params_of
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
 VQ = VQConfig(channels=4, multipliers=(1, 1, 1), res_blocks=1, latent_dim=4, codebook_size=32, codebook_dim=4, image_size=16)

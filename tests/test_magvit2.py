@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.torch_names import draw_all, generated, golden, state_hash
 from test_vqgan import RTOL, summary
-from torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.config import MAGVIT_PRESETS, ConfigError, MagvitConfig
@@ -18,10 +18,10 @@ from maskgil_jax.convert.checkpoint import Problem
 from maskgil_jax.convert.magvit_tables import averaged
 from maskgil_jax.convert.plan import make_plan
 from maskgil_jax.convert.rules import export_arrays, import_arrays
-from maskgil_jax.params import abstract_params, build, count_params, create, flatten, params_of, unflatten
+from maskgil_jax.networks import abstract_params, build, count_params, create, flatten, params_of, unflatten
 from maskgil_jax.tokenizers.magvit2 import Magvit2, depth_to_space
 from maskgil_jax.tokenizers.quantizers import SignQuantizer, join_codes, sign_entropies, split_codes
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.tokenizer import init_state, jitted_step
 from maskgil_jax.training.vq_losses import VQLossConfig
 

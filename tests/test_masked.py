@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, draws, hasty, twin  # noqa: F401
+from helpers.decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, draws, hasty, twin  # noqa: F401
 
 from maskgil_jax.config import PLANS, SCHEDULES, ConfigError, DecodeConfig
 from maskgil_jax.decoding.guidance import guidance_scales, guided_runs
-from maskgil_jax.decoding.masked import decode, decode_steps, fill, reveal
+from maskgil_jax.decoding.masked import decode, decode_loop, decode_steps, reveal
+from maskgil_jax.decoding.schedules import reveal_counts
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.schedules import reveal_counts
 
 
 @pytest.mark.parametrize("ramp", ["constant", "linear"])
@@ -22,7 +22,7 @@ def test_twin_agrees_token_for_token_for_every_plan_and_schedule(order, ramp):
     labels, keys, tokens = batch()
     stub, noise, made = Stub(), draws(jax.random.clone(keys), 3, LENGTH), set()
     # The counts are an argument of the loop: one compilation serves all plans.
-    loop = jax.jit(fill, static_argnums=(5, 6), compiler_options=HASTY)
+    loop = jax.jit(decode_loop, static_argnums=(5, 6), compiler_options=HASTY)
     static = DecodeConfig(steps=3, order=order, guidance_ramp=ramp, draw="gumbel")
     for plan, schedule in itertools.product(PLANS, SCHEDULES):
         counts = reveal_counts(plan, schedule, 3, (tokens == CODES).sum(axis=-1))

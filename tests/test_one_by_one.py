@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_twin import Headed, Stub, batch, hasty  # noqa: F401
+from helpers.decode_twin import Headed, Stub, batch, hasty  # noqa: F401
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskgil_jax.config import DecodeConfig, VQConfig
 from maskgil_jax.decoding.masked import decode, decode_steps
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create
-from maskgil_jax.platforms import better_alone, made_for
+from maskgil_jax.networks import create
+from maskgil_jax.runtime.platform import prefer_sequential, target_platform
 
 # Of float32 images in about [-1, 1]: sums over a batch are taken in another order than those over one image.
 ROUNDING = 1e-5
@@ -41,24 +41,24 @@ def test_images_of_a_tokenizer():
     program = jax.jit(lambda network, codes: network.decode(codes)).lower(tokenizer, codes)
     assert "while" in program.as_text()
     alone = program.compile()(tokenizer, codes)
-    with made_for("gpu"):
+    with target_platform("gpu"):
         together = jax.jit(lambda network, codes: network.decode(codes))(tokenizer, codes)
     np.testing.assert_allclose(alone, together, rtol=0, atol=ROUNDING)
 
 
 def test_it_is_chosen_on_a_cpu_for_large_canvases_on_one_device():
     label_b = jnp.zeros(8, jnp.int32)
-    assert better_alone(ClassCondition(label_b), 256)
-    assert not better_alone(label_b, 255)  # little work
-    assert not better_alone(label_b[:1], 256)  # nothing to part
+    assert prefer_sequential(ClassCondition(label_b), 256)
+    assert not prefer_sequential(label_b, 255)  # little work
+    assert not prefer_sequential(label_b[:1], 256)  # nothing to part
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     split_b = jax.device_put(label_b, NamedSharding(mesh, PartitionSpec("data")))
     inside = []
-    jax.make_jaxpr(lambda split_b: inside.append(better_alone(split_b + 1, 256)))(split_b)
-    assert not better_alone(split_b, 256) and inside == [False]
+    jax.make_jaxpr(lambda split_b: inside.append(prefer_sequential(split_b + 1, 256)))(split_b)
+    assert not prefer_sequential(split_b, 256) and inside == [False]
     for name in ("gpu", "tpu"):
-        with made_for(name):
-            assert not better_alone(label_b, 256)
+        with target_platform(name):
+            assert not prefer_sequential(label_b, 256)
 
 
 def test_the_choice_reaches_the_network(monkeypatch):
@@ -67,7 +67,7 @@ def test_the_choice_reaches_the_network(monkeypatch):
     labels, keys, _ = batch()
     rows = {}
     for images, codes in (("together", 12), ("one_by_one", 99), ("auto", 12), ("auto", 13)):
-        monkeypatch.setattr("maskgil_jax.platforms.MIN_CODES_ALONE", codes)
+        monkeypatch.setattr("maskgil_jax.runtime.platform.MIN_SEQUENTIAL_CODES", codes)
         cfg = DecodeConfig(steps=7, images=images, temperature=codes / 10)  # a program of its own
         jax.make_jaxpr(lambda keys, cfg=cfg: decode(Stub(), ClassCondition(labels), keys, cfg))(keys)
         rows[images, codes] = Stub.rows

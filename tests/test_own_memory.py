@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, hasty  # noqa: F401
+from helpers.decode_twin import CODES, GRID, HASTY, LENGTH, Stub, batch, hasty  # noqa: F401
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskgil_jax.config import CausalConfig, DecodeConfig, LlamaConfig
@@ -13,7 +13,7 @@ from maskgil_jax.decoding.causal import _decode_causal, decode_causal
 from maskgil_jax.decoding.hybrid import decode_hybrid
 from maskgil_jax.decoding.masked import decode, decode_steps
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create
+from maskgil_jax.networks import create
 
 SURE = DecodeConfig(steps=3, remask="cap", remask_eta=0.5, remask_pick="confidence")  # a step needs more than the canvas
 

@@ -14,15 +14,17 @@ import time
 
 import numpy as np
 import pytest
+from helpers.two_processes import free_port
 from jax.experimental import multihost_utils
-from two_processes import free_port
 
-from maskgil_jax import cli, distributed, peers
+from maskgil_jax import cli
 from maskgil_jax.checkpoints.step_folders import steps_in
 from maskgil_jax.config import ConfigError
-from maskgil_jax.training.events import Goodput, goodput
+from maskgil_jax.runtime import distributed
+from maskgil_jax.runtime import heartbeat as peers
+from maskgil_jax.training.run_events import Goodput, goodput
 
-TOY = pathlib.Path(__file__).with_name("toy_run.py")
+TOY = pathlib.Path(__file__).parent / "helpers" / "toy_run.py"
 
 
 class Store:
@@ -217,7 +219,7 @@ def pair(workdir, another=None, every=2):
     before = lines_of(workdir)
     argv = [sys.executable, str(TOY), "--steps", "9999", "--every", str(every), "--seconds", "0.1"]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"}
-    env["PYTHONPATH"] = str(TOY.parents[1])
+    env["PYTHONPATH"] = str(TOY.parents[2])
     runs = [
         subprocess.Popen(
             [*argv, "--workdir", str(seen), "--process", f"{i}/2/{port}"], env=env, stderr=subprocess.PIPE, text=True

@@ -11,7 +11,7 @@ import pytest
 from maskgil_jax import cli
 from maskgil_jax.config import ConfigError, LlamaConfig
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import build, create, params_of
+from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.planning.chips import CHIPS, open_topology
 from maskgil_jax.planning.flops import count_flops
 from maskgil_jax.planning.hlo import Program

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from fake_hub import TOKEN, running
+from helpers.fake_hub import TOKEN, running
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.push import push
 from maskgil_jax.checkpoints.weights import load_tokenizer, load_weights, save_weights
 from maskgil_jax.config import ConfigError, LlamaConfig, VQConfig
-from maskgil_jax.params import abstract_params
+from maskgil_jax.networks import abstract_params
 
 VQ = VQConfig(channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=8)
 GPT = LlamaConfig(codebook_size=32, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=32)

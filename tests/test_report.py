@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ClassifierConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.data.images import open_images
 from maskgil_jax.evaluation.report import as_markdown, figures, nearest
-from maskgil_jax.pipeline import Pipeline
+from maskgil_jax.pipelines.pipeline import Pipeline
 from maskgil_jax.training.classifier import (
     Augment,
     accuracy,
@@ -29,7 +29,7 @@ from maskgil_jax.training.classifier import (
     predict,
     train,
 )
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.state import init_state
 
 # ------------------------------------------------------------------------------------------------ a world of four colours

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import llama_config, published_params, recipe_getter
-from recipe import load_case
+from helpers.gpt_weights import llama_config, published_params, recipe_getter
+from helpers.recipe import load_case
 from test_vqgan import reference_case
 
 from maskgil_jax.models import layers, llama, rope
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import _blueprint, build, params_of
+from maskgil_jax.networks import _blueprint, build, params_of
 from maskgil_jax.tokenizers import quantizers, vqgan
 
 # The published code's own largest float32 error, output by output.

@@ -15,7 +15,7 @@ from maskgil_jax.config import DecodeConfig
 from maskgil_jax.decoding.guidance import guidance_scales, mix, progress
 from maskgil_jax.decoding.masked import confidence, reveal
 from maskgil_jax.decoding.orders import halton_ranks
-from maskgil_jax.schedules import reveal_counts
+from maskgil_jax.decoding.schedules import reveal_counts
 
 # Not a code: the published loop can draw its own [MASK] id, which then counts as known and is clamped at the end.
 HIDDEN = -1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maskgil_jax.config import PLANS, SCHEDULES, ConfigError
-from maskgil_jax.schedules import gamma, mask_ratio, reveal_counts
+from maskgil_jax.decoding.schedules import gamma, mask_ratio, reveal_counts
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/samplers/plans.json").read_text())
 

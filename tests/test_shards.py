@@ -14,7 +14,7 @@ from maskgil_jax.checkpoints.weights import load_generator, load_weights, save_w
 from maskgil_jax.config import LlamaConfig
 from maskgil_jax.convert.main import convert, export_file
 from maskgil_jax.convert.torch_files import read
-from maskgil_jax.params import abstract_params, flatten
+from maskgil_jax.networks import abstract_params, flatten
 
 GPT = LlamaConfig(codebook_size=32, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=32)
 LAYOUT = dict(positions="1d_shifted", class_position="last", mask_logit=True)
@@ -85,8 +85,8 @@ def test_values_are_read_when_asked_for(folder, monkeypatch):
 
 def test_conversions_are_sharded_and_exported_again(tmp_path):
     """A published file -> shards -> the same numbers and the same file."""
-    from gpt_weights import llama_config, published_tensors
-    from recipe import draw, load_case
+    from helpers.gpt_weights import llama_config, published_tensors
+    from helpers.recipe import draw, load_case
 
     config, _ = load_case("maskgil_gpt/tiny")
     cfg = llama_config(config["hparams"], dropout=0.1)

@@ -12,13 +12,13 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 from test_codes import encode
 
-from maskgil_jax import storage
-from maskgil_jax.checkpoints import training
+from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import ConfigError, VQConfig
-from maskgil_jax.data.codes import CodeStore
-from maskgil_jax.params import create, params_of
-from maskgil_jax.training.writers import MetricWriter
+from maskgil_jax.data.code_store import CodeStore
+from maskgil_jax.files import paths as storage
+from maskgil_jax.networks import create, params_of
+from maskgil_jax.training.metrics_log import MetricWriter
 
 VQ = VQConfig(channels=4, multipliers=(1, 1), res_blocks=1, latent_dim=4, codebook_size=8, codebook_dim=4, image_size=8)
 

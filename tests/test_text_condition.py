@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import llamagen_config, published_params, published_tensors, recipe_getter
+from helpers.gpt_weights import llamagen_config, published_params, published_tensors, recipe_getter
+from helpers.recipe import load_case
 from jax.sharding import PartitionSpec as P
-from recipe import load_case
 
 from maskgil_jax.checkpoints.weights import load_generator, save_weights
 from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig
 from maskgil_jax.convert.main import convert, export
 from maskgil_jax.decoding.causal import decode_causal
-from maskgil_jax.masking import token_losses
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.params import build, create, params_of
-from maskgil_jax.sharding import make_mesh, shardings
+from maskgil_jax.networks import build, create, params_of
+from maskgil_jax.runtime.mesh import make_mesh, shardings
+from maskgil_jax.training.losses import token_losses
 
 SMALL = LlamaConfig(
     codebook_size=16,

@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gpt_weights import llama_config, published_params, recipe_getter
-from recipe import GOLDEN, load_case
+from helpers.gpt_weights import llama_config, published_params, recipe_getter
+from helpers.recipe import GOLDEN, load_case
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.masking import best_class, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy, mean_metrics
-from maskgil_jax.params import create, params_of
-from maskgil_jax.sharding import global_batch, make_mesh
+from maskgil_jax.networks import create, params_of
+from maskgil_jax.runtime.mesh import global_batch, make_mesh
 from maskgil_jax.training.generator import Objective, corrupt_batch, gradients, jitted_step
-from maskgil_jax.training.optim import decay_mask, learning_rate, make_optimizer
+from maskgil_jax.training.losses import (
+    best_class,
+    chunked_cross_entropy,
+    corrupt,
+    drop_labels,
+    masked_cross_entropy,
+    mean_metrics,
+)
+from maskgil_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 from maskgil_jax.training.state import apply_gradients, init_state, sharded_init
 
 SMALL = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48)

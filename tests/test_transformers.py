@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import bert_config, llama_config, published_params, recipe_getter
-from recipe import GOLDEN, load_case
+from helpers.gpt_weights import bert_config, llama_config, published_params, recipe_getter
+from helpers.recipe import GOLDEN, load_case
 
 from maskgil_jax.config import BERT_PRESETS, LLAMA_PRESETS, BertConfig, ConfigError, LlamaConfig
 from maskgil_jax.models.condition import ClassCondition, TextCondition
-from maskgil_jax.models.layers import dropout, mixed
+from maskgil_jax.models.layers import dropout, hash_uint32
 from maskgil_jax.models.rope import rotate, rotation_table
-from maskgil_jax.params import abstract_params, build, count_params, create, params_of
+from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
 
 
 def condition_of(io, cfg, dropped=False):
@@ -212,7 +212,7 @@ def test_networks_do_not_lean_on_nnx_graph_mode():
     """The same numbers with the defaults that Flax announces for NNX (trees instead of graphs)."""
     code = (
         "import jax, jax.numpy as jnp; from maskgil_jax.config import LlamaConfig;"
-        "from maskgil_jax.models.condition import ClassCondition; from maskgil_jax.params import build, create, params_of;"
+        "from maskgil_jax.models.condition import ClassCondition; from maskgil_jax.networks import build, create, params_of;"
         "cfg = LlamaConfig(codebook_size=8, num_classes=2, grid=(2, 2), width=32, depth=2, heads=2, mlp_width=32);"
         "model = build(cfg, params_of(create(cfg, jax.random.key(0))));"
         "print(jax.jit(lambda m, t: m.hidden(t, ClassCondition(jnp.zeros(1, int))).sum())(model, jnp.zeros((1, 4), int)))"
@@ -238,4 +238,4 @@ def test_dropout_masks_look_random():
         assert abs(np.mean(centred[:, lag:] * centred[:, :-lag]) / 0.1875) < 0.02
     between = centred @ centred.T / centred.shape[1] / 0.1875 - np.eye(64)
     assert np.abs(between).max() < 0.13  # 0.025 is the standard deviation
-    assert len(np.unique(np.asarray(mixed(jnp.arange(2**16, dtype=jnp.uint32))))) == 2**16
+    assert len(np.unique(np.asarray(hash_uint32(jnp.arange(2**16, dtype=jnp.uint32))))) == 2**16

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
-from judge_weights import lpips_network
-from torch_names import draw_all, golden, state_hash, to_flax
+from helpers.feature_network_weights import lpips_network
+from helpers.torch_names import draw_all, golden, state_hash, to_flax
 
 from maskgil_jax.config import ConfigError
 from maskgil_jax.tokenizers.quantizers import VectorQuantizer

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from maskgil_jax.checkpoints.step_folders import steps_in
-from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints, abstract_like
+from maskgil_jax.checkpoints.train_state import CheckpointError, Checkpoints, abstract_like
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights, save_weights
 from maskgil_jax.config import ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create, flatten, params_of
-from maskgil_jax.pipeline import load, pack
-from maskgil_jax.sharding import make_mesh, shardings
+from maskgil_jax.networks import create, flatten, params_of
+from maskgil_jax.pipelines.pipeline import load, pack
+from maskgil_jax.runtime.mesh import make_mesh, shardings
 
 VQ = VQConfig(channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=8)
 GPT = LlamaConfig(codebook_size=32, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=32)

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.atomic import writing
 from maskgil_jax.checkpoints.hub import download
 from maskgil_jax.checkpoints.shards import SHARD_BYTES, Tensors, write_tensors
 from maskgil_jax.config import ConfigError, choose, from_dict, require, to_dict
-from maskgil_jax.params import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
-from maskgil_jax.storage import free_bytes, is_remote, local_copy, size_text, upload
+from maskgil_jax.files.atomic import writing
+from maskgil_jax.files.paths import free_bytes, is_remote, local_copy, size_text, upload
+from maskgil_jax.networks import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
 
 FORMAT = "maskgil_jax weights 1"
 SHIPPED = pathlib.Path(__file__).parents[1] / "weights"
@@ -131,7 +131,7 @@ def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
 def open_weights(path, part: str | None = None) -> tuple[Any, dict, Tensors]:
     """(options, `config.json`, tensors) of a weights folder, names and shapes compared; no value is read yet."""
     folder = resolve(path, part)
-    about = read_about(folder)
+    about = read_metadata(folder)
     choose(f"{folder}/config.json: family", about["family"], FAMILIES)
     cfg = from_dict(FAMILIES[about["family"]][0], about["options"], f"{folder}/config.json")
     tensors = Tensors(folder)
@@ -151,7 +151,7 @@ def load_weights(path, part: str | None = None) -> Weights:
     return Weights(cfg, unflatten(flat), about, tensors.file.parent)
 
 
-def read_about(folder: pathlib.Path) -> dict:
+def read_metadata(folder: pathlib.Path) -> dict:
     """`config.json` of a weights folder as a dict."""
     file = folder / "config.json"
     try:

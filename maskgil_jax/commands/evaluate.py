@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.sample import add_decoding_options, chosen
+from maskgil_jax.commands.sample import add_decoding_options, with_cli_options
 from maskgil_jax.commands.start import prepare_jax
 
 
@@ -134,9 +134,9 @@ def drawn(args):
     from maskgil_jax.config import require
     from maskgil_jax.evaluation.generated import cycled_labels, even_counts, generated_set, labels_like
     from maskgil_jax.evaluation.image_sets import open_set
-    from maskgil_jax.pipeline import load
+    from maskgil_jax.pipelines.pipeline import load
 
-    pipeline = chosen(load(args.weights), args)
+    pipeline = with_cli_options(load(args.weights), args)
     count = 50_000 if args.count is None else args.count
     require(count >= 2, f"--count: must be at least 2, got {count}")
     classes = len(pipeline.class_names)
@@ -163,7 +163,7 @@ def tokenizer(args) -> None:
     from maskgil_jax.evaluation.image_sets import open_set
     from maskgil_jax.evaluation.reconstruction import evaluate_tokenizer, open_lpips
     from maskgil_jax.evaluation.reference import open_reference
-    from maskgil_jax.pictures import save_png
+    from maskgil_jax.files.images import save_png
 
     require(bool(args.data), "--data: give the images to reconstruct: a folder, an .npz, emoji or tfds:NAME")
     wanted = [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
@@ -206,8 +206,8 @@ def table(args, rest) -> None:
 
 def show(result: dict, out) -> None:
     """Prints a result, and writes it."""
-    from maskgil_jax.atomic import write_json
     from maskgil_jax.evaluation.results import as_markdown, as_table
+    from maskgil_jax.files.atomic import write_json
 
     write_json(out, result)
     print(f"{as_table(result)}\n\n{as_markdown(result)}\n\nresult: {out}")

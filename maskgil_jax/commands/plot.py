@@ -17,7 +17,7 @@ def run(args, rest) -> None:
     """maskgil plot"""
     from maskgil_jax.config import ConfigError
     from maskgil_jax.evaluation.plots import plot_results, plot_runs, read_results
-    from maskgil_jax.pictures import save_png
+    from maskgil_jax.files.images import save_png
 
     missing = [name for name in args.runs if not pathlib.Path(name).exists()]
     if missing:

@@ -17,7 +17,7 @@ def prepare_jax() -> None:
 
 
 def add_process_options(sub) -> None:
-    """The options of `maskgil_jax.distributed.initialize`."""
+    """The options of `maskgil_jax.runtime.distributed.initialize`."""
     several = sub.add_argument_group("several processes", "found by themselves on TPU slices and under SLURM")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs; the same for all")
     several.add_argument("--num-processes", type=int, metavar="N", help="1: this machine alone, whatever it is part of")

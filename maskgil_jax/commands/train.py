@@ -24,7 +24,7 @@ def run(args, rest) -> None:
     import jax
 
     from maskgil_jax.config import choose
-    from maskgil_jax.distributed import initialize
+    from maskgil_jax.runtime.distributed import initialize
 
     config = read_run_file(args.config, rest)
     choose("config.task", config.task, ("generator", "tokenizer", "classifier"))
@@ -53,7 +53,7 @@ def judge_of(config):
     """What measures samples of a generator in training, if `config.evaluate` asks for it: training knows no evaluation."""
     if not config.get("evaluate") or not config.evaluate.every:
         return None
-    from maskgil_jax.evaluation.during import DuringTraining
+    from maskgil_jax.evaluation.during import SampleEvaluator
 
     data = config.data
-    return DuringTraining(config.evaluate, image_size=data.image_size, data_label=data.label, data_dir=data.data_dir or None)
+    return SampleEvaluator(config.evaluate, image_size=data.image_size, data_label=data.label, data_dir=data.data_dir or None)

@@ -5,8 +5,8 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. This ro
 
 from .base import ConfigError, choose, from_dict, require, to_dict
 from .decoding import DECODE_PRESETS, ORDERS, PLANS, REMASK_RULES, SCHEDULES, CausalConfig, DecodeConfig, decode_preset
+from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig, check_flash_length
-from .judges import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 

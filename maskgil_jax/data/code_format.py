@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgil_jax.atomic import writing
+from maskgil_jax.files.atomic import writing
 
 FORMAT = "maskgil-codes-1"
 MANIFEST, PROGRESS = "manifest.json", "progress.json"

@@ -14,12 +14,12 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from maskgil_jax.atomic import clear, write_json
 from maskgil_jax.config import require
 from maskgil_jax.data import code_format
-from maskgil_jax.data.crops import adm_center_crop, five_crops
 from maskgil_jax.data.loader import read_ahead
-from maskgil_jax.storage import free_bytes, is_remote, size_text
+from maskgil_jax.data.transforms import adm_center_crop, five_crops
+from maskgil_jax.files.atomic import clear, write_json
+from maskgil_jax.files.paths import free_bytes, is_remote, size_text
 
 _log = logging.getLogger(__name__)
 

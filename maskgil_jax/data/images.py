@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from maskgil_jax.config import require
-from maskgil_jax.data.crops import RandomFlip, crop_transform
-from maskgil_jax.data.demo import TILE, emoji
-from maskgil_jax.data.folder import ImageFolder
 from maskgil_jax.data.loader import batches
+from maskgil_jax.data.sources.emoji import TILE, emoji
+from maskgil_jax.data.sources.folder import ImageFolder
+from maskgil_jax.data.transforms import RandomFlip, crop_transform
 
 
 def open_images(
@@ -38,7 +38,7 @@ def open_images(
     if spec == "emoji":
         return emoji(split, label, size)
     if spec.startswith("tfds:"):
-        from maskgil_jax.data.prepared import PreparedDataset
+        from maskgil_jax.data.sources.tfds import PreparedDataset
 
         return PreparedDataset(spec[len("tfds:") :], split, data_dir)
     inner = Path(spec) / split

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, require
 from maskgil_jax.decoding.guidance import mix, ready
-from maskgil_jax.decoding.sampling import draw
-from maskgil_jax.keys import fold_keys, image_keys, typed_key
+from maskgil_jax.decoding.token_sampling import draw
+from maskgil_jax.runtime.rng import fold_keys, image_keys, typed_key
 
 # Folded into an image's key before its tokens' numbers, so that masked decoding with the same key draws independently.
 _CAUSAL_DRAWS = 2**32 - 1

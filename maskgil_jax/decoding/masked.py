@@ -18,11 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from maskgil_jax.config import ConfigError, DecodeConfig, require
 from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided_runs, progress, ready
-from maskgil_jax.decoding.orders import queue_scores
-from maskgil_jax.decoding.sampling import draw, temperatures
-from maskgil_jax.keys import fold_keys, image_keys, typed_key
-from maskgil_jax.platforms import better_alone, one_by_one, platform
-from maskgil_jax.schedules import most_left, remask_counts, remask_steps, reveal_counts
+from maskgil_jax.decoding.orders import order_scores
+from maskgil_jax.decoding.schedules import max_masked_per_step, remask_counts, remask_steps, reveal_counts
+from maskgil_jax.decoding.token_sampling import draw, temperatures
+from maskgil_jax.runtime.platform import map_batch, platform, prefer_sequential
+from maskgil_jax.runtime.rng import fold_keys, image_keys, typed_key
 
 # loop="auto" on a CPU: more steps take longer to compile one by one than they save, and so do fewer codes.
 MAX_UNROLLED_STEPS, MIN_UNROLLED_CODES = 16, 4096
@@ -69,11 +69,11 @@ def decode(
     require(not traced, "on_step: is called from the host, so decode must not stand inside a jitted function")
     canvas_bl = _own_canvas(generator, condition, tokens_bl, grid)
     layout = canvas_bl.sharding
-    sure_bl = jnp.zeros(canvas_bl.shape, jnp.float32) if remembers(cfg) else None
-    canvas_bl, sure_bl = jax.device_put((canvas_bl, sure_bl), layout)
+    revealed_prob_bl = jnp.zeros(canvas_bl.shape, jnp.float32) if remembers(cfg) else None
+    canvas_bl, revealed_prob_bl = jax.device_put((canvas_bl, revealed_prob_bl), layout)
     for i in range(cfg.steps):
         # Back in the layout of the first canvas, so that every step finds the program that is there already.
-        canvas_bl, sure_bl = jax.device_put(steps(canvas_bl, sure_bl, _span(i, i + 1)), layout)
+        canvas_bl, revealed_prob_bl = jax.device_put(steps(canvas_bl, revealed_prob_bl, _span(i, i + 1)), layout)
         on_step(i + 1, jnp.copy(canvas_bl))  # theirs to keep: the next step takes the memory of ours
     return canvas_bl
 
@@ -99,7 +99,7 @@ def confidence(logits_blv, picks_bl, noise_bl=None, weight=0.0):
     return log_prob_bl if noise_bl is None else log_prob_bl + weight * noise_bl
 
 
-def best(allowed_bl, scores_bl, count_b):
+def topk_mask(allowed_bl, scores_bl, count_b):
     """The `count_b` best-scored of each image's allowed places (all of them if there are fewer): bool (b, l).
 
     Equal scores go to the earlier position, so exactly `count_b` are true.
@@ -115,16 +115,18 @@ def best(allowed_bl, scores_bl, count_b):
 
 
 def reveal(tokens_bl, picks_bl, scores_bl, count_b, mask_id: int):
-    """Puts the `count_b` best-scored picks of each image in place of masks (`best`); other tokens stay as they are."""
-    return jnp.where(best(tokens_bl == mask_id, scores_bl, count_b), picks_bl, tokens_bl)
+    """Puts the `count_b` best-scored picks of each image in place of masks (`topk_mask`); other tokens stay as they are."""
+    return jnp.where(topk_mask(tokens_bl == mask_id, scores_bl, count_b), picks_bl, tokens_bl)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "grid", "trajectory"), donate_argnames=("canvas_bl", "sure_bl"))
-def _decode(generator, condition, key, tokens_bl, canvas_bl, sure_bl, span, *, cfg: DecodeConfig, grid, trajectory: bool):
+@functools.partial(jax.jit, static_argnames=("cfg", "grid", "trajectory"), donate_argnames=("canvas_bl", "revealed_prob_bl"))
+def _decode(
+    generator, condition, key, tokens_bl, canvas_bl, revealed_prob_bl, span, *, cfg: DecodeConfig, grid, trajectory: bool
+):
     """Steps span[0] to span[1] (None: all) on `canvas_bl`, which began as `tokens_bl` (None: everything masked).
 
     None for the canvas too: it begins here, so it needs no memory but that of the result. One that is given is
-    written over, and so is `sure_bl`; `tokens_bl`, which may be the caller's, is not. Returns what `fill` does.
+    written over, and so is `revealed_prob_bl`; `tokens_bl`, which may be the caller's, is not. Returns what `decode_loop` does.
     """
     b, l, mask_id = _batch(condition), math.prod(grid), generator.cfg.mask_id
     pause = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to) if cfg.remask_loop else (0, 0)
@@ -135,33 +137,33 @@ def _decode(generator, condition, key, tokens_bl, canvas_bl, sure_bl, span, *, c
     else:
         tokens_bl = tokens_bl.astype(jnp.int32)
         counts_bt = reveal_counts(*plan, (tokens_bl == mask_id).sum(axis=-1), max_masked=l, pause=pause)
-    generator, left_t = ready(generator), most_left(*plan, l, pause)
+    generator, max_masked_t = ready(generator), max_masked_per_step(*plan, l, pause)
 
-    def steps(condition, key_b, tokens_bl, counts_bt, canvas_bl, sure_bl):
-        part = Part(tokens_bl if canvas_bl is None else canvas_bl, sure_bl, span, left_t)
-        made, sure_bl = fill(generator, condition, key_b, tokens_bl, counts_bt, cfg, grid, trajectory, part)
-        return made.swapaxes(0, 1) if trajectory else made, sure_bl  # the batch first
+    def steps(condition, key_b, tokens_bl, counts_bt, canvas_bl, revealed_prob_bl):
+        part = LoopSlice(tokens_bl if canvas_bl is None else canvas_bl, revealed_prob_bl, span, max_masked_t)
+        made, revealed_prob_bl = decode_loop(generator, condition, key_b, tokens_bl, counts_bt, cfg, grid, trajectory, part)
+        return made.swapaxes(0, 1) if trajectory else made, revealed_prob_bl  # the batch first
 
-    batch = condition, image_keys(key, b), tokens_bl, counts_bt, canvas_bl, sure_bl
-    apart = better_alone(condition, l) if cfg.images == "auto" else cfg.images == "one_by_one"
-    made, sure_bl = one_by_one(steps, *batch) if apart else steps(*batch)
-    return made.swapaxes(0, 1) if trajectory else made, sure_bl
+    batch = condition, image_keys(key, b), tokens_bl, counts_bt, canvas_bl, revealed_prob_bl
+    apart = prefer_sequential(condition, l) if cfg.images == "auto" else cfg.images == "one_by_one"
+    made, revealed_prob_bl = map_batch(steps, *batch) if apart else steps(*batch)
+    return made.swapaxes(0, 1) if trajectory else made, revealed_prob_bl
 
 
-class Part(NamedTuple):
-    """A stretch of the loop: what it begins with, its first step and its end, and `schedules.most_left` of the plan.
+class LoopSlice(NamedTuple):
+    """A stretch of the loop: what it begins with, its first step and its end, and `schedules.max_masked_per_step` of the plan.
 
     It begins with a canvas and, if the configuration `remembers`, how sure its tokens were (None: nothing is made yet). A
     span is an array, so that every part is the same program; None stands for all steps, a loop of fixed length.
     """
 
     canvas_bl: jax.Array
-    sure_bl: Any
+    revealed_prob_bl: Any
     span: Any
-    left_t: np.ndarray
+    max_masked_t: np.ndarray
 
 
-def fill(
+def decode_loop(
     generator,
     condition,
     key_b,
@@ -170,7 +172,7 @@ def fill(
     cfg: DecodeConfig,
     grid: tuple[int, int],
     trajectory: bool = False,
-    part: Part | None = None,
+    part: LoopSlice | None = None,
 ):
     """The loop itself, under jit, of a generator that is `ready`: reveals `counts_bt[:, i]` tokens of each image at step i.
 
@@ -182,15 +184,15 @@ def fill(
     scales, heat = guidance_scales(cfg), temperatures(cfg)
     l, queue_bl = tokens_bl.shape[1], None
     if cfg.order not in ("confidence", "random"):
-        queue_bl = queue_scores(cfg.order, fold_keys(key_b, 3 * cfg.steps), grid)
+        queue_bl = order_scores(cfg.order, fold_keys(key_b, 3 * cfg.steps), grid)
     if cfg.remask is not None:
         made_here_bl = tokens_bl == mask_id
         window = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to)
-        again_bt = remask_counts(cfg.remask, cfg.remask_eta, counts_bt, l, window)
-        counts_bt = counts_bt + again_bt
+        remask_counts_bt = remask_counts(cfg.remask, cfg.remask_eta, counts_bt, l, window)
+        counts_bt = counts_bt + remask_counts_bt
 
     def step(i, carry, guided: bool, left: int = l):
-        tokens_bl, canvases, sure_bl = carry
+        tokens_bl, canvases, revealed_prob_bl = carry
         scale = jnp.asarray(scales)[i] if guided else None
         at_bm = jnp.argsort(tokens_bl != mask_id, axis=-1, stable=True)[:, :left] if left < l else None
         logits_bmv = guided_logits(generator, tokens_bl, condition, scale, grid, at_bm)
@@ -205,38 +207,38 @@ def fill(
         scores_bl = _with_noise(fold_keys(key_b, 2 * i + 1), scores_bl, l, i, cfg)
         after_bl = reveal(tokens_bl, _spread(picks_bm, at_bm, l), scores_bl, counts_bt[:, i], mask_id)
         if cfg.remask is not None:
-            chance_bl = doubt(fold_keys(key_b, 2 * cfg.steps + i), l, sure_bl)
-            hidden_bl = best(made_here_bl & (tokens_bl != mask_id), chance_bl, again_bt[:, i])
+            chance_bl = remask_scores(fold_keys(key_b, 2 * cfg.steps + i), l, revealed_prob_bl)
+            hidden_bl = topk_mask(made_here_bl & (tokens_bl != mask_id), chance_bl, remask_counts_bt[:, i])
             after_bl = jnp.where(hidden_bl, mask_id, after_bl)
-        if sure_bl is not None:
-            sure_bl = jnp.where(tokens_bl == mask_id, jnp.exp(log_prob_bl), sure_bl)
-        return after_bl, (canvases.at[i].set(after_bl) if trajectory else None), sure_bl
+        if revealed_prob_bl is not None:
+            revealed_prob_bl = jnp.where(tokens_bl == mask_id, jnp.exp(log_prob_bl), revealed_prob_bl)
+        return after_bl, (canvases.at[i].set(after_bl) if trajectory else None), revealed_prob_bl
 
-    canvas_bl, sure_bl, span = (tokens_bl, None, None) if part is None else part[:3]
-    if remembers(cfg) and sure_bl is None:
-        sure_bl = jnp.zeros(tokens_bl.shape, jnp.float32)
-    carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None, sure_bl)
+    canvas_bl, revealed_prob_bl, span = (tokens_bl, None, None) if part is None else part[:3]
+    if remembers(cfg) and revealed_prob_bl is None:
+        revealed_prob_bl = jnp.zeros(tokens_bl.shape, jnp.float32)
+    carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None, revealed_prob_bl)
     for start, stop, guided in guided_runs(scales):
         if not each_step:
             low, high = (start, stop) if span is None else jnp.clip(span, start, stop)
             carry = jax.lax.fori_loop(low, high, functools.partial(step, guided=guided), carry)
             continue
         for i in range(start, stop):
-            left = max(1, int(part.left_t[i])) if part is not None and hasattr(generator, "hidden") else l
+            left = max(1, int(part.max_masked_t[i])) if part is not None and hasattr(generator, "hidden") else l
             now = functools.partial(step, i, guided=guided, left=left)
             carry = now(carry) if span is None else jax.lax.cond((span[0] <= i) & (i < span[1]), now, lambda c: c, carry)
     return carry[1] if trajectory else carry[0], carry[2]
 
 
-def doubt(key_b, length: int, sure_bl=None):
-    """Float32 (b, l): those with the highest numbers are hidden again. Evenly drawn without `sure_bl`.
+def remask_scores(key_b, length: int, revealed_prob_bl=None):
+    """Float32 (b, l): those with the highest numbers are hidden again. Evenly drawn without `revealed_prob_bl`.
 
     With it, the probability that each token had when it was revealed, the first one hidden is token k with probability
     exp(-sure_k) / sum of exp(-sure), ReMDM's weights; the next one likewise among the others.
     """
-    if sure_bl is None:
+    if revealed_prob_bl is None:
         return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(key_b)
-    return jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(key_b) - sure_bl
+    return jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(key_b) - revealed_prob_bl
 
 
 def unrolled(cfg: DecodeConfig, codes: int) -> bool:

@@ -37,7 +37,7 @@ def _scaled_inverse(index: np.ndarray, base: int, side: int) -> np.ndarray:
     return digits * side // power
 
 
-def queue_scores(order: str, key_b, grid: tuple[int, int]):
+def order_scores(order: str, key_b, grid: tuple[int, int]):
     """Scores (b, l) of the orders that stay as they are for a whole image: float32, the higher, the sooner.
 
     "halton_rolled" starts each image at its own place of the Halton sequence, drawn from its key, and goes round.

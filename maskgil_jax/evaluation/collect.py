@@ -151,7 +151,7 @@ class _Rows:
 
 def feature_rows(extractor: Extractor, mesh: Mesh):
     """`images_bhwc -> {tap: rows}` over a whole mesh of any number of processes, the result whole on each of them."""
-    from maskgil_jax.sharding import batch_sharding, replicated
+    from maskgil_jax.runtime.mesh import batch_sharding, replicated
 
     network = jax.device_put(extractor.network, replicated(mesh))
     run = jax.jit(extractor.apply, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh))

@@ -14,13 +14,13 @@ from maskgil_jax.evaluation.extractor import load_extractor
 from maskgil_jax.evaluation.frechet import FeatureStatistics, frechet_distance
 from maskgil_jax.evaluation.generated import cycled_labels, draw_images
 from maskgil_jax.evaluation.reference import open_reference
-from maskgil_jax.pipeline import Pipeline
+from maskgil_jax.pipelines.pipeline import Pipeline
 
 # figure -> whether more of it is better
 FIGURES = {"fid": False, "agreement": True}
 
 
-class DuringTraining:
+class SampleEvaluator:
     """`(pipeline, mesh) -> {"fid": ..., "agreement": ...}`, given to a trainer as its `score`.
 
     options: the `evaluate` part of a run file: features, reference, split, count, batch_size, seed and best, the figure by

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from maskgil_jax.config import require
-from maskgil_jax.sharding import AXES, batch_sharding, replicated
+from maskgil_jax.runtime.mesh import AXES, batch_sharding, replicated
 
 
 def local_mesh() -> Mesh:

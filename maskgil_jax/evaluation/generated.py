@@ -15,9 +15,9 @@ from maskgil_jax.config import CausalConfig, DecodeConfig, require, to_dict
 from maskgil_jax.evaluation.collect import split_batch
 from maskgil_jax.evaluation.features import local_mesh
 from maskgil_jax.evaluation.image_sets import ImageSet
-from maskgil_jax.keys import keys_at
-from maskgil_jax.pipeline import Pipeline, to_pixels
-from maskgil_jax.sharding import batch_sharding, replicated
+from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
+from maskgil_jax.runtime.mesh import batch_sharding, replicated
+from maskgil_jax.runtime.rng import keys_for_indices
 
 
 def cycled_labels(count: int, classes: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def draw_images(pipeline: Pipeline, ids_n: np.ndarray, start: int, size: int, ke
     return to_pixels(pipeline.tokenizer, tokens_bl, tuple(pipeline.generator.cfg.grid))
 
 
-_keys_at = jax.jit(keys_at)
+_keys_at = jax.jit(keys_for_indices)
 
 
 def even_counts(count: int, classes: int) -> list[str]:

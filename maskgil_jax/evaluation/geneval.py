@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgil_jax.atomic import writing
 from maskgil_jax.config import require
-from maskgil_jax.pictures import save_png
+from maskgil_jax.files.atomic import writing
+from maskgil_jax.files.images import save_png
 
 # tag in the files -> name in tables, in the order of the paper's Table 4
 TASKS = {

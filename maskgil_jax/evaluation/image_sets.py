@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.data.crops import adm_center_crop
-from maskgil_jax.data.folder import EXTENSIONS
 from maskgil_jax.data.images import open_images
-from maskgil_jax.data.pixels import decode_image, read_image_and_mode
+from maskgil_jax.data.sources.folder import EXTENSIONS
+from maskgil_jax.data.transforms import adm_center_crop
 from maskgil_jax.evaluation.npz_files import NpzImages
+from maskgil_jax.files.images import decode_image, read_image_and_mode
 
 THREADS = 8
 CONVERSIONS = {

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from maskgil_jax.atomic import write_json
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, from_dict, require, to_dict
 from maskgil_jax.evaluation.extractor import Extractor, load_extractor
@@ -20,8 +19,9 @@ from maskgil_jax.evaluation.reconstruction import evaluate_tokenizer
 from maskgil_jax.evaluation.reference import Reference, open_reference
 from maskgil_jax.evaluation.results import SHOWN
 from maskgil_jax.evaluation.run import evaluate, needs
-from maskgil_jax.pictures import save_png
-from maskgil_jax.pipeline import load
+from maskgil_jax.files.atomic import write_json
+from maskgil_jax.files.images import save_png
+from maskgil_jax.pipelines.pipeline import load
 
 KINDS = ("generator", "tokenizer")
 _log = logging.getLogger(__name__)

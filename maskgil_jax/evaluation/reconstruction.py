@@ -25,8 +25,8 @@ from maskgil_jax.evaluation.metrics import codebook_perplexity, codebook_usage, 
 from maskgil_jax.evaluation.reference import Reference, require_two
 from maskgil_jax.evaluation.results import provenance
 from maskgil_jax.evaluation.run import warnings_of
-from maskgil_jax.pictures import grid_of
-from maskgil_jax.sharding import batch_sharding, replicated
+from maskgil_jax.files.images import contact_sheet
+from maskgil_jax.runtime.mesh import batch_sharding, replicated
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 16
 
@@ -97,7 +97,7 @@ class _Copies:
             part = self.shown[start : start + SHEET_COLUMNS]
             blank = [np.full_like(part[0][0], 255)] * (SHEET_COLUMNS - len(part) if start else 0)
             rows += [*(original for original, _ in part), *blank, *(copy for _, copy in part), *blank]
-        return grid_of(np.stack(rows), columns=min(SHEET_COLUMNS, len(self.shown)))
+        return contact_sheet(np.stack(rows), columns=min(SHEET_COLUMNS, len(self.shown)))
 
 
 def evaluate_tokenizer(

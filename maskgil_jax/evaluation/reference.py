@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from maskgil_jax.atomic import writing
 from maskgil_jax.config import require
 from maskgil_jax.evaluation.collect import collect
 from maskgil_jax.evaluation.extractor import Extractor
 from maskgil_jax.evaluation.image_sets import ImageSet, open_set
 from maskgil_jax.evaluation.npz_files import load_array, npz_headers, read_note
+from maskgil_jax.files.atomic import writing
 
 FORMAT = "maskgil_jax stats 1"
 NAMES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # tap -> keys of its mean and covariance

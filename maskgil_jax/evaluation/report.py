@@ -18,10 +18,10 @@ from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.config import ClassifierConfig, ConfigError, require
 from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.evaluation.metrics import codebook_perplexity, codebook_usage, count_codes, psnr
-from maskgil_jax.masking import corrupt
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.pipeline import Pipeline
+from maskgil_jax.pipelines.pipeline import Pipeline
 from maskgil_jax.training.classifier import accuracy, in_batches, pixels_and_labels, predict
+from maskgil_jax.training.losses import corrupt
 
 MOST = 10_000  # images taken of a set, evenly spread over it; the built-in one is smaller
 NEAR = 32  # side at which images are compared with the training images

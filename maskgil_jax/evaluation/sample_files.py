@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgil_jax.atomic import clear, writing
 from maskgil_jax.config import ConfigError
 from maskgil_jax.evaluation.image_sets import ImageSet
 from maskgil_jax.evaluation.npz_files import NpzWriter
+from maskgil_jax.files.atomic import clear, writing
 
 
 @contextlib.contextmanager

@@ -10,20 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import AdaLNConfig
-from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import (
     RMSNorm,
-    attend,
+    apply_layers,
     attended,
     check_learned_grid,
+    dot_product_attention,
     dropout,
     embedding,
     unit_rms,
     unstacked,
-    walk_layers,
 )
 from maskgil_jax.models.llama import check_inputs
+from maskgil_jax.runtime.rng import fold_keys
 
 EPS = 1e-5
 
@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         b, l, _ = x_bld.shape
         q, k, v = unit_rms(self.q(x_bld), EPS), unit_rms(self.k(x_bld), EPS), self.v(x_bld)
         q, k, v = (y.reshape(b, l, self.heads, -1) for y in (q, k, v))
-        return self.o(attended(attend(q, k, v).reshape(b, l, -1)))
+        return self.o(attended(dot_product_attention(q, k, v).reshape(b, l, -1)))
 
 
 class Mlp(nnx.Module):
@@ -133,7 +133,7 @@ class AdaLN(nnx.Module):
         if cfg.registers:
             registers_1rd = self.registers.embedding[...][None]
             x = jnp.concatenate([x, jnp.broadcast_to(registers_1rd, (x.shape[0], *registers_1rd.shape[1:]))], axis=1)
-        x = walk_layers(
+        x = apply_layers(
             self.layers,
             x.astype(cfg.dtype),
             key_b,

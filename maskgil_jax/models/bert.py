@@ -10,20 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import BertConfig
-from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import (
     LayerNorm,
-    attend,
+    apply_layers,
     attended,
     check_learned_grid,
+    dot_product_attention,
     dropout,
     embedding,
     linear,
     unstacked,
-    walk_layers,
 )
 from maskgil_jax.models.llama import check_inputs
+from maskgil_jax.runtime.rng import fold_keys
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
 BLOCK_EPS = 1e-5
@@ -39,7 +39,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
         q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
-        return self.o(attended(attend(q, k, v).reshape(b, l, -1)))
+        return self.o(attended(dot_product_attention(q, k, v).reshape(b, l, -1)))
 
 
 class Mlp(nnx.Module):
@@ -106,7 +106,7 @@ class Bert(nnx.Module):
         x = jnp.concatenate(parts if cfg.class_position == "first" else parts[::-1], axis=1)
         x = self.first_norm(x + self.positions.embedding[...][None]).astype(cfg.dtype)
         x = self.first_down(self.first_mid_norm(jax.nn.gelu(self.first_up(x), approximate=False)))
-        x = walk_layers(
+        x = apply_layers(
             self.layers,
             x,
             key_b,

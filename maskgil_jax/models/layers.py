@@ -12,9 +12,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError
-from maskgil_jax.keys import fold_keys
-from maskgil_jax.platforms import platform
-from maskgil_jax.sharding import split_rows
+from maskgil_jax.runtime.mesh import constrain_batch
+from maskgil_jax.runtime.platform import platform
+from maskgil_jax.runtime.rng import fold_keys
 
 # Names of what `remat="dots"` keeps beside the outputs of linear maps: an attention's output, and the states between the two
 # halves of a layer.
@@ -74,7 +74,9 @@ class LayerNorm(nnx.Module):
         return (normed * scale + bias).astype(x.dtype)
 
 
-def attend(q_blhk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, mask=None, causal: bool = False) -> jax.Array:
+def dot_product_attention(
+    q_blhk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, mask=None, causal: bool = False
+) -> jax.Array:
     """Attention (b, l, h, k), scores and softmax in float32: `jax.nn.dot_product_attention`.
 
     Where everything sees everything, a CPU gets its heads brought together first: products of (length, k) by (k, length)
@@ -92,19 +94,19 @@ def dropout(x_bld: jax.Array, rate: float, key_b: jax.Array | None) -> jax.Array
     """Zeroes entries with probability `rate` and rescales the rest; `key_b=None` (sampling) returns the input.
 
     One key per image, so the draw does not depend on how a batch is split over devices or accumulation steps. Each key
-    gives one random word, which `mixed` spreads over the image's entries: JAX's own generator would cost as much as the
+    gives one random word, which `hash_uint32` spreads over the image's entries: JAX's own generator would cost as much as the
     matrix products do.
     """
     if key_b is None or rate == 0.0:
         return x_bld
     word_b = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(key_b)
     rows, columns = (jax.lax.broadcasted_iota(jnp.uint32, x_bld.shape, axis) for axis in (1, 2))
-    bits = mixed(jax.lax.broadcast_in_dim(word_b, x_bld.shape, (0,)) ^ (rows * jnp.uint32(x_bld.shape[2]) + columns))
+    bits = hash_uint32(jax.lax.broadcast_in_dim(word_b, x_bld.shape, (0,)) ^ (rows * jnp.uint32(x_bld.shape[2]) + columns))
     threshold = round(rate * 2**32)
     return jnp.where(bits >= jnp.uint32(threshold), x_bld / (1.0 - rate), jnp.zeros_like(x_bld))
 
 
-def mixed(bits: jax.Array) -> jax.Array:
+def hash_uint32(bits: jax.Array) -> jax.Array:
     """uint32 -> uint32, one to one, such that inputs that differ in any bit differ in about half of the output's bits.
 
     Multiply and xor-shift with the constants that a search for the least bias found (Wellons, "Prospecting for hash
@@ -154,7 +156,7 @@ def unstacked(network: Any) -> Any:
     return loose
 
 
-def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable):
+def apply_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable):
     """Runs stacked `layers` (a leading axis of `depth` on every parameter) over `x_bld` with `call(layer, x, key_b)`.
 
     Both may be pytrees, such as a network's layers with their numbers, and the states with a cache. `layers` may also be a
@@ -166,7 +168,7 @@ def walk_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int,
 
     def step(x, inputs):
         layer, index = inputs
-        x = split_rows(x) if isinstance(x, jax.Array) else x
+        x = constrain_batch(x) if isinstance(x, jax.Array) else x
         return call(layer, x, fold_keys(key_b, index)), None
 
     if remat != "none":

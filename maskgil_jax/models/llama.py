@@ -9,23 +9,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.keys import fold_keys
-from maskgil_jax.models.attention import flash_attention
-from maskgil_jax.models.cache import KVCache, attention_mask
 from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.models.experimental.flash_attention import flash_attention
+from maskgil_jax.models.kv_cache import KVCache, attention_mask
 from maskgil_jax.models.layers import (
     LayerNorm,
     RMSNorm,
-    attend,
+    apply_layers,
     attended,
     between,
+    dot_product_attention,
     dropout,
     embedding,
     linear,
     unstacked,
-    walk_layers,
 )
 from maskgil_jax.models.rope import rotate, rotation_table
+from maskgil_jax.runtime.rng import fold_keys
 
 
 def check_condition(cfg, condition, batch: int) -> None:
@@ -89,7 +89,7 @@ class Attention(nnx.Module):
             cache = cache.put(layer, start, k, v)
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
-        out = attend(q, k, v, mask, causal).reshape(b, l, -1)
+        out = dot_product_attention(q, k, v, mask, causal).reshape(b, l, -1)
         return self.o(attended(out)), cache
 
 
@@ -190,7 +190,7 @@ class Llama(nnx.Module):
         mask = None
         if cfg.condition == "text":
             mask = attention_mask(_visible(condition, x.shape[1]), jnp.arange(x.shape[1]), cfg.causal)
-        x = walk_layers(
+        x = apply_layers(
             self.layers,
             x,
             key_b,
@@ -249,7 +249,7 @@ class Llama(nnx.Module):
             return layer(x, rotation, None, mask, (cache, number, start))
 
         layers: Any = self.layers  # stacked, or a list of them (`unstacked`)
-        x_bqd, cache = walk_layers(
+        x_bqd, cache = apply_layers(
             list(enumerate(layers)) if isinstance(layers, nnx.List) else (jnp.arange(cfg.depth), layers),
             (x_bqd, cache),
             None,

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, MaskGITConfig
-from maskgil_jax.keys import fold_keys
 from maskgil_jax.models.bert import Attention, Mlp
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, check_learned_grid, dropout, embedding, linear, unstacked, walk_layers
+from maskgil_jax.models.layers import LayerNorm, apply_layers, check_learned_grid, dropout, embedding, linear, unstacked
 from maskgil_jax.models.llama import check_inputs
+from maskgil_jax.runtime.rng import fold_keys
 
 EPS = 1e-12  # of every norm, as published
 
@@ -68,7 +68,7 @@ class MaskGIT(nnx.Module):
         rows_bl = jnp.concatenate([cfg.codebook_size + condition.label_b[:, None], rows_bl], axis=1)
         x = self.input_norm(self.tokens(rows_bl) + self.positions.embedding[...][None]).astype(cfg.dtype)
         x = dropout(x, cfg.dropout, fold_keys(key_b, cfg.depth))  # the layers take the keys before
-        x = walk_layers(
+        x = apply_layers(
             self.layers,
             x,
             key_b,

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.config import DecodeConfig, VQConfig, from_dict
 from maskgil_jax.data.images import to_uint8
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.planning.flops import count_flops
-from maskgil_jax.sharding import batch_sharding, replicated, shardings
+from maskgil_jax.runtime.mesh import batch_sharding, replicated, shardings
 from maskgil_jax.training.generator import Objective, jitted_step, model_options
-from maskgil_jax.training.guards import guard_config, guarded
 from maskgil_jax.training.loop import check_batch
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config
 from maskgil_jax.training.state import init_state
 
 
@@ -68,7 +68,7 @@ def train_program(config, cfg, mesh: Mesh) -> Program:
     """The very step that `maskgil train` runs on stored codes, for `config.batch_size` images."""
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
     check_batch(config, mesh, objective.accumulate)
-    tx = guarded(make_optimizer(config.optimizer, config.total_steps), guard_config(config))
+    tx = skip_bad_updates(make_optimizer(config.optimizer, config.total_steps), skip_config(config))
     schedule = learning_rate(config.optimizer, config.total_steps)
     init = init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0)
     key = jax.eval_shape(lambda: jax.random.key(0))

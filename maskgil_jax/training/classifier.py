@@ -15,17 +15,17 @@ from clu.metrics import Average
 from flax import nnx
 from tqdm import tqdm
 
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import ClassifierConfig, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
-from maskgil_jax.keys import image_keys
-from maskgil_jax.masking import token_losses
-from maskgil_jax.sharding import place, replicated, to_host
-from maskgil_jax.storage import open_folder
-from maskgil_jax.training.guards import guard_config, guarded, step_metrics
+from maskgil_jax.files.paths import open_folder
+from maskgil_jax.runtime.mesh import place, replicated, to_host
+from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.losses import token_losses
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
 _log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def train(config, workdir) -> pathlib.Path:
     cfg = from_dict(ClassifierConfig, {**config.model.to_dict(), **fixed}, "config.model")
     changes = from_dict(Augment, config.augment.to_dict(), "config.augment")
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
-    tx = guarded(tx, guard_config(config))
+    tx = skip_bad_updates(tx, skip_config(config))
 
     state = fit(
         config,

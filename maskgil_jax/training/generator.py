@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from clu.metrics import Average
 
-from maskgil_jax import params as network
-from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_about, save_weights
+from maskgil_jax import networks as network
+from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_metadata, save_weights
 from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
@@ -26,20 +26,20 @@ from maskgil_jax.config import (
     require,
     to_dict,
 )
-from maskgil_jax.data.codes import CodeStore, code_batches
+from maskgil_jax.data.code_store import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
-from maskgil_jax.keys import image_keys
-from maskgil_jax.masking import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
+from maskgil_jax.files.images import contact_sheet
+from maskgil_jax.files.paths import open_folder
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.pictures import grid_of
-from maskgil_jax.pipeline import Pipeline, to_pixels
-from maskgil_jax.sharding import batch_sharding, place, replicated, to_host, whole_tables
-from maskgil_jax.storage import open_folder
-from maskgil_jax.training.guards import guard_config, guarded, step_metrics
+from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
+from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
+from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.losses import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
 PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln": ADALN_PRESETS}
@@ -102,7 +102,7 @@ def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) 
 
 def loss_sum(params: dict, part: dict, cfg, objective: Objective):
     """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
-    model = network.build(cfg, whole_tables(params))
+    model = network.build(cfg, gather_embeddings(params))
     inputs, condition, sizes = part["inputs"], ClassCondition(part["label"]), {}
     if hasattr(model, "last_output"):  # where there is one, its size is worth watching (the paper's Fig. 4c)
         output_bld = model.last_output(inputs, condition, key_b=part["key"])
@@ -203,7 +203,7 @@ def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeCo
         tokens_bl = decode_causal(generator, condition, key, decode_cfg)
     else:
         tokens_bl = decode(generator, condition, key, decode_cfg)
-    return grid_of(to_host(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
+    return contact_sheet(to_host(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
 
 
 def train(config, workdir, judge=None) -> pathlib.Path:
@@ -229,7 +229,7 @@ def train(config, workdir, judge=None) -> pathlib.Path:
     )
     decode_cfg = from_dict(CausalConfig if is_causal(cfg) else DecodeConfig, config.decode.to_dict(), "config.decode")
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
-    tx = guarded(tx, guard_config(config))
+    tx = skip_bad_updates(tx, skip_config(config))
 
     # pictures: some classes, the same at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -295,6 +295,6 @@ def train(config, workdir, judge=None) -> pathlib.Path:
 
 def keep_best(folder: pathlib.Path, judge, figures: dict, save) -> None:
     """Writes `folder` anew if the judge finds `figures` better than those it was written for; a continued run asks it too."""
-    kept = read_about(folder / "generator")["evaluated"] if (folder / "generator").is_dir() else {}
+    kept = read_metadata(folder / "generator")["evaluated"] if (folder / "generator").is_dir() else {}
     if judge.better(figures, kept.get(judge.best)):
         save(folder, evaluated=figures)

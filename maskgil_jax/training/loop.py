@@ -12,18 +12,16 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from maskgil_jax import __version__
-from maskgil_jax.checkpoints.training import Checkpoints, NotFiniteError, abstract_like
+from maskgil_jax.checkpoints.train_state import Checkpoints, NotFiniteError, abstract_like
 from maskgil_jax.config import require
-from maskgil_jax.distributed import agree
-from maskgil_jax.sharding import global_batch, make_mesh, own_rows
-from maskgil_jax.storage import open_folder
-from maskgil_jax.training.events import Events, goodput, last_step
-from maskgil_jax.training.guards import guard_config
-from maskgil_jax.training.log import StepLog, TrainingDiverged
-from maskgil_jax.training.signals import StopSignals
+from maskgil_jax.files.paths import open_folder
+from maskgil_jax.runtime.distributed import agree
+from maskgil_jax.runtime.mesh import global_batch, local_rows, make_mesh
+from maskgil_jax.training.liveness import StopSignals, Watchdog
+from maskgil_jax.training.metrics_log import MetricWriter, StepLog, TrainingDiverged
+from maskgil_jax.training.run_events import RunEvents, goodput, last_step
+from maskgil_jax.training.skip_updates import skip_config
 from maskgil_jax.training.state import sharded_init
-from maskgil_jax.training.watchdog import Watchdog
-from maskgil_jax.training.writers import MetricWriter
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ def process_rows(config) -> dict:
         batch_size=config.batch_size,
         seed=config.seed,
         num_workers=config.data.num_workers,
-        rows=None if jax.process_count() == 1 else own_rows(make_mesh(**config.mesh), config.batch_size),
+        rows=None if jax.process_count() == 1 else local_rows(make_mesh(**config.mesh), config.batch_size),
     )
 
 
@@ -96,7 +94,7 @@ def fit(
 
     Raises a ConfigError if the processes have different options, `TrainingDiverged`, `CheckpointError`, or on a signal, once
     the step is saved, what ends the program; docs/reliability.md says what is promised. `make_step` should update by a
-    `guarded` optimizer.
+    `skip_bad_updates` optimizer.
     """
     workdir, lead = open_folder(workdir), jax.process_index() == 0
     agree({**run_options(config), "made with": about})
@@ -108,7 +106,7 @@ def fit(
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     _log.info("%s: %.2fM parameters on %d %s device(s)", name, count / 1e6, mesh.size, jax.default_backend())
 
-    guard, events = guard_config(config), Events(workdir, enabled=lead)
+    guard, events = skip_config(config), RunEvents(workdir, enabled=lead)
     reached = last_step(workdir) if lead else 0  # before the writer drops what will be run again
     events("start", task=name, devices=mesh.size, processes=jax.process_count(), reached=reached)
     checkpoints, start = open_checkpoints(config, workdir, events), 0
@@ -171,7 +169,7 @@ def fit(
     return state
 
 
-def open_checkpoints(config, workdir, events: Events) -> Checkpoints:
+def open_checkpoints(config, workdir, events: RunEvents) -> Checkpoints:
     """The checkpoints of a run, kept as its run file says."""
     options = config.checkpoint
     return Checkpoints(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from maskgil_jax.sharding import shardings
-from maskgil_jax.training.guards import unless_skipped
+from maskgil_jax.runtime.mesh import shardings
+from maskgil_jax.training.skip_updates import select_if_applied
 
 
 @flax.struct.dataclass
@@ -50,5 +50,5 @@ def apply_gradients(state: TrainState, grads: dict, tx: optax.GradientTransforma
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if state.ema else {}
-    ema = unless_skipped(opt_state, ema, state.ema)
+    ema = select_if_applied(opt_state, ema, state.ema)
     return TrainState(state.step + 1, params, ema, opt_state)

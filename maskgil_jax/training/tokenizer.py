@@ -15,18 +15,18 @@ import optax
 from clu.metrics import Average
 from flax import nnx
 
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import load_network, save_weights
 from maskgil_jax.config import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig, choose, from_dict, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images, to_unit
-from maskgil_jax.pictures import grid_of
-from maskgil_jax.pipeline import reconstruct
-from maskgil_jax.sharding import place, replicated, to_host
-from maskgil_jax.storage import open_folder
+from maskgil_jax.files.images import contact_sheet
+from maskgil_jax.files.paths import open_folder
+from maskgil_jax.pipelines.pipeline import reconstruct
+from maskgil_jax.runtime.mesh import place, replicated, to_host
 from maskgil_jax.training.discriminator import PatchGAN
-from maskgil_jax.training.guards import guard_config, guarded, step_metrics, unless_skipped
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import select_if_applied, skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def jitted_step(
             params["codebook"]["embedding"] = restart_codes(restart_key, table, z_nd, dead_k)
             waiting = jnp.where(dead_k, 0, waiting)
         ema = optax.incremental_update(params, state.ema, 1.0 - config.optimizer.ema_decay) if state.ema else {}
-        params, ema, last_used, waiting, disc = unless_skipped(
+        params, ema, last_used, waiting, disc = select_if_applied(
             opt_state,
             (params, ema, last_used, waiting, disc),
             (state.params, state.ema, state.last_used, state.waiting, state.disc),
@@ -152,7 +152,7 @@ def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cf
     (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.disc["params"])
     on = started(state.step, loss_cfg)
     updates, opt_state = disc_tx.update(grads, state.disc["opt_state"], state.disc["params"])
-    stats = unless_skipped(opt_state, stats, state.disc["stats"])
+    stats = select_if_applied(opt_state, stats, state.disc["stats"])
     new = {"params": optax.apply_updates(state.disc["params"], updates), "stats": stats, "opt_state": opt_state}
     return jax.tree.map(lambda a, b: jnp.where(on > 0, a, b), new, state.disc), loss * on
 
@@ -160,7 +160,7 @@ def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cf
 def sheet(params, images, cfg: VQConfig | MagvitConfig) -> np.ndarray:
     """Originals above their reconstructions, uint8 (h, w, 3)."""
     copies = to_host(reconstruct(network.build(cfg, params), images))
-    return grid_of(np.concatenate([images, copies]), columns=len(images))
+    return contact_sheet(np.concatenate([images, copies]), columns=len(images))
 
 
 def train(config, workdir) -> pathlib.Path:
@@ -203,9 +203,11 @@ def train(config, workdir) -> pathlib.Path:
         make_discriminator = lambda key: PatchGAN(**config.discriminator.net, rngs=nnx.Rngs(key))  # noqa: E731
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
     disc_tx = make_optimizer(config.discriminator.optimizer, config.total_steps)
-    guard = guard_config(config)
-    tx = guarded(tx, guard)
-    disc_tx = guarded(disc_tx, dataclasses.replace(guard, spike=0.0))  # its gradients may jump, as those of adversaries do
+    guard = skip_config(config)
+    tx = skip_bad_updates(tx, guard)
+    disc_tx = skip_bad_updates(
+        disc_tx, dataclasses.replace(guard, spike=0.0)
+    )  # its gradients may jump, as those of adversaries do
 
     state = fit(
         config,

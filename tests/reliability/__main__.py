@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from maskgil_jax.atomic import write_json
+from maskgil_jax.files.atomic import write_json
 from tests.reliability import folders, pairs, runs
 from tests.reliability.programs import Room
 

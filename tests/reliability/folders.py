@@ -20,10 +20,10 @@ import sys
 import time
 
 import numpy as np
-
-from maskgil_jax.checkpoints import training
-from maskgil_jax.checkpoints.training import Checkpoints, CheckpointWriteError
 from tests.damage import MODES, damage, made_up_state, restored_step, save_steps
+
+from maskgil_jax.checkpoints import train_state as training
+from maskgil_jax.checkpoints.train_state import Checkpoints, CheckpointWriteError
 from tests.reliability.programs import Room
 
 LARGE = {f"block{i}": (256, 1024) for i in range(8)}  # 8 MB, so that a save takes a while

@@ -9,9 +9,9 @@ import time
 
 import jax
 
-from maskgil_jax.checkpoints.training import CheckpointError
+from maskgil_jax.checkpoints.train_state import CheckpointError
 from maskgil_jax.config import ConfigError
-from tests import toy_run
+from tests.helpers import toy_run
 from tests.reliability.programs import Room
 
 OPTIONS = [  # that the two processes are given differently, and what the error names
@@ -107,7 +107,7 @@ def gone(room: Room, count: int) -> dict:
     for program in told[0]:  # both find out by themselves
         room.expect(program, 3)
     text = room.run("hang", "--steps", 20, "--hang", 8, "--watchdog", 3, expect=5)
-    assert "no step ended for" in text and "toy_run.py" in text
+    assert "no step ended for" in text and "helpers/toy_run.py" in text
     killed, frozen = (max(waits[which]) for which in ("killed", "frozen"))
     assert max(killed, frozen) < 90
     text = f"killed: noticed within {killed:.1f} s ({len(waits['killed'])} trials); frozen: {frozen:.0f} s (2); both named; "

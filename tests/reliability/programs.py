@@ -19,9 +19,10 @@ import time
 import traceback
 from collections.abc import Callable
 
-from maskgil_jax.checkpoints.step_folders import read_record, steps_in
-from tests import toy_run
 from tests.two_processes import free_port
+
+from maskgil_jax.checkpoints.step_folders import read_record, steps_in
+from tests.helpers import toy_run
 
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 

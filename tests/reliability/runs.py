@@ -10,8 +10,8 @@ import time
 import numpy as np
 
 from maskgil_jax.checkpoints.step_folders import listing
-from maskgil_jax.training.events import goodput
-from tests import toy_run
+from maskgil_jax.training.run_events import goodput
+from tests.helpers import toy_run
 from tests.reliability.programs import Room, committed_at
 
 

@@ -1,0 +1,101 @@
+"""Guards against bad steps: one that would spoil the weights is skipped, and a run of them stops the training.
+
+A step is bad when the norm of its gradient is not finite or far above its running mean. Inside the compiled step it leaves
+everything as it was but the step counter. Three mistakes are avoided on purpose: a bad norm never enters the mean it is
+measured against (one NaN there would make every later comparison false), the averaged weights do not move on a bad step,
+and no number of bad steps in a row makes the next one acceptable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu.metrics import Average
+
+from maskgil_jax.config import from_dict, require
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipConfig:
+    """The `guard` part of a run file; a run file without one has these."""
+
+    spike: float = 10.0  # a gradient norm this many times its running mean is bad; 0: only norms that are not finite are
+    warmup: int = 50  # accepted steps before spikes are looked for
+    stop_after: int = 10  # bad steps in a row that stop the training
+    loss_alarm: float = 6.0  # standard deviations above its running mean at which the loss is worth a line; 0: never
+    watchdog_seconds: float = 300.0  # without the end of a step before the program gives up; 0: no watchdog
+    watchdog_factor: float = 10.0  # the same, in usual steps; the longer of the two counts
+
+    def __post_init__(self):
+        require(self.spike == 0 or self.spike > 1, f"guard.spike: must be above 1, or 0 for none, got {self.spike}")
+        for name in ("stop_after", "warmup"):
+            value, least = getattr(self, name), 1 if name == "stop_after" else 0
+            require(value >= least, f"guard.{name}: must be at least {least}, got {value}")
+        for name in ("loss_alarm", "watchdog_seconds", "watchdog_factor"):
+            require(getattr(self, name) >= 0, f"guard.{name}: must not be negative, got {getattr(self, name)}")
+
+
+def skip_config(config) -> SkipConfig:
+    """The guard options of a run file."""
+    return from_dict(SkipConfig, dict(config.get("guard") or {}), "config.guard")
+
+
+class GuardState(NamedTuple):
+    """State of a guarded optimizer. norm_mean: of accepted steps. skipped_in_a_row: 0 says that the last step was accepted."""
+
+    inner: optax.OptState
+    norm_mean: jax.Array
+    accepted: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def skip_bad_updates(inner: optax.GradientTransformation, options: SkipConfig) -> optax.GradientTransformation:
+    """`inner` for good steps; a bad one gets no update and leaves the state of `inner` alone."""
+
+    def init(params):
+        return GuardState(inner.init(params), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def update(grads, state: GuardState, params=None):
+        norm = optax.tree.norm(grads).astype(jnp.float32)
+        spike = jnp.asarray(False)
+        if options.spike:
+            spike = (state.accepted >= options.warmup) & (norm > options.spike * state.norm_mean)
+        good = jnp.isfinite(norm) & ~spike
+        updates, new_inner = inner.update(grads, state.inner, params)
+        updates = jax.tree.map(lambda u: jnp.where(good, u, -jnp.zeros_like(u)), updates)  # x + -0 is x, bit for bit
+        new_inner = jax.tree.map(lambda new, old: jnp.where(good, new, old), new_inner, state.inner)
+        mean = jnp.where(state.accepted == 0, norm, 0.98 * state.norm_mean + 0.02 * norm)
+        return updates, GuardState(
+            new_inner,
+            jnp.where(good, mean, state.norm_mean),
+            state.accepted + good,
+            jnp.where(good, 0, state.skipped_in_a_row + 1),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def select_if_applied(opt_state, new, old):
+    """`new` if the update that gave `opt_state` was accepted, else `old`; without a guard, `new`."""
+    if not isinstance(opt_state, GuardState):
+        return new
+    good = opt_state.skipped_in_a_row == 0
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+
+def step_metrics(grads, old_params, params, opt_state) -> dict[str, Average]:
+    """Norms of gradient, parameters and update, and what `StepLog` wants to know of the guard. Each is one more read of arrays
+    that the update reads anyway."""
+    change = jax.tree.map(jnp.subtract, params, old_params)
+    values = {
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
+        "update_norm": optax.tree.norm(change),
+    }
+    if isinstance(opt_state, GuardState):
+        values["skipped_in_a_row"] = opt_state.skipped_in_a_row.astype(jnp.float32)
+    return {name: Average(value, jnp.ones(())) for name, value in values.items()}

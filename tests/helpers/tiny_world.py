@@ -1,0 +1,69 @@
+"""The smallest weights that the commands take: a classifier to compare images by, and a pipeline to draw them."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskgil_jax.checkpoints.weights import load_weights, save_weights
+from maskgil_jax.config import VQ_PRESETS, ClassifierConfig, LlamaConfig, VQConfig
+from maskgil_jax.evaluation.extractor import extractor_of
+from maskgil_jax.networks import create, params_of
+
+SIDE = 16
+CLASSES = ("a", "b", "c", "d")
+JUDGE = ClassifierConfig(num_classes=4, channels=(8,), feature_dim=6, norm_groups=4, image_size=SIDE)
+VQ = VQConfig(channels=8, multipliers=(1, 1), res_blocks=1, latent_dim=8, codebook_size=16, codebook_dim=4, image_size=SIDE)
+LLAMA = LlamaConfig(width=32, depth=1, heads=2, mlp_width=32, codebook_size=16, num_classes=4, grid=(8, 8))
+
+
+def random_params(cfg, seed):
+    """Fresh parameters; those that start at zero (heads) are drawn too, so that nothing is constant."""
+    params, rng = params_of(create(cfg, jax.random.key(seed))), np.random.default_rng(seed)
+    return jax.tree.map(lambda a: np.asarray(a) if np.any(a) else rng.normal(0, 0.3, a.shape).astype(np.float32), params)
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory):
+    """A weights folder with a classifier of four classes."""
+    folder = tmp_path_factory.mktemp("judge") / "judge"
+    save_weights(folder, JUDGE, random_params(JUDGE, 1), about={"class_names": list(CLASSES)})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def judge(judge_folder):
+    """Its extractor."""
+    return extractor_of(load_weights(judge_folder), name="judge")
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """A pipeline folder of 16x16 pictures and four classes."""
+    folder = tmp_path_factory.mktemp("pipeline") / "MaskGIL-B"
+    save_weights(folder / "tokenizer", VQ, random_params(VQ, 2))
+    tokenizer = load_weights(folder, "tokenizer").hash
+    about = {"class_names": list(CLASSES), "tokenizer_hash": tokenizer, "decode": {"steps": 2}}
+    save_weights(folder / "generator", LLAMA, random_params(LLAMA, 3), about=about)
+    return folder
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch):
+    """`model.preset=tiny` for the tokenizer's trainer: two levels instead of four, whose step compiles twice as fast."""
+    cfg = VQConfig(channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=16, codebook_size=32, norm_groups=4, image_size=16)
+    monkeypatch.setitem(VQ_PRESETS, "tiny", cfg)
+
+
+def random_images(count, seed=0, side=SIDE):
+    """uint8 noise, coarse enough to have features."""
+    small = np.random.default_rng(seed).integers(0, 256, (count, side // 4, side // 4, 3), np.uint8)
+    return small.repeat(4, axis=1).repeat(4, axis=2)
+
+
+def write_folder(folder, images):
+    """A folder of PNGs."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+    return folder
