@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from maskgil_jax.config.encoders import TextBertConfig
-from maskgil_jax.sharding import split_rows
 from maskgil_jax.text_encoders.folder import Table, refuse_unless
 from maskgil_jax.text_encoders.layers import ACTIVATION_NAMES, ACTIVATIONS, attend, layer_norm, linear, split_heads
+from maskgil_jax.text_encoders.placement import look_up
 
 IGNORED = r"(.*\.)?(pooler|cls)\..*|(.*\.)?embeddings\.position_ids"
 PREFIXES = ("bert.", "")
@@ -65,9 +65,9 @@ def table(cfg: TextBertConfig) -> Table:
 
 def apply(params: dict, ids_bt: jax.Array, mask_bt: jax.Array, cfg: TextBertConfig) -> jax.Array:
     """States after the layers that `params` holds. All tokens are of type 0."""
-    x = params["embed"]["weight"][ids_bt]
+    x = look_up(params["embed"]["weight"], ids_bt)
     places_td = params["positions"]["weight"][: ids_bt.shape[1]] + params["types"]["weight"][:1]
-    x = layer_norm(params["embed_norm"], split_rows(x + jnp.broadcast_to(places_td, x.shape)), cfg.eps)
+    x = layer_norm(params["embed_norm"], x + jnp.broadcast_to(places_td, x.shape), cfg.eps)
     head_width = cfg.width // cfg.heads
     for layer in params["layers"]:
         q, k, v = (split_heads(linear(layer[name], x), head_width) for name in "qkv")

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from maskgil_jax.config.encoders import CLIPTextConfig, CLIPVisionConfig
-from maskgil_jax.sharding import split_rows
+from maskgil_jax.runtime.mesh import constrain_batch
 from maskgil_jax.text_encoders.folder import Table, refuse_unless
 from maskgil_jax.text_encoders.layers import ACTIVATION_NAMES, ACTIVATIONS, attend, causal, layer_norm, linear, split_heads
+from maskgil_jax.text_encoders.placement import look_up
 
 TEXT_IGNORED = r"vision_model\..*|visual_projection\.weight|text_projection\.weight|logit_scale|.*\.position_ids"
 
@@ -119,8 +120,8 @@ def text_apply(params: dict, ids_bt: jax.Array, mask_bt: jax.Array | None, cfg: 
 
     mask_bt: None as CLIP was trained: padding after the text is seen by nothing but later padding.
     """
-    x = params["embed"]["weight"][ids_bt]
-    x = split_rows(x + jnp.broadcast_to(params["positions"]["weight"][: ids_bt.shape[1]], x.shape))
+    x = look_up(params["embed"]["weight"], ids_bt)
+    x = x + jnp.broadcast_to(params["positions"]["weight"][: ids_bt.shape[1]], x.shape)
     x = _layers(params["layers"], x, cfg, keys_bs=mask_bt, visible_ts=causal(ids_bt.shape[1]))
     return layer_norm(params["norm"], x, cfg.eps) if "norm" in params else x
 
@@ -133,5 +134,5 @@ def vision_apply(params: dict, pixels_bhwc: jax.Array, cfg: CLIPVisionConfig) ->
     x = jnp.einsum("byixjc,dcij->byxd", patches, weight_dcij).reshape(b, side * side, cfg.width)
     first = jnp.broadcast_to(params["class_token"]["weight"], (b, 1, cfg.width))
     x = jnp.concatenate([first, x], axis=1)
-    x = split_rows(x + jnp.broadcast_to(params["positions"]["weight"], x.shape))
+    x = constrain_batch(x + jnp.broadcast_to(params["positions"]["weight"], x.shape))
     return _layers(params["layers"], layer_norm(params["first_norm"], x, cfg.eps), cfg)

@@ -95,7 +95,7 @@ class FrozenTextEncoder:
         require(ids.ndim == 2 and ids.shape == mask.shape, f"states: ids {ids.shape} and mask {mask.shape} must be one (b, t)")
         most = getattr(self.cfg, "positions", ids.shape[1])
         require(ids.shape[1] <= most, f"states: {ids.shape[1]} tokens in a row, but {self.name} has {most} positions; cut them")
-        self._check_ids(ids, "states: ids")
+        self._check_ids(ids, "states")
         return _states(self.params, ids.astype(np.int32), mask.astype(bool), network=self._network, cfg=self.cfg)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

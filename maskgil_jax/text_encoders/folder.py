@@ -90,7 +90,8 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
         try:
             with safe_open(file, "numpy") as opened:
                 for name in opened.keys():  # noqa: SIM118 (an open file, not a dict)
-                    require(name not in found, f"{file}: {name} is in {found[name].file.name} too" if name in found else "")
+                    if name in found:
+                        raise ConfigError(f"{file}: {name} is in {found[name].file.name} too; fetch the folder again")
                     part = opened.get_slice(name)
                     found[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from maskgil_jax.config import require
 from maskgil_jax.config.encoders import GemmaConfig
-from maskgil_jax.sharding import split_rows
 from maskgil_jax.text_encoders.folder import Table, refuse_unless
 from maskgil_jax.text_encoders.layers import attend, causal, linear, rms_norm, split_heads
+from maskgil_jax.text_encoders.placement import look_up
 
 IGNORED = r"lm_head\.weight|.*rotary_emb\.inv_freq"  # the head is the table again
 PREFIXES = ("model.", "")
@@ -94,7 +94,7 @@ def rotate(x_bthk: jax.Array, theta: float) -> jax.Array:
 def apply(params: dict, ids_bt: jax.Array, mask_bt: jax.Array, cfg: GemmaConfig) -> jax.Array:
     """States after the layers that `params` holds, and after the final norm if it holds that."""
     weight = params["embed"]["weight"]
-    x = split_rows(weight[ids_bt] * jnp.asarray(cfg.width**0.5, weight.dtype))  # the factor is rounded to the weights' dtype
+    x = look_up(weight, ids_bt) * jnp.asarray(cfg.width**0.5, weight.dtype)  # the factor is rounded to the weights' dtype
     before = causal(ids_bt.shape[1])
     near = before if cfg.window is None else before & ~jnp.tril(before, -cfg.window)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maskgil_jax.sharding import path_name
+from maskgil_jax.runtime.mesh import AXES, constrain_batch, path_name
 
 # (end of the path, spec): the first match wins and no match is an error.
 RULES: tuple[tuple[str, P], ...] = (
@@ -34,6 +34,23 @@ def sharding_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 def shardings(params: Any, mesh: Mesh) -> Any:
     """A `NamedSharding` per leaf of an encoder's parameters (arrays or shapes)."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: sharding_of(path_name(path), leaf.shape, mesh), params)
+
+
+def look_up(table_vd: jax.Array, ids_bt: jax.Array) -> jax.Array:
+    """Inside a jitted function: rows (b, t, d) of a table, laid out as batches are.
+
+    The table is split over its columns by the fsdp axis and may hold a billion bytes, so it is not gathered: each device looks
+    up its columns for the rows of all its fsdp neighbours, and one all-to-all exchanges columns for rows.
+    """
+    mesh = jax.typeof(table_vd).sharding.mesh
+    if not set(AXES) <= set(mesh.axis_names):
+        return table_vd[ids_bt]
+    rows, columns = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["fsdp"]
+    if ids_bt.shape[0] % rows or table_vd.shape[1] % columns:
+        return constrain_batch(table_vd[ids_bt])
+    ids_bt = jax.lax.with_sharding_constraint(ids_bt, NamedSharding(mesh, P("data")))
+    x = jax.lax.with_sharding_constraint(table_vd[ids_bt], NamedSharding(mesh, P("data", None, "fsdp")))
+    return constrain_batch(x)
 
 
 def putter(mesh: Mesh | None) -> Callable[[str, np.ndarray], jax.Array]:

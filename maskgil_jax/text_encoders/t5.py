@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config.encoders import T5Config
-from maskgil_jax.sharding import split_rows
 from maskgil_jax.text_encoders.folder import Table, refuse_unless
 from maskgil_jax.text_encoders.layers import attend, linear, rms_norm, split_heads
+from maskgil_jax.text_encoders.placement import look_up
 
 IGNORED = r"decoder\..*|lm_head\.weight"
 PREFIXES = ("",)
@@ -77,7 +77,7 @@ def relative_buckets(length: int, cfg: T5Config) -> np.ndarray:
 
 def apply(params: dict, ids_bt: jax.Array, mask_bt: jax.Array, cfg: T5Config) -> jax.Array:
     """States after the layers that `params` holds, and after the final norm if it holds that."""
-    x = split_rows(params["embed"]["weight"][ids_bt])
+    x = look_up(params["embed"]["weight"], ids_bt)
     bias_hts = jnp.transpose(params["positions"]["weight"][relative_buckets(ids_bt.shape[1], cfg)], (2, 0, 1))
     for layer in params["layers"]:
         y = rms_norm(layer["attn_norm"], x, cfg.eps)
