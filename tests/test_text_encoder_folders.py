@@ -249,9 +249,9 @@ def test_tokenizer_of_another_network_is_named(tmp_path):
         encoder.states(np.zeros((1, 3), int), np.ones((1, 2)))
 
 
-def test_special_tokens_need_room(tmp_path):
+def test_special_tokens_need_positions(tmp_path):
     refused(
-        r"max_tokens: 2 leaves no place beside 2 special tokens",
+        r"max_tokens: 2 leaves no position beside 2 special tokens",
         ["a"],
         load=load_text_encoder(with_tokenizer("t5", tmp_path), max_tokens=2),
     )

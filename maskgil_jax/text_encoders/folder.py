@@ -24,7 +24,7 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies, and what its header says."""
+    """The file of a tensor, and what its header says."""
 
     file: pathlib.Path
     shape: tuple[int, ...]
