@@ -23,10 +23,8 @@ class TextTokenizer:
         self.file, self._tokenizer = _read(folder)
         specials = self._tokenizer.num_special_tokens_to_add(False)
         require(
-            require(
-                max_tokens > specials,
-                f"max_tokens: {max_tokens} leaves no position beside {specials} special tokens of {self.file}",
-            )
+            max_tokens > specials,
+            f"max_tokens: {max_tokens} leaves no position beside {specials} special tokens of {self.file}; choose more",
         )
         self.max_tokens = max_tokens
         self.pad_id = _pad_id(self._tokenizer, self.file.parent, pad_id)
