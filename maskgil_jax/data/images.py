@@ -70,13 +70,3 @@ def image_batches(
     transforms = [crop_transform(crop, height_width(size))] + [RandomFlip()] * flip
     dtypes = {"image": np.uint8, "label": np.int32, "index": np.int64}
     return batches(source, transforms, dtypes, loader, start_step=start_step)
-
-
-def to_unit(images_bhwc):
-    """Scales uint8 pixels to float32 in [-1, 1]; for NumPy and JAX arrays, also under jit."""
-    return images_bhwc.astype("float32") / 127.5 - 1.0
-
-
-def to_uint8(images_bhwc):
-    """Scales pixels in [-1, 1] to uint8, clipped and rounded to the nearest; for NumPy and JAX arrays, also under jit."""
-    return ((images_bhwc.astype("float32") + 1.0) * 127.5).clip(0.0, 255.0).round().astype("uint8")

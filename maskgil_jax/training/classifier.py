@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import chex
 import jax
@@ -19,11 +19,12 @@ from tqdm import tqdm
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import ClassifierConfig, from_dict, height_width, require, to_dict
-from maskgil_jax.data.images import image_batches, open_images, to_unit
+from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.paths import open_folder
 from maskgil_jax.runtime.mesh import place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
-from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, select_fields
+from maskgil_jax.tokenizers.images import to_unit
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.losses import token_losses
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
@@ -180,12 +181,7 @@ def train(config, workdir) -> pathlib.Path:
     require(size[0] == size[1], f"config.data.image_size: classifiers are trained on squares, got {size[0]} x {size[1]}")
     options = dict(label=data.label, size=size, data_dir=data.data_dir or None)
     source, loader = open_images(data.path, split=data.split, **options), loader_config(config)
-
-    def batches(start_step: int) -> Iterator[dict]:
-        return select_fields(
-            image_batches(source, loader, size=size, crop=data.crop, start_step=start_step), ("image", "label")
-        )
-
+    batches = functools.partial(image_batches, source, loader, size=size, crop=data.crop)
     require(0.0 <= config.label_smoothing < 1.0, f"config.label_smoothing: must be in [0, 1), got {config.label_smoothing}")
 
     # model and optimizer
@@ -205,7 +201,7 @@ def train(config, workdir) -> pathlib.Path:
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, config, changes, tx, schedule),
         frozen=(step_key,),
-        batches=batches,
+        batches=with_arrays(batches, ("image", "label")),
         fingerprint_inputs={
             "model": to_dict(cfg),
             "data": data_identity(config, source),

@@ -54,6 +54,12 @@ def loader_config(config) -> LoaderConfig:
     return LoaderConfig(**{"batch_size": config.batch_size, "seed": config.seed, "rows": rows, **options})
 
 
+def with_arrays(batches: Callable[..., Iterator[dict]], names: tuple[str, ...]) -> Callable[..., Iterator[dict]]:
+    """The same batches (a function start_step -> batches) with these arrays alone: what a step takes, as all are copied to the
+    devices."""
+    return lambda **options: ({name: batch[name] for name in names} for batch in batches(**options))
+
+
 def data_identity(config, source=None) -> dict:
     """The data options that a checkpoint depends on, and the identity of the contents of `source`, if it has one.
 
@@ -221,9 +227,3 @@ def save(
 def next_batch(rows: Iterator[dict], mesh: Mesh) -> dict:
     """The next rows of this process as part of a global, sharded batch."""
     return global_batch(next(rows), mesh)
-
-
-def select_fields(batches: Iterator[dict], fields: tuple[str, ...]) -> Iterator[dict]:
-    """Yields the batches with these fields alone: what a step takes, since every field is copied to the devices."""
-    for batch in batches:
-        yield {field: batch[field] for field in fields}

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator
 
 import flax.struct
 import jax
@@ -30,13 +29,13 @@ from maskgil_jax.config import (
     require,
     to_dict,
 )
-from maskgil_jax.data.images import image_batches, open_images, to_unit
+from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
-from maskgil_jax.pipelines.pipeline import reconstruct
 from maskgil_jax.runtime.mesh import place, replicated, to_host
+from maskgil_jax.tokenizers.images import reconstruct, to_unit
 from maskgil_jax.training.discriminator import PatchGAN
-from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, select_fields
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import select_if_applied, skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
@@ -196,11 +195,7 @@ def train(config, workdir) -> pathlib.Path:
     options = dict(label=data.label, size=size, data_dir=data.data_dir or None)
     source, loader = open_images(data.path, split=data.split, **options), loader_config(config)
 
-    def batches(start_step: int) -> Iterator[dict]:
-        return select_fields(
-            image_batches(source, loader, size=size, crop=data.crop, flip=data.flip, start_step=start_step), ("image",)
-        )
-
+    batches = functools.partial(image_batches, source, loader, size=size, crop=data.crop, flip=data.flip)
     held_out = open_images(data.path, split=data.held_out, **options)
     crop = "center" if data.crop != "none" else "none"
     preview = next(image_batches(held_out, LoaderConfig(min(16, len(held_out))), size=size, crop=crop))["image"]
@@ -240,7 +235,7 @@ def train(config, workdir) -> pathlib.Path:
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, loss_cfg, config, make_discriminator, tx, disc_tx, schedule),
         frozen=(step_key, lpips),
-        batches=batches,
+        batches=with_arrays(batches, ("image",)),
         fingerprint_inputs={
             "model": to_dict(cfg),
             "data": data_identity(config, source),
