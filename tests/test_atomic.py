@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole, or not at all and without a trace."""
+"""Atomic writes of files and folders."""
 
 import json
 import os

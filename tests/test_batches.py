@@ -1,4 +1,4 @@
-"""Crops and batches: equal to plain twins, and a pure function of (seed, step)."""
+"""Crops and image batches: equal to reference implementations, and a pure function of (seed, step)."""
 
 import dataclasses
 import itertools

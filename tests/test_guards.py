@@ -1,4 +1,4 @@
-"""What the guards of a training promise: a bad step costs itself and nothing else, and many of them stop the run."""
+"""Skipped updates, loss alarm, watchdog and stop signals of a training run."""
 
 import json
 import logging
@@ -203,7 +203,7 @@ work()
 
 
 def test_watchdog_ignores_time_while_process_is_stopped(monkeypatch):
-    """A clock that stands still but for the pauses of the watching thread; one of them is a laptop asleep for an hour."""
+    """The clock advances only in the waits of the watchdog; in one of them the machine is suspended for an hour."""
     dog, clock, barks = Watchdog(0.0, factor=0.0), [100.0], []
     dog.seconds, dog._abort = 300.0, barks.append
     monkeypatch.setattr("maskgil_jax.training.liveness.time.monotonic", lambda: clock[0])

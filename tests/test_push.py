@@ -1,4 +1,4 @@
-"""`maskgil push` and hf:// addresses against a hub on this machine: what goes up comes back, and every refusal is one line."""
+"""`maskgil push` and hf:// addresses with a local stand-in for the hub: round trips, and errors of one line."""
 
 import json
 import socket
@@ -157,9 +157,9 @@ def test_unreachable_hub_uses_cache_or_raises(hub, folder, capsys, monkeypatch):
     push(folder / "tokenizer", "me/vq")
     kept = load_weights("hf://me/vq")
     with socket.create_server(("127.0.0.1", 0)) as free:
-        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setenv("HF_ENDPOINT", nobody)
-    says = f"{nobody} cannot be reached"
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", closed)
+    says = f"{closed} cannot be reached"
     assert says in failing(capsys, "push", folder / "tokenizer", "me/vq")
     assert says in failing(capsys, "export", "hf://me/other", folder / "x.safetensors", "--to", "llamagen-vq")
     assert load_weights("hf://me/vq").hash == kept.hash, "what was fetched before is still there"

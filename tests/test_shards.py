@@ -1,4 +1,4 @@
-"""Weights folders in several files: written as a stream, read tensor by tensor, and every missing or extra piece named."""
+"""Sharded weights folders: written in pieces, read tensor by tensor; missing and extra parts raise errors that name them."""
 
 import json
 import shutil

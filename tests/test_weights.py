@@ -1,4 +1,4 @@
-"""Weights folders, pipelines and checkpoints: what is written comes back, what is damaged is named, nothing is half done."""
+"""Weights folders, pipelines and checkpoints: round trips, damage, and interrupted writes."""
 
 import json
 import shutil

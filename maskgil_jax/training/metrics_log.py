@@ -66,8 +66,8 @@ class StepLog:
         self.score: float | None = None
         self.alarm = LossAlarm(self.guard.loss_alarm)
         self.clock, self.clock_step = time.perf_counter(), start
-        shown = writer.enabled and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, desc=name, unit="step", disable=not shown, smoothing=0.05)
+        visible = writer.enabled and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, desc=name, unit="step", disable=not visible, smoothing=0.05)
 
     def step(self, step: int, metrics) -> None:
         """Adds the metrics of `step`, which was just dispatched; writes the window that ended one step earlier, if any."""

@@ -62,12 +62,14 @@ def disagree(sandbox: Sandbox, count: int) -> dict:
                 print(f"trial {trial}: {error}", flush=True)
 
     texts = [sandbox.expect(program) for program in sandbox.pair(["a", "b"], main=lambda argv: toy_run.main(argv, trials))]
-    told = [
+    expected = [
         "trial 0: ",
         "no checkpoint that all processes see undamaged (step 4: process 0 of 2 does not see it; step 2: process 1 of 2",
     ]
-    told += [f"checkpoint step 4 is passed over (process {i % 2} of 2 does not see it); using step 2" for i in range(1, half)]
-    assert all(text.count(line) == told.count(line) for text in texts for line in told), texts
+    expected += [
+        f"checkpoint step 4 is passed over (process {i % 2} of 2 does not see it); using step 2" for i in range(1, half)
+    ]
+    assert all(text.count(line) == expected.count(line) for text in texts for line in expected), texts
     assert all(text.count("done at step 2") == half - 1 for text in texts), texts
     for trial in range(half, count):
         named = OPTIONS[(trial - half) % len(OPTIONS)][2]
@@ -102,8 +104,8 @@ def gone(sandbox: Sandbox, count: int) -> dict:
         pair[victim].send(signal.SIGKILL)
         text = sandbox.expect(pair[1 - victim], -signal.SIGABRT)
         assert ("stopped sending heartbeats" if victim else "coordination service") in text.lower(), text[-2000:]
-    told = [sandbox.pair(["told", "told"], "--steps", 50, "--bad", ",".join(map(str, range(5, 50))))]
-    for program in told[0]:  # an error of all ends each with its own code
+    diverging = sandbox.pair(["diverging", "diverging"], "--steps", 50, "--bad", ",".join(map(str, range(5, 50))))
+    for program in diverging:  # an error of all ends each with its own code
         sandbox.expect(program, 3)
     text = sandbox.run("hang", "--steps", 20, "--hang", 8, "--watchdog", 3, expect=5)
     assert "no step ended for" in text and "helpers/toy_run.py" in text
