@@ -264,3 +264,5 @@ def test_content_hash_changes_with_an_image_and_not_with_a_copy(folder, tmp_path
     after = ImageFolder(folder)
     assert after.content_hash != before.content_hash and after.fingerprint == before.fingerprint
     assert after.content(1, 5) == before.content(1, 5) and after.content(0, 1) != before.content(0, 1)
+    (folder / "a" / "2.gif").rename(folder / "b" / "0.gif")  # the same images in the same order, one with another label
+    assert ImageFolder(folder).content(0, 5) == after.content(0, 5) and ImageFolder(folder).content_hash != after.content_hash

@@ -31,8 +31,8 @@ class ImageFolder:
     `skipped` {id: reason}. If decoding a file fails later, the next readable one in the list replaces it, image and label
     (wrapping around), so that the training data stay a function of the folder; the file is added to `skipped`.
 
-    fingerprint: identity of the file names. content_hash: identity of the images, from the size, beginning, middle and end of
-    each file; copies of a folder have the same.
+    fingerprint: identity of the file names. content_hash: identity of the images and their labels, from the size, beginning,
+    middle and end of each file; copies of a folder have the same.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -56,7 +56,8 @@ class ImageFolder:
                 _log.warning("%s: classes without a readable image: %s", self._root, _some(empty))
         self.name = f"folder/{self._root.resolve().name}"
         self.fingerprint = hashlib.sha256("\n".join(file for file, _ in self._files).encode()).hexdigest()[:16]
-        self.content_hash = "images:" + self.content(0, len(self._files))
+        labels = b"".join(label.to_bytes(4, "little") for _, label in self._files)
+        self.content_hash = "images:" + hashlib.sha256(self._digests + labels).hexdigest()[:16]
 
     def content(self, start: int, stop: int) -> str:
         """Identity of the images `start` to `stop` (exclusive): changes when one of their files does."""
