@@ -10,20 +10,14 @@ import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from maskgil_jax.files.hub import INDEX, WHOLE, is_tensor_file
+
 SHARD_BYTES = 5 * 10**9  # of tensors in one file; a single larger tensor gets a file of its own
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _NAMES = {"float32": "F32", "float16": "F16"}
-
-
-def is_tensor_file(name: str) -> bool:
-    """Whether a weights folder keeps tensors, or their index, under this name."""
-    return name in (WHOLE, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def write_tensors(
