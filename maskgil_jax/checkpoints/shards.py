@@ -10,20 +10,14 @@ import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from maskgil_jax.files.hub import INDEX, SHARD_NAME, WHOLE, is_tensor_file
+
 SHARD_BYTES = 5 * 10**9  # bytes of tensors in one file; a larger tensor gets its own file
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _NAMES = {"float32": "F32", "float16": "F16"}
-
-
-def is_tensor_file(name: str) -> bool:
-    """Whether a file of this name in a weights folder holds tensors or their index."""
-    return name in (WHOLE, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def write_tensors(
@@ -127,7 +121,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
         try:
             shard_of = json.loads(self.file.read_text(), object_pairs_hook=once)["weight_map"]
-            bad = [shard for shard in shard_of.values() if not (isinstance(shard, str) and _SHARD.fullmatch(shard))]
+            bad = [shard for shard in shard_of.values() if not (isinstance(shard, str) and SHARD_NAME.fullmatch(shard))]
         except FileNotFoundError:
             raise ValueError(f"{self.file}: missing, although its folder has shards") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from flax.serialization import msgpack_serialize
 from tqdm import tqdm
 
 from maskgil_jax.checkpoints.shards import SHARD_BYTES, write_tensors
-from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_metadata, replace_folder, require_free_space
+from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_metadata, replace_folder, require_room
 from maskgil_jax.config import ConfigError, choose, require, to_dict
 from maskgil_jax.files.atomic import writing
 from maskgil_jax.networks import abstract_params, family_of, flatten, unflatten
@@ -76,7 +76,7 @@ def convert(
     checkpoint = read(path, container=key)
     beside = read_beside(path)
     plan = _plan(checkpoint, family, options, beside)
-    require_free_space(out, plan.parameters * np.dtype(dtype).itemsize)
+    require_room(out, plan.parameters * np.dtype(dtype).itemsize)
     digest = _sha256(checkpoint)
     require(earlier in (None, digest), f"{out}: exists and was converted from another file; remove it or choose another folder")
     source = {
