@@ -108,8 +108,7 @@ def _exit_on_error() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    if jax.process_index() == 0:  # JAX aborts the others as soon as it is gone; an error of all should end each by itself
-        time.sleep(GRACE)
+    time.sleep(GRACE)  # JAX aborts the others when process 0 is gone; an error that all have should end each by itself
     os._exit(_exit_code)
 
 
