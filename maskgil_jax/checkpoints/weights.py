@@ -86,8 +86,11 @@ def require_free_space(path: pathlib.Path, size: int) -> None:
     require(writable, f"{path}: cannot write: {parent} is not a directory or is not writable")
     free = free_bytes(parent)
     require(
-        free >= size, f"{path}: needs {size_text(size)}, {size_text(free)} are free; free space there or choose another disk"
+        free >= size, f"{path}: needs {size_text(size)}, {size_text(free)} are free there; delete files or choose another disk"
     )
+
+
+require_room = require_free_space  # old name, used by `convert`
 
 
 def save_weights(
