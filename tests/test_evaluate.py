@@ -18,16 +18,14 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, DecodeConfig, InceptionConfig
 from maskgil_jax.evaluation import metrics
-from maskgil_jax.evaluation.clip import ClipScore, read_texts
-from maskgil_jax.evaluation.collect import collect
-from maskgil_jax.evaluation.extractor import extractor_of
-from maskgil_jax.evaluation.features import local_mesh
+from maskgil_jax.evaluation.extraction import extract, local_mesh
+from maskgil_jax.evaluation.features import feature_extractor_of
 from maskgil_jax.evaluation.generated import cycled_labels, generated_set, labels_like
-from maskgil_jax.evaluation.image_sets import array_set, open_set
-from maskgil_jax.evaluation.reference import measured, open_reference, write_stats
-from maskgil_jax.evaluation.results import as_markdown, as_table, read_json
+from maskgil_jax.evaluation.images import array_set, open_image_set, saved
+from maskgil_jax.evaluation.metrics.clip import ClipScorer, read_texts
+from maskgil_jax.evaluation.reference import open_reference, reference_of, write_stats
+from maskgil_jax.evaluation.report import as_markdown, as_table, read_json
 from maskgil_jax.evaluation.run import evaluate
-from maskgil_jax.evaluation.sample_files import saved
 from maskgil_jax.models.inception import SPATIAL_CHANNELS, InceptionV3
 from maskgil_jax.networks import abstract_params
 from maskgil_jax.pipelines.pipeline import load
@@ -35,7 +33,7 @@ from maskgil_jax.pipelines.pipeline import load
 
 @pytest.fixture(scope="module")
 def reference(judge):
-    return measured(array_set(random_images(24, 1), "real"), judge, moments=("features",), keep=True, batch_size=8)
+    return reference_of(array_set(random_images(24, 1), "real"), judge, moments=("features",), keep=True, batch_size=8)
 
 
 def read(images, rows=4):
@@ -48,10 +46,10 @@ def test_samples_come_back_from_every_kind_of_file(tmp_path, judge, reference, n
     images = random_images(19)
     written = saved(array_set(images), tmp_path / name)
     np.testing.assert_array_equal(read(written, 5), images)
-    again = open_set(tmp_path / name)
+    again = open_image_set(tmp_path / name)
     assert (again.count, again.size) == (19, (16, 16))
     np.testing.assert_array_equal(read(again), images)
-    np.testing.assert_array_equal(read(open_set(tmp_path / name, count=7)), images[:7])
+    np.testing.assert_array_equal(read(open_image_set(tmp_path / name, count=7)), images[:7])
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing half-written is left beside it
     with pytest.raises(ConfigError, match="is there already"):
         saved(array_set(images), tmp_path / name)
@@ -113,7 +111,7 @@ def test_pixels_are_not_kept(judge):
 
     refs = []
     images = dataclasses.replace(array_set(random_images(8)), count=48, batches=batches)
-    assert collect(images, judge, batch_size=8).watch.count == 48
+    assert extract(images, judge, batch_size=8).count == 48
     assert max(alive) <= 3, alive
 
 
@@ -123,7 +121,7 @@ def test_drawn_samples_are_those_of_the_pipeline(pipeline_folder):
     cfg = DecodeConfig(steps=3, guidance=1.0)
     expected = pipeline(cycled_labels(11, 4), seed=5, cfg=cfg)
     drawn = generated_set(pipeline, cycled_labels(11, 4), seed=5, cfg=cfg, batch_size=3)
-    assert (drawn.count, drawn.size, drawn.about["sampler"]["steps"]) == (11, expected.shape[1:3], 3)
+    assert (drawn.count, drawn.size, drawn.provenance["sampler"]["steps"]) == (11, expected.shape[1:3], 3)
     # Other batch shapes round differently in float32; a pixel may fall on the other side of a half.
     difference = np.abs(read(drawn).astype(int) - expected)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
@@ -143,7 +141,7 @@ def test_a_stats_file_is_as_good_as_its_images(tmp_path, judge):
     write_stats(real, judge, tmp_path / "all.npz", keep=True, batch_size=8)
     write_stats(real, judge, tmp_path / "moments.npz", batch_size=8)
     names = ("fid", "precision_recall")
-    direct = evaluate(samples, measured(real, judge, moments=("features",), keep=True), judge, names)
+    direct = evaluate(samples, reference_of(real, judge, moments=("features",), keep=True), judge, names)
     opened = open_reference(tmp_path / "all.npz", judge, moments=("features",), keep=True)
     found = evaluate(samples, opened, judge, names)
     for name, value in direct["figures"].items():
@@ -202,7 +200,7 @@ def test_an_adm_reference_gives_its_own_moments_to_inception_only(tmp_path, judg
 def test_inception_weights_are_an_extractor():
     network = nnx.eval_shape(lambda: InceptionV3(InceptionConfig(), rngs=nnx.Rngs(0)))
     weights = dataclasses.make_dataclass("W", ["network", "hash", "path", "about"], namespace={"build": lambda w: w.network})
-    extractor = extractor_of(weights(network, "h", "inception", {}), "torch-fidelity")
+    extractor = feature_extractor_of(weights(network, "h", "inception", {}), "torch-fidelity")
     assert (extractor.is_inception, extractor.protocol, extractor.taps) == (
         True,
         "torch-fidelity",
@@ -211,7 +209,7 @@ def test_inception_weights_are_an_extractor():
     assert [extractor.width(tap) for tap in extractor.taps] == [2048, 17 * 17 * SPATIAL_CHANNELS, 1008]
     assert abstract_params(InceptionConfig())["fc"]["kernel"].shape == (2048, 1008)
     with pytest.raises(ConfigError, match="protocol: unknown value 'clean'; choose from adm"):
-        extractor_of(weights(network, "h", "inception", {}), "clean")
+        feature_extractor_of(weights(network, "h", "inception", {}), "clean")
 
 
 @pytest.mark.slow
@@ -236,7 +234,7 @@ def test_clipscore_embeds_while_images_pass(tmp_path, judge, reference):
     def embed(batch):
         return batch.reshape(len(batch), -1)[:, :8].astype(np.float32) + 1
 
-    clip = ClipScore(embed, lambda batch: np.ones((len(batch), 8)), texts, "a model")
+    clip = ClipScorer(embed, lambda batch: np.ones((len(batch), 8)), texts, "a model")
     found = evaluate(array_set(images), reference, judge, ("clipscore",), batch_size=8, clip=clip)
     assert found["figures"]["clipscore"] == pytest.approx(metrics.clip_score(embed(images), np.ones((6, 8))))
     assert found["settings"]["clipscore"] == {"model": "a model", "convention": "torchmetrics"}

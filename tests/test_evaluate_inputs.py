@@ -10,16 +10,16 @@ from PIL import Image
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError
-from maskgil_jax.evaluation.extractor import Extractor, extractor_of
-from maskgil_jax.evaluation.image_sets import array_set, open_set
-from maskgil_jax.evaluation.npz_files import NpzImages
-from maskgil_jax.evaluation.reference import measured, open_reference
+from maskgil_jax.evaluation.features import FeatureExtractor, feature_extractor_of
+from maskgil_jax.evaluation.images import array_set, open_image_set
+from maskgil_jax.evaluation.reference import open_reference, reference_of
 from maskgil_jax.evaluation.run import evaluate
+from maskgil_jax.files.npz import NpzImages
 
 
 @pytest.fixture(scope="module")
 def reference(judge):
-    return measured(array_set(random_images(24, 1), "real"), judge, moments=("features",), keep=True, batch_size=8)
+    return reference_of(array_set(random_images(24, 1), "real"), judge, moments=("features",), keep=True, batch_size=8)
 
 
 def read(images, rows=4):
@@ -55,15 +55,15 @@ def test_conversions_are_said(tmp_path):
     Image.fromarray(np.dstack([grey] * 3 + [grey // 2])).save(folder / "alpha.png")
     Image.fromarray(np.dstack([grey] * 4), mode="CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(np.full((16, 16), 40000, np.uint16)).save(folder / "deep.png")
-    images = open_set(folder)
+    images = open_image_set(folder)
     assert images.count == 6 and read(images).shape == (6, 16, 16, 3)
     said = " | ".join(images.notes)
-    for words in ("1 of 6 files are JPEG", "1 of 6 images: grey", "laid on white", "CMYK", "16-bit grey, scaled to 8"):
+    for words in ("1 of 6 files are JPEG", "1 of 6 images: grey", "composited over white", "CMYK", "16-bit grey, scaled to 8"):
         assert words in said
-    deep = read(open_set(folder))[[p.name for p in sorted(folder.iterdir())].index("deep.png")]
+    deep = read(open_image_set(folder))[[p.name for p in sorted(folder.iterdir())].index("deep.png")]
     assert set(deep.ravel()) == {round(40000 * 255 / 65535)}
     np.savez(tmp_path / "grey.npz", arr_0=np.stack([grey] * 3))
-    single = open_set(tmp_path / "grey.npz")
+    single = open_image_set(tmp_path / "grey.npz")
     assert read(single).shape == (3, 16, 16, 3) and "one channel" in single.notes[0]
 
 
@@ -71,8 +71,8 @@ def test_mixed_sizes_need_a_crop(tmp_path):
     folder = write_folder(tmp_path / "mixed", random_images(2))
     Image.fromarray(random_images(1, side=32)[0]).save(folder / "z.png")
     with pytest.raises(ValueError, match=r"z\.png: 32 x 32 pixels, .*000\.png has 16 x 16.*--image-size"):
-        read(open_set(folder))
-    cropped = open_set(folder, image_size=16)
+        read(open_image_set(folder))
+    cropped = open_image_set(folder, image_size=16)
     assert read(cropped).shape == (3, 16, 16, 3)
     assert cropped.notes == ["1 of 3 images: centre-cropped to 16 x 16 (ADM)"]
 
@@ -94,25 +94,25 @@ def test_npz_files_that_hold_something_else(tmp_path, case):
     arrays, message = BAD_NPZ[case]
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        open_set(tmp_path / "x.npz")
+        open_image_set(tmp_path / "x.npz")
 
 
 def test_damaged_and_missing_files(tmp_path, judge):
     with pytest.raises(ValueError, match="no such file or folder"):
-        open_set(tmp_path / "nowhere")
+        open_image_set(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: holds no images"):
-        open_set(tmp_path / "empty")
+        open_image_set(tmp_path / "empty")
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "text.array_record").write_text("hello")
     (tmp_path / "text.tar").write_text("hello")
     for name, message in (("text.npz", "not a readable"), ("text.array_record", "not a readable"), ("text.tar", "expected a")):
         with pytest.raises(ValueError, match=message):
-            open_set(tmp_path / name)
+            open_image_set(tmp_path / name)
     folder = write_folder(tmp_path / "bad", random_images(2))
     (folder / "001.png").write_bytes((folder / "000.png").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"001\.png: cannot be"):
-        read(open_set(folder))
+        read(open_image_set(folder))
     np.savez(tmp_path / "short.npz", arr_0=random_images(2))
     file = NpzImages(tmp_path / "short.npz")
     file.count = 3  # a header that promises more than there is
@@ -123,7 +123,7 @@ def test_damaged_and_missing_files(tmp_path, judge):
         open_reference(tmp_path / "keys.npz", judge, moments=("features",), keep=False)
 
 
-def test_sets_that_cannot_be_measured(judge, reference):
+def test_sets_that_cannot_be_reference_of(judge, reference):
     with pytest.raises(ConfigError, match="holds 1 image; distances between sets need at least 2"):
         evaluate(array_set(random_images(1)), reference, judge, ("fid",))
     broken = dataclasses.replace(judge, apply=lambda n, x: {k: v * np.nan for k, v in judge.apply(n, x).items()})
@@ -142,10 +142,10 @@ def test_sets_that_cannot_be_measured(judge, reference):
 
 def test_networks_without_features_and_protocols_they_do_not_have(pipeline_folder, judge_folder):
     with pytest.raises(ConfigError, match="a VQGAN has no features"):
-        extractor_of(load_weights(pipeline_folder, "tokenizer"))
+        feature_extractor_of(load_weights(pipeline_folder, "tokenizer"))
     with pytest.raises(ConfigError, match="unknown value 'adm'; choose from classifier-16"):
-        extractor_of(load_weights(judge_folder), "adm")
-    assert isinstance(extractor_of(load_weights(judge_folder), "classifier-16"), Extractor)
+        feature_extractor_of(load_weights(judge_folder), "adm")
+    assert isinstance(feature_extractor_of(load_weights(judge_folder), "classifier-16"), FeatureExtractor)
 
 
 @pytest.mark.parametrize(

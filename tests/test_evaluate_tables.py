@@ -15,12 +15,13 @@ from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ConfigError
 from maskgil_jax.data.images import to_unit
-from maskgil_jax.evaluation import metrics, paper_tables, plots
-from maskgil_jax.evaluation.image_sets import array_set
-from maskgil_jax.evaluation.paper_tables import as_markdown, rows_of
+from maskgil_jax.evaluation import metrics, plots
+from maskgil_jax.evaluation.benchmarks import paper_tables
+from maskgil_jax.evaluation.benchmarks.paper_tables import as_markdown, rows_of
+from maskgil_jax.evaluation.images import array_set
 from maskgil_jax.evaluation.reconstruction import SHEET_COLUMNS, evaluate_tokenizer, open_lpips
-from maskgil_jax.evaluation.reference import measured
-from maskgil_jax.evaluation.results import FORMAT
+from maskgil_jax.evaluation.reference import reference_of
+from maskgil_jax.evaluation.report import FORMAT
 from maskgil_jax.pipelines.pipeline import Pipeline, load, reconstruct
 from maskgil_jax.training.generator import keep_best
 
@@ -31,7 +32,7 @@ TABLES = sorted(path.stem for path in CONFIGS.glob("eval_*.py"))
 # ------------------------------------------------------------------------------------------------ tokenizers
 def test_a_tokenizer_is_measured_as_by_hand(pipeline_folder, judge):
     weights, images = load_weights(pipeline_folder, "tokenizer"), random_images(19, 4)
-    train = measured(array_set(random_images(20, 9)), judge, moments=("features",), keep=False)
+    train = reference_of(array_set(random_images(20, 9)), judge, moments=("features",), keep=False)
     distance = lambda first, second: abs(first - second).mean(axis=(1, 2, 3))  # noqa: E731  (a stand-in for LPIPS)
     result, sheet = evaluate_tokenizer(
         weights, array_set(images), judge, train_reference=train, lpips=Mean(distance), batch_size=8
@@ -121,7 +122,7 @@ def test_rows_are_checked():
         rows(dict(name="a", papers={}))
     with pytest.raises(ConfigError, match="no figure is called 'FID'"):
         rows(dict(name="a", paper={"FID": 1.0}))
-    with pytest.raises(ConfigError, match="stand twice"):
+    with pytest.raises(ConfigError, match="used twice"):
         rows(dict(name="a", paper={}), dict(name="a", paper={}))
 
 
@@ -195,9 +196,9 @@ def test_the_tokenizer_table_runs_too(tmp_path, judge_folder, pipeline_folder):
     assert Image.open(tmp_path / "out" / "LlamaGen-VQ.png").size[0] == 12 * 18 + 2
 
 
-def test_a_table_of_nothing_measured():
+def test_a_table_of_nothing_reference_of():
     entry = {"name": "a", "paper": {"fid": 3.0}, "note": "", "ours": {}, "skipped": "no weights"}
-    about = types.SimpleNamespace(about=lambda: dict(name="n", family="f", hash="h", protocol="p"), is_inception=True)
+    about = types.SimpleNamespace(metadata=lambda: dict(name="n", family="f", hash="h", protocol="p"), is_inception=True)
     assert "| a | 3 |  |  |" in as_markdown("T", [entry], ["a footnote"], about)
 
 

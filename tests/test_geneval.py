@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from maskgil_jax import cli
-from maskgil_jax.evaluation import geneval
+from maskgil_jax.evaluation.benchmarks import geneval
+from maskgil_jax.evaluation.benchmarks.polyvoice import read_spoken, spoken_scores
 from maskgil_jax.evaluation.metrics import clip_similarity
-from maskgil_jax.evaluation.polyvoice import read_spoken, spoken_scores
 
 PROMPTS = [{"tag": "counting", "prompt": f"{n} cups", "include": [{"class": "cup", "count": n}]} for n in (2, 3)]
 

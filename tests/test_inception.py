@@ -15,9 +15,8 @@ from maskgil_jax.checkpoints.weights import SHIPPED
 from maskgil_jax.config import InceptionConfig
 from maskgil_jax.convert.main import convert, export
 from maskgil_jax.convert.plan import make_plan
-from maskgil_jax.evaluation import protocols
-from maskgil_jax.evaluation.features import FeatureExtractor, local_mesh, rebatch
-from maskgil_jax.evaluation.inception import inception_features, load_inception
+from maskgil_jax.evaluation.extraction import BatchedApply, local_mesh, rebatch
+from maskgil_jax.evaluation.features import inception_features, load_inception, preprocess
 from maskgil_jax.models import inception
 from maskgil_jax.networks import abstract_params, build, flatten, unflatten
 
@@ -82,7 +81,7 @@ def test_the_weights_come_back_bit_for_bit(folder):
 # ------------------------------------------------------------------------------------------------ parity
 @jax.jit
 def _activations(net, images_bhwc):
-    inputs_bhwc = protocols.preprocess(images_bhwc, "pytorch-fid")
+    inputs_bhwc = preprocess(images_bhwc, "pytorch-fid")
     outputs = net(inputs_bhwc)
     return {**outputs, "resized": (inputs_bhwc + 1) / 2, "softmax": jax.nn.softmax(outputs["logits"])}
 
@@ -117,7 +116,7 @@ def test_spatial_tap_is_the_first_seven_channels_of_the_1x1_branch_of_6d(network
             x_bhwc, _ = getattr(net, block)(x_bhwc)
         return net.mixed_6d.branch1x1(x_bhwc)
 
-    small = protocols.preprocess(jnp.asarray(images("small")), "adm")
+    small = preprocess(jnp.asarray(images("small")), "adm")
     spatial = np.asarray(jax.jit(lambda net, x: net(x)["spatial"])(network, small))
     assert spatial.shape == (2, 17 * 17 * 7)
     expected_bhwc = np.asarray(jax.jit(branch)(network, small))
@@ -147,23 +146,23 @@ def _tf1_pixel(image_hwc, row, column):
 def test_tf1_resize_equals_a_pixel_by_pixel_twin(size):
     rng = np.random.default_rng(5)
     image_hwc = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
-    ours = np.asarray(protocols.preprocess(jnp.asarray(image_hwc)[None], "adm"))[0]
+    ours = np.asarray(preprocess(jnp.asarray(image_hwc)[None], "adm"))[0]
     assert ours.shape == (299, 299, 3)
     places = [(0, 0), (298, 298), (0, 298), (298, 0), *rng.integers(0, 299, (200, 2))]
     expected = np.array([(_tf1_pixel(image_hwc, row, column) - 128) / 128 for row, column in places])
     np.testing.assert_allclose(ours[tuple(np.array(places).T)], expected, atol=1e-6)
-    fidelity = protocols.preprocess(jnp.asarray(image_hwc)[None], "torch-fidelity")
+    fidelity = preprocess(jnp.asarray(image_hwc)[None], "torch-fidelity")
     np.testing.assert_array_equal(fidelity[0], ours)
 
 
 def test_the_protocols_differ_where_they_should():
     image = jnp.asarray(images("small"))
-    adm, torch = (np.asarray(protocols.preprocess(image, name)) for name in ("adm", "pytorch-fid"))
+    adm, torch = (np.asarray(preprocess(image, name)) for name in ("adm", "pytorch-fid"))
     assert np.abs(adm - torch).mean() > 0.05  # half a pixel apart on noise
     same = jnp.asarray(np.tile(np.arange(256, dtype=np.uint8).repeat(2)[:299].reshape(1, 299, 1, 1), (1, 1, 299, 3)))
-    np.testing.assert_array_equal(protocols.preprocess(same, "adm"), (np.asarray(same, np.float32) - 128) / 128)
-    np.testing.assert_allclose(protocols.preprocess(same, "pytorch-fid"), np.asarray(same, np.float32) / 127.5 - 1, atol=1e-6)
-    floats = protocols.preprocess(image.astype(jnp.float32) / 255, "pytorch-fid")
+    np.testing.assert_array_equal(preprocess(same, "adm"), (np.asarray(same, np.float32) - 128) / 128)
+    np.testing.assert_allclose(preprocess(same, "pytorch-fid"), np.asarray(same, np.float32) / 127.5 - 1, atol=1e-6)
+    floats = preprocess(image.astype(jnp.float32) / 255, "pytorch-fid")
     np.testing.assert_allclose(floats, torch, atol=1e-6)
 
 
@@ -178,7 +177,7 @@ def test_the_protocols_differ_where_they_should():
 )
 def test_wrong_images_are_refused(shape, dtype, protocol, message):
     with pytest.raises(ValueError, match=message):
-        protocols.preprocess(np.zeros(shape, dtype), protocol)
+        preprocess(np.zeros(shape, dtype), protocol)
 
 
 # ------------------------------------------------------------------------------------------------ batches and devices
@@ -196,7 +195,7 @@ def _photos(count, side=6):
 def test_any_batches_give_the_same_features_and_compile_once():
     weights, photos = np.random.default_rng(7).normal(size=(3, 5)).astype(np.float32), _photos(45)
     _colours.traces = 0
-    extractor = FeatureExtractor(_colours, weights, batch_size=16)
+    extractor = BatchedApply(_colours, weights, batch_size=16)
     parts = list(extractor(np.split(photos, [3, 4, 30])))
     assert [len(part["mean"]) for part in parts] == [16, 16, 13]
     assert [len(part["mean"]) for part in extractor([photos[:5]])] == [5]
@@ -214,7 +213,7 @@ def test_the_work_is_split_over_all_devices():
         jax.debug.inspect_array_sharding(images_bhwc, callback=seen.append)
         return {"sum": images_bhwc.astype(jnp.float32).sum(axis=(1, 2, 3)) + weights}
 
-    list(FeatureExtractor(spy, np.float32(0), batch_size=16)([_photos(16)]))
+    list(BatchedApply(spy, np.float32(0), batch_size=16)([_photos(16)]))
     assert len(jax.local_devices()) == 8 and seen[0].shard_shape((16, 6, 6, 3)) == (2, 6, 6, 3)
 
 
@@ -225,8 +224,8 @@ def test_features_on_eight_devices_equal_those_on_one(network):
         functools.partial(inception_features, protocol="adm", taps=("pool3", "spatial")),
     )
     one = jax.sharding.Mesh(local_mesh().devices[:1], local_mesh().axis_names)
-    (many,) = FeatureExtractor(protocol, network, batch_size=8)([photos])
-    (single,) = FeatureExtractor(protocol, network, batch_size=8, mesh=one)([photos])
+    (many,) = BatchedApply(protocol, network, batch_size=8)([photos])
+    (single,) = BatchedApply(protocol, network, batch_size=8, mesh=one)([photos])
     for tap, width in (("pool3", 2048), ("spatial", 2023)):
         assert many[tap].shape == (8, width)
         np.testing.assert_allclose(many[tap], single[tap], atol=2e-5, rtol=1e-5)  # as the reference's own float32 error
@@ -241,7 +240,7 @@ def test_features_on_eight_devices_equal_those_on_one(network):
         ),
         (lambda: list(rebatch([_photos(3), _photos(2).astype(np.float32)], 4)), "from number 3 on are 6x6x3 float32"),
         (lambda: list(rebatch([_photos(1)[0]], 4)), r"got shape \(6, 6, 3\)"),
-        (lambda: FeatureExtractor(_colours, np.zeros((3, 2)), batch_size=12), "batch_size: 12 is not a multiple of 8 devices"),
+        (lambda: BatchedApply(_colours, np.zeros((3, 2)), batch_size=12), "batch_size: 12 is not a multiple of 8 devices"),
         (
             lambda: inception_features(lambda x: {"pool3": x}, _photos(1), "adm", ("pool",)),
             "tap: unknown value 'pool'",

@@ -12,9 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax.config import CausalConfig, DecodeConfig, require, to_dict
-from maskgil_jax.evaluation.collect import split_batch
-from maskgil_jax.evaluation.features import local_mesh
-from maskgil_jax.evaluation.image_sets import ImageSet
+from maskgil_jax.evaluation.extraction import local_mesh, split_batch
+from maskgil_jax.evaluation.images import ImageSet
 from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
 from maskgil_jax.runtime.mesh import batch_sharding, replicated
 from maskgil_jax.runtime.rng import keys_for_indices
@@ -69,7 +68,7 @@ def generated_set(
         batches=batches,
         labels=lambda: ids_n,
         class_names=pipeline.class_names,
-        about={
+        provenance={
             "kind": "weights",
             "path": pipeline.name,
             "seed": seed,

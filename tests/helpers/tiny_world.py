@@ -7,7 +7,7 @@ from PIL import Image
 
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import VQ_PRESETS, ClassifierConfig, LlamaConfig, VQConfig
-from maskgil_jax.evaluation.extractor import extractor_of
+from maskgil_jax.evaluation.features import feature_extractor_of
 from maskgil_jax.networks import create, params_of
 
 SIDE = 16
@@ -34,7 +34,7 @@ def judge_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def judge(judge_folder):
     """Its extractor."""
-    return extractor_of(load_weights(judge_folder), name="judge")
+    return feature_extractor_of(load_weights(judge_folder), name="judge")
 
 
 @pytest.fixture(scope="session")

@@ -186,14 +186,14 @@ def test_folders_of_others_are_left_alone(pipeline, tmp_path):
 
 
 def test_processes_that_write_to_disks_of_their_own_are_told(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch_sampling, "_own_share", lambda: (0, 2))
+    monkeypatch.setattr(batch_sampling, "_process_share", lambda: (0, 2))
     with pytest.raises(ConfigError, match=r"out: 2 parts are missing, \['parts/00001.npy'\] first; all processes must write"):
         sample(pipeline, tmp_path / "out", format="npz")
     assert not (tmp_path / "out" / "samples.npz").exists()
 
 
 def test_progress_is_a_line_now_and_then_without_a_terminal(pipeline, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(batch_sampling, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(batch_sampling, "_LOG_SECONDS", -1.0)
     with caplog.at_level("INFO", logger="maskgil_jax"):
         sample(pipeline, tmp_path / "out")
     assert "4/10 images, " in caplog.text and "images/s, " in caplog.text and "min left" in caplog.text

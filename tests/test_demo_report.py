@@ -17,7 +17,7 @@ from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ClassifierConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.data.images import open_images
-from maskgil_jax.evaluation.report import as_markdown, figures, nearest
+from maskgil_jax.evaluation.benchmarks.demo_report import as_markdown, figures, nearest
 from maskgil_jax.pipelines.pipeline import Pipeline
 from maskgil_jax.training.classifier import (
     Augment,
