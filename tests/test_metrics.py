@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maskgil_jax.evaluation import metrics
-from maskgil_jax.evaluation.metrics.prdc import squared_radii
+from maskgil_jax.evaluation.metrics.nearest_neighbours import squared_radii
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "metrics"
 RTOL = 1e-6  # float64 formulas; what remains is the reference's own rounding
@@ -142,7 +142,7 @@ def test_inception_score_equals_maskgil_and_adm():
 
 def test_inception_score_cuts_as_its_convention_says(monkeypatch):
     z = golden("adm_evaluator")
-    monkeypatch.setattr("maskgil_jax.evaluation.metrics.inception_score.ADM_SPLIT_ROWS", 200)
+    monkeypatch.setattr("maskgil_jax.evaluation.metrics.classifier_scores.ADM_SPLIT_ROWS", 200)
     score, _ = metrics.inception_score(np.log(z["is.softmax"]), convention="adm")
     np.testing.assert_allclose(score, z["is.split200"], rtol=1e-5)
     logits = golden("inception_score")["logits"][:23]

@@ -12,13 +12,13 @@ import pkgutil
 from typing import Any
 
 from maskgil_jax.evaluation.metrics.base import Figure, Metric, ReconstructionMetric
+from maskgil_jax.evaluation.metrics.classifier_scores import IS_CONVENTIONS, inception_score
 from maskgil_jax.evaluation.metrics.clip import CLIP_CONVENTIONS, clip_score, clip_similarity
 from maskgil_jax.evaluation.metrics.codebook import codebook_perplexity, codebook_usage, count_codes
 from maskgil_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from maskgil_jax.evaluation.metrics.image_quality import SSIM_CONVENTIONS, psnr, ssim
-from maskgil_jax.evaluation.metrics.inception_score import IS_CONVENTIONS, inception_score
-from maskgil_jax.evaluation.metrics.kid import kid
-from maskgil_jax.evaluation.metrics.prdc import PRDC, PrecisionRecall, prdc, precision_recall
+from maskgil_jax.evaluation.metrics.kernel_distance import kid
+from maskgil_jax.evaluation.metrics.nearest_neighbours import PRDC, PrecisionRecall, prdc, precision_recall
 
 __all__ = [
     "CLIP_CONVENTIONS",

@@ -31,7 +31,11 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
-    """values: {key of a figure: value}, {key}_std for a deviation. settings: options that change the value. warnings: sentences."""
+    """The outcome of a metric.
+
+    values: {key of a figure: value}, and {key}_std for a deviation. settings: options that change the values. warnings:
+    conditions under which the values mean little.
+    """
 
     values: dict[str, float]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)

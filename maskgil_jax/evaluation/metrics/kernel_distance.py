@@ -52,8 +52,8 @@ def _compute(inputs: MetricInputs) -> MetricResult:
     warnings = []
     if size < SUBSET_SIZE:
         warnings.append(
-            f"kid: subsets of {size} rows instead of {SUBSET_SIZE}, as there are no more; the deviation is too small, since all "
-            "subsets of the smaller set are the same rows"
+            f"kid: subsets of {size} rows instead of {SUBSET_SIZE}, as there are no more; the deviation is too small, since "
+            "all subsets of the smaller set are the same rows"
         )
     settings = {"subsets": SUBSETS, "subset_size": size, "seed": SEED}
     return MetricResult({"kid": mean, "kid_std": deviation}, settings, warnings)
