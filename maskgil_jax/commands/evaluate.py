@@ -65,7 +65,7 @@ class MetricsOption(argparse.Action):
     they import JAX."""
 
     @property
-    def help(self) -> str:  # type: ignore[override]
+    def help(self) -> str:
         from maskgil_jax.evaluation.metrics import set_metrics
 
         return f"{self._text}: " + "; ".join(f"{name} ({row.help})" for name, row in set_metrics().items())

@@ -12,6 +12,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -219,7 +220,7 @@ def _from_npz(path: Path, size: tuple[int, int] | None, count: int | None, notes
 
     def batches(rows: int) -> Iterator[np.ndarray]:
         for images in file.batches(rows, number):
-            yield np.stack([adm_center_crop(image, _square(crop)) for image in images]) if crop else images
+            yield np.stack([adm_center_crop(image, _crop_size(crop)) for image in images]) if crop else images
 
     known = None if file.labels is None else file.labels[:number]
     labels = None if known is None else lambda: known
@@ -251,7 +252,7 @@ def _from_decoder(
         image, conversions, labels[i] = decode(i)
         if crop is None or image.shape[:2] == crop:
             return image, conversions
-        return adm_center_crop(image, _square(crop)), (*conversions, _cropped(crop))
+        return adm_center_crop(image, _crop_size(crop)), (*conversions, _cropped(crop))
 
     def known_labels() -> np.ndarray:
         return np.asarray([decode(i)[2] if known is None else known for i, known in enumerate(labels)], np.int32)
@@ -311,7 +312,8 @@ def _height_width(size: Size | None) -> tuple[int, int] | None:
     return None if sides is None else (int(sides[0]), int(sides[1]))
 
 
-def _square(size: tuple[int, int]) -> Size:
+def _crop_size(size: tuple[int, int]) -> Any:
+    """The argument of `adm_center_crop`: one number for a square."""
     return size[0] if size[0] == size[1] else size
 
 

@@ -38,7 +38,8 @@ class _Reconstructor:
         self.network, self.lpips = jax.device_put(tokenizer.build(), place), lpips and jax.device_put(lpips, place)
         self.metrics = [row for row in reconstruction_metrics().values() if lpips is not None or "lpips" not in row.needs]
         self.sums: dict[str, dict] = {row.name: {} for row in self.metrics}
-        self.count, self.pairs = 0, []
+        self.count = 0
+        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
 
         @jax.jit
         def run(network, lpips, images_bhwc):
@@ -63,7 +64,7 @@ class _Reconstructor:
                 for name, value in row.accumulate(batch).items():
                     sums[name] = sums.get(name, 0) + value
             if len(self.pairs) < SHEET_IMAGES:
-                self.pairs += list(zip(images, copies))[: SHEET_IMAGES - len(self.pairs)]
+                self.pairs += list(zip(batch.originals_bhwc, batch.copies_bhwc))[: SHEET_IMAGES - len(self.pairs)]
             self.count += rows
             yield np.concatenate([images, copies])
 

@@ -58,8 +58,8 @@ def rows_of(config) -> list[Row]:
     require(len(set(names)) == len(names), f"config.rows: {sorted({n for n in names if names.count(n) > 1})} are used twice")
     for row in rows:
         for figure in row.paper:
-            names = ", ".join(all_figures())
-            require(figure in all_figures(), f"config.rows: {row.name}: no figure is called {figure!r}; choose from {names}")
+            known = ", ".join(all_figures())
+            require(figure in all_figures(), f"config.rows: {row.name}: no figure is called {figure!r}; choose from {known}")
     return rows
 
 

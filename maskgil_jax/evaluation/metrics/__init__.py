@@ -60,8 +60,8 @@ def reconstruction_metrics() -> dict[str, ReconstructionMetric]:
 @functools.cache
 def figures() -> dict[str, Figure]:
     """{key: figure} of all metrics and of the modules' `FIGURES`, in the order of tables."""
-    rows = [*set_metrics().values(), *reconstruction_metrics().values()]
-    found = [*_listed("FIGURES"), *(figure for row in rows for figure in row.figures)]
+    rows: list[Any] = [*set_metrics().values(), *reconstruction_metrics().values()]
+    found: list[Figure] = [*_listed("FIGURES"), *(figure for row in rows for figure in row.figures)]
     keys = [figure.key for figure in found]
     assert len(set(keys)) == len(keys), f"two metrics give one figure: {sorted(keys)}"
     return {figure.key: figure for figure in sorted(found, key=lambda figure: figure.position)}
