@@ -43,12 +43,12 @@ IS = {
 }
 NOTES = {
     "LLaMA-LlamaGen-VQ-200ep-cfg3.0": "Table A.3 prints 7.4975 / 244.6256 for the same run (B, 200 epochs, CFG 3.0); "
-    "its 6.9971 stands at 300 epochs.",
+    "its 6.9971 is printed for 300 epochs.",
 }
 
 
 def get_config() -> ConfigDict:
-    """`eval_table3.py` with these rows."""
+    """Table A.2: `eval_table3.py` with a row for each network and tokenizer, by CFG."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.title = "Table A.2: masked generators on four tokenizers"
     config.metrics = ("fid", "is")
@@ -70,6 +70,6 @@ def get_config() -> ConfigDict:
             )
     config.rows = tuple(rows)
     config.footnotes = (
-        "The Transformer here has 12 layers, 12 heads and width 768; the published code calls one of 24 and 16.",
+        "The Transformer here has 12 layers, 12 heads and width 768; that of the published code has 24 layers and 16 heads.",
     )
     return config

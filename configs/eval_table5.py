@@ -1,4 +1,4 @@
-"""Table 5 of the paper: the first part of each image by LlamaGen-L, the rest by MaskGIL-B in 8 steps, CFG 2.0.
+"""Table 5 of the paper: the first tokens of each image by LlamaGen-L, the rest by MaskGIL-B in 8 steps, CFG 2.0.
 
 maskgil evaluate --config configs/eval_table5.py --weights weights --out runs/table5
 """
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """`eval_table3.py` with the shares of causal sampling for rows."""
+    """Table 5: `eval_table3.py` with one fraction of causal tokens per row."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.title = "Table 5: shares of causal (AR) sampling, ImageNet 256x256, CFG 2.0"
     config.decode.guidance = 2.0

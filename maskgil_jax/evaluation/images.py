@@ -122,7 +122,8 @@ def _from_folder(path: Path, size: tuple[int, int] | None, count: int | None) ->
         notes.append(f"{lossy} of {len(files)} files are JPEG: compression moves FID")
     others = [file for file in found if not file.name.lower().endswith(EXTENSIONS)]
     if others:
-        notes.append(f"{len(others)} files without an image suffix are left out ({_examples(path, others)})")
+        text = _plural(len(others), "file", "without an image suffix")
+        notes.append(f"{text} left out ({_examples(path, others)})")
     return _from_files(path, files, size, count, notes)
 
 
@@ -140,8 +141,8 @@ def _from_job(path: Path, size: tuple[int, int] | None, count: int | None) -> Im
     others = [file for file in _visible_files(path) if file.name.lower().endswith(EXTENSIONS) and file not in set(files)]
     notes = []
     if others:
-        text = "1 image is" if len(others) == 1 else f"{len(others)} images are"
-        notes = [f"{text} left out, as the manifest {sample_formats.MANIFEST} does not name them ({_examples(path, others)})"]
+        text = _plural(len(others), "image", f"that the manifest {sample_formats.MANIFEST} does not name")
+        notes = [f"{text} left out ({_examples(path, others)})"]
     if manifest["files"] == "npz":
         found = _from_npz(files[0], size, count, notes)
     elif manifest["files"] == "array_record":
@@ -168,6 +169,10 @@ def _visible_files(root: Path) -> list[Path]:
 
 def _contains(folder: Path, inner: Path) -> bool:
     return inner == folder or folder in inner.parents
+
+
+def _plural(count: int, noun: str, which: str) -> str:
+    return f"{count} {noun} {which} is" if count == 1 else f"{count} {noun}s {which} are"
 
 
 def _examples(root: Path, files: Sequence[Path]) -> str:
