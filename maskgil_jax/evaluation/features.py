@@ -17,9 +17,9 @@ import numpy as np
 
 from maskgil_jax.checkpoints.weights import Weights, load_network, load_weights
 from maskgil_jax.config import ConfigError, choose
-from maskgil_jax.data.images import to_unit
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.inception import InceptionV3
+from maskgil_jax.tokenizers.images import to_unit
 
 PROTOCOLS = ("adm", "pytorch-fid", "torch-fidelity")
 TAPS = ("pool3", "spatial", "logits", "logits_unbiased")  # outputs of the FID InceptionV3

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from maskgil_jax.checkpoints.weights import Weights, load_network
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.evaluation.extraction import BatchedApply, ImageChecks, local_mesh, rebatch, split_batch
 from maskgil_jax.evaluation.features import FeatureExtractor
 from maskgil_jax.evaluation.images import ImageSet
@@ -25,6 +24,7 @@ from maskgil_jax.evaluation.report import environment
 from maskgil_jax.evaluation.run import comparison_warnings
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.runtime.mesh import batch_sharding, replicated
+from maskgil_jax.tokenizers.images import to_uint8, to_unit
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 16
 

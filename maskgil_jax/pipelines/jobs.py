@@ -35,7 +35,6 @@ from maskgil_jax.files.sample_formats import (
     read_samples,
     write_part,
 )
-from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import fingerprint, params_of
 from maskgil_jax.pipelines.pipeline import Pipeline
 
@@ -126,7 +125,7 @@ def _settings(pipeline: Pipeline, ids_n, format: str, seed: int, grid, ar_ratio:
         "labels": [[int(label), len(list(run))] for label, run in itertools.groupby(ids_n)],  # [class, images in a row]
         "seed": int(seed),
         "canvas": [int(side) for side in grid],
-        "rope_scaling": getattr(pipeline.generator.cfg, "rope_scaling", None),
+        "rope_scaling": pipeline.generator.cfg.rope_scaling,
         "generator": fingerprint(params_of(pipeline.generator)),
         "tokenizer": fingerprint(params_of(pipeline.tokenizer)),
         "ar_ratio": float(ar_ratio),
@@ -143,12 +142,12 @@ def _check_grid(pipeline: Pipeline, grid) -> None:
     """Checks with `jax.eval_shape` that the generator supports `grid`; raises its error before anything is written."""
     if grid is None or tuple(grid) == tuple(pipeline.generator.cfg.grid):
         return
-    tokens_bl, label_b = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, math.prod(grid)), (1,)))
+    tokens_bl = jax.ShapeDtypeStruct((1, math.prod(grid)), np.int32)
     jax.eval_shape(
-        lambda network, tokens, labels: network(tokens, ClassCondition(labels), grid=grid),
+        lambda network, tokens, condition: network(tokens, condition, grid=grid),
         pipeline.generator,
         tokens_bl,
-        label_b,
+        pipeline.conditioner.examples(1),
     )
 
 
@@ -192,7 +191,7 @@ def _images(pipeline: Pipeline, ids_n, parts: list[np.ndarray], seed, batch_size
     if not parts:
         return
     indices_m = np.concatenate(parts)
-    options = dict(seed=seed, batch_size=batch_size, grid=grid, ar_ratio=ar_ratio, places=indices_m)
+    options = dict(seed=seed, batch_size=batch_size, grid=grid, ar_ratio=ar_ratio, indices=indices_m)
     batches = pipeline.batches(ids_n[indices_m], **options)
     images = itertools.chain.from_iterable(_with_progress(batches, len(indices_m), len(ids_n)))
     for rows in parts:
