@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
         ),
     )
     config.footnotes = (
-        "The paper quotes LlamaGen L, XL and XXL beside these rows (3.07, 2.62, 2.34), which are of 384x384 images; "
+        "The paper quotes LlamaGen L, XL and XXL next to these rows (3.07, 2.62, 2.34), which are of 384x384 images; "
         "L at 256x256 is 3.80.",
         "The paper does not say how the Gumbel noise of the confidence is set; rows take what is stored with the weights.",
     )

@@ -35,7 +35,7 @@ def model(tmp_path_factory):
     return folder, network.eval(), processor
 
 
-def test_embeddings_are_those_of_the_library(model):
+def test_clip_embeddings_equal_the_library(model):
     folder, network, processor = model
     images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
     scorer = open_clip(TEXTS, str(folder))

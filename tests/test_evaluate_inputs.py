@@ -1,4 +1,4 @@
-"""What evaluation says of odd images, and what it refuses: every bad input in one line that says what to do."""
+"""Warnings and notes about images, and one-line errors for bad input of evaluations."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ from maskgil_jax.files.npz import NpzImages
 
 
 @pytest.fixture(scope="module")
-def reference(judge):
-    return reference_of(array_set(random_images(24, 1), "real"), judge, moments=("features",), keep=True, batch_size=8)
+def reference(extractor):
+    return reference_of(array_set(random_images(24, 1), "real"), extractor, moments=("features",), keep=True, batch_size=8)
 
 
 def read(images, rows=4):
@@ -27,9 +27,9 @@ def read(images, rows=4):
 
 
 # ------------------------------------------------------------------------------------------------ what is said
-def test_suspicious_sets_are_named(judge, reference):
+def test_suspicious_pixel_values_are_warned_of(extractor, reference):
     def said(images):
-        return " | ".join(evaluate(array_set(images), reference, judge, ("fid",))["warnings"])
+        return " | ".join(evaluate(array_set(images), reference, extractor, ("fid",))["warnings"])
 
     images = random_images(20, 5)
     plain = said(images)
@@ -48,7 +48,7 @@ def test_suspicious_sets_are_named(judge, reference):
     assert "5 of 20 images have one value only" in said(flat) and "4 of 20 images equal" in said(flat)
 
 
-def test_conversions_are_said(tmp_path):
+def test_conversions_are_counted_in_notes(tmp_path):
     folder = write_folder(tmp_path / "mixed", random_images(2))
     grey = np.full((16, 16), 100, np.uint8)
     Image.fromarray(grey).save(folder / "grey.png")
@@ -67,7 +67,7 @@ def test_conversions_are_said(tmp_path):
     assert read(single).shape == (3, 16, 16, 3) and "one channel" in single.notes[0]
 
 
-def test_mixed_sizes_need_a_crop(tmp_path):
+def test_mixed_sizes_are_refused_without_image_size(tmp_path):
     folder = write_folder(tmp_path / "mixed", random_images(2))
     Image.fromarray(random_images(1, side=32)[0]).save(folder / "z.png")
     with pytest.raises(ValueError, match=r"z\.png: 32 x 32 pixels, .*000\.png has 16 x 16.*--image-size"):
@@ -90,14 +90,14 @@ BAD_NPZ = {
 
 
 @pytest.mark.parametrize("case", BAD_NPZ)
-def test_npz_files_that_hold_something_else(tmp_path, case):
+def test_npz_of_other_content_is_refused(tmp_path, case):
     arrays, message = BAD_NPZ[case]
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         open_image_set(tmp_path / "x.npz")
 
 
-def test_damaged_and_missing_files(tmp_path, judge):
+def test_damaged_and_missing_files_are_refused_by_name(tmp_path, extractor):
     with pytest.raises(ValueError, match="no such file or folder"):
         open_image_set(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -120,32 +120,32 @@ def test_damaged_and_missing_files(tmp_path, judge):
         list(file.batches(3))
     np.savez(tmp_path / "keys.npz", mean=np.zeros(3))
     with pytest.raises(ValueError, match=r"keys\.npz: has the keys mean; a reference has mu and sigma"):
-        open_reference(tmp_path / "keys.npz", judge, moments=("features",), keep=False)
+        open_reference(tmp_path / "keys.npz", extractor, moments=("features",), keep=False)
 
 
-def test_sets_that_cannot_be_reference_of(judge, reference):
+def test_evaluate_refuses_impossible_sets_and_metrics(extractor, reference):
     with pytest.raises(ConfigError, match="holds 1 image; distances between sets need at least 2"):
-        evaluate(array_set(random_images(1)), reference, judge, ("fid",))
-    broken = dataclasses.replace(judge, apply=lambda n, x: {k: v * np.nan for k, v in judge.apply(n, x).items()})
+        evaluate(array_set(random_images(1)), reference, extractor, ("fid",))
+    broken = dataclasses.replace(extractor, apply=lambda n, x: {k: v * np.nan for k, v in extractor.apply(n, x).items()})
     with pytest.raises(ValueError, match="8 of 8 rows hold NaN or infinity"):
         evaluate(array_set(random_images(8)), reference, broken, ("fid",), batch_size=8)
     for names, message in (
-        (("sfid",), "sfid: needs the FID Inception, judge is a classifier"),
+        (("sfid",), "sfid: needs the FID Inception, extractor is a classifier"),
         (("agreement",), "agreement: needs samples of known classes"),
         (("clipscore",), "clipscore: needs --texts"),
         ((), "none given"),
         (("fidd",), "unknown value 'fidd'.*Did you mean 'fid'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            evaluate(array_set(random_images(4)), reference, judge, names)
+            evaluate(array_set(random_images(4)), reference, extractor, names)
 
 
-def test_networks_without_features_and_protocols_they_do_not_have(pipeline_folder, judge_folder):
+def test_feature_extractor_refuses_other_networks_and_protocols(pipeline_folder, classifier_folder):
     with pytest.raises(ConfigError, match="a VQGAN has no features"):
         feature_extractor_of(load_weights(pipeline_folder, "tokenizer"))
     with pytest.raises(ConfigError, match="unknown value 'adm'; choose from classifier-16"):
-        feature_extractor_of(load_weights(judge_folder), "adm")
-    assert isinstance(feature_extractor_of(load_weights(judge_folder), "classifier-16"), FeatureExtractor)
+        feature_extractor_of(load_weights(classifier_folder), "adm")
+    assert isinstance(feature_extractor_of(load_weights(classifier_folder), "classifier-16"), FeatureExtractor)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,16 @@ def test_networks_without_features_and_protocols_they_do_not_have(pipeline_folde
         (["--samples", "x"], "--reference: give"),
         (["--samples", "emoji", "--reference", "emoji"], "--features: give the weights folder"),
         (["--samples", "emoji", "--reference", "emoji", "--save-samples", "x"], "--save-samples: belongs to --weights"),
-        (["--samples", "{empty}", "--reference", "emoji", "--features", "{judge}"], "holds no images"),
+        (["--samples", "{empty}", "--reference", "emoji", "--features", "{extractor}"], "holds no images"),
         (["--tokenizer", "demo"], "--data: give the images"),
         (["--tokenizer", "demo", "--data", "emoji", "--metrics", "lpips"], "--lpips: LPIPS needs its weights"),
         (["--samples", "x", "--config.count=3"], "unknown option --config.count=3"),
         (["--geneval-results", "{empty}/none.jsonl"], "none.jsonl: cannot be read"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, judge_folder, capsys, args, message):
+def test_evaluate_command_reports_mistakes_in_one_line(tmp_path, classifier_folder, capsys, args, message):
     (tmp_path / "empty").mkdir()
-    named = {"empty": tmp_path / "empty", "judge": judge_folder}
+    named = {"empty": tmp_path / "empty", "extractor": classifier_folder}
     assert cli.main(["evaluate", *(arg.format(**named) for arg in args)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

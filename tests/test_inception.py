@@ -11,12 +11,12 @@ from helpers.feature_network_weights import inception_state
 from helpers.torch_names import GOLDEN, state_hash
 from safetensors.numpy import save_file
 
-from maskgil_jax.checkpoints.weights import SHIPPED
+from maskgil_jax.checkpoints.weights import SHIPPED, load_network
 from maskgil_jax.config import InceptionConfig
 from maskgil_jax.convert.main import convert, export
 from maskgil_jax.convert.plan import make_plan
 from maskgil_jax.evaluation.extraction import BatchedApply, local_mesh, rebatch
-from maskgil_jax.evaluation.features import inception_features, load_inception, preprocess
+from maskgil_jax.evaluation.features import inception_features, preprocess
 from maskgil_jax.models import inception
 from maskgil_jax.networks import abstract_params, build, flatten, unflatten
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(folder):
-    return load_inception(folder)
+    return load_network(folder, "inception")
 
 
 def images(name):
@@ -48,7 +48,7 @@ def images(name):
 
 
 # ------------------------------------------------------------------------------------------------ names and sizes
-def test_every_published_name_is_used_or_named():
+def test_inception_plan_uses_or_ignores_every_published_name():
     found = {name: (tuple(shape), np.dtype(kind.removeprefix("torch."))) for name, (shape, kind) in FACTS["keys"].items()}
     plan, problems = make_plan(found)
     assert (plan.name, plan.cfg, problems) == ("inception", InceptionConfig(), [])
@@ -58,7 +58,7 @@ def test_every_published_name_is_used_or_named():
     assert plan.parameters - statistics == 23_850_960
 
 
-def test_wrong_weights_are_refused_by_name():
+def test_inception_build_refuses_wrong_weights_by_name():
     flat = dict(flatten(abstract_params(InceptionConfig())))
     flat["fc/kernel"] = np.zeros((2048, 1000), np.float32)
     flat["mixed_5b/branch1x1/gamma"] = flat.pop("mixed_5b/branch1x1/scale")
@@ -66,13 +66,13 @@ def test_wrong_weights_are_refused_by_name():
         build(InceptionConfig(), unflatten(flat), "a.pth")
 
 
-def test_a_folder_of_another_network_is_refused():
+def test_load_network_refuses_a_folder_of_another_network():
     with pytest.raises(ValueError, match="classifier: holds a classifier, expected inception"):
-        load_inception(SHIPPED / "demo" / "classifier")
+        load_network(SHIPPED / "demo" / "classifier", "inception")
 
 
 @pytest.mark.slow
-def test_the_weights_come_back_bit_for_bit(folder):
+def test_inception_export_returns_the_published_weights(folder):
     back, state = export(folder, "inception"), inception_state()
     assert back.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
     assert all(np.array_equal(back[name], state[name]) for name in back)
@@ -88,7 +88,7 @@ def _activations(net, images_bhwc):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["big", "small", "smooth"])
-def test_activations_equal_the_reference(network, name):
+def test_inception_activations_equal_the_reference(network, name):
     outputs = {tap: np.asarray(array) for tap, array in _activations(network, images(name)).items()}
     checked = 0
     for key, tolerance in FACTS["tolerance"].items():
@@ -123,7 +123,7 @@ def test_spatial_tap_is_the_first_seven_channels_of_the_1x1_branch_of_6d(network
     np.testing.assert_allclose(spatial.reshape(2, 17, 17, 7), expected_bhwc[..., :7], atol=1e-5)
 
 
-def test_average_pool_leaves_padding_out():
+def test_average_pool_excludes_padding():
     ones = jnp.ones((1, 4, 4, 2))
     np.testing.assert_array_equal(inception.pool("average", ones), ones)
 
@@ -155,7 +155,7 @@ def test_tf1_resize_equals_a_pixel_by_pixel_twin(size):
     np.testing.assert_array_equal(fidelity[0], ours)
 
 
-def test_the_protocols_differ_where_they_should():
+def test_protocols_scale_and_resize_differently():
     image = jnp.asarray(images("small"))
     adm, torch = (np.asarray(preprocess(image, name)) for name in ("adm", "pytorch-fid"))
     assert np.abs(adm - torch).mean() > 0.05  # half a pixel apart on noise
@@ -175,7 +175,7 @@ def test_the_protocols_differ_where_they_should():
         ((1, 8, 8, 4), np.uint8, "adm", r"expected \(batch, height, width, 3\), got \(1, 8, 8, 4\)"),
     ],
 )
-def test_wrong_images_are_refused(shape, dtype, protocol, message):
+def test_preprocess_refuses_wrong_images(shape, dtype, protocol, message):
     with pytest.raises(ValueError, match=message):
         preprocess(np.zeros(shape, dtype), protocol)
 
@@ -192,7 +192,7 @@ def _photos(count, side=6):
     return np.random.default_rng(6).integers(0, 256, (count, side, side, 3)).astype(np.uint8)
 
 
-def test_any_batches_give_the_same_features_and_compile_once():
+def test_batched_apply_gives_equal_features_for_any_batches_and_compiles_once():
     weights, photos = np.random.default_rng(7).normal(size=(3, 5)).astype(np.float32), _photos(45)
     _colours.traces = 0
     extractor = BatchedApply(_colours, weights, batch_size=16)
@@ -206,7 +206,7 @@ def test_any_batches_give_the_same_features_and_compile_once():
     np.testing.assert_allclose(np.concatenate([part["mixed"] for part in parts]), mean_nc @ weights, rtol=1e-5, atol=1e-6)
 
 
-def test_the_work_is_split_over_all_devices():
+def test_batched_apply_splits_batches_over_all_devices():
     seen = []
 
     def spy(weights, images_bhwc):
@@ -247,6 +247,6 @@ def test_features_on_eight_devices_equal_those_on_one(network):
         ),
     ],
 )
-def test_bad_batches_are_named(call, message):
+def test_batched_apply_refuses_bad_batches_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()

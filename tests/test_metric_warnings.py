@@ -18,19 +18,19 @@ from maskgil_jax.evaluation.reference import reference_of
 from maskgil_jax.evaluation.run import default_metrics, evaluate
 
 
-def reference(judge, images, keep=True):
-    return reference_of(array_set(images, "real"), judge, moments=("features",), keep=keep, batch_size=8)
+def reference(extractor, images, keep=True):
+    return reference_of(array_set(images, "real"), extractor, moments=("features",), keep=keep, batch_size=8)
 
 
 # ------------------------------------------------------------------------------------------------ sizes
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (28, 12)])
-def test_frechet_distance_of_a_folder_to_itself_is_zero_for_any_size(tmp_path, judge_folder, capsys, size):
+def test_frechet_distance_of_a_folder_to_itself_is_zero_for_any_size(tmp_path, classifier_folder, capsys, size):
     images = np.random.default_rng(0).integers(0, 256, (12, *size, 3), np.uint8)
     images[::3, :, : size[1] // 2] //= 3
     folder, out, stats = write_folder(tmp_path / "set", images), tmp_path / "e.json", tmp_path / "s.npz"
-    assert cli.main(["stats", str(folder), str(stats), "--features", str(judge_folder)]) == 0
+    assert cli.main(["stats", str(folder), str(stats), "--features", str(classifier_folder)]) == 0
     for against in (folder, stats):
-        command = ["evaluate", "--samples", str(folder), "--reference", str(against), "--features", str(judge_folder)]
+        command = ["evaluate", "--samples", str(folder), "--reference", str(against), "--features", str(classifier_folder)]
         assert cli.main([*command, "--metrics", "fid", "--out", str(out)]) == 0
         result = json.loads(out.read_text())
         assert result["figures"]["fid"] < 1e-9
@@ -39,12 +39,15 @@ def test_frechet_distance_of_a_folder_to_itself_is_zero_for_any_size(tmp_path, j
     half = images.copy()
     half[:, :, size[1] // 2 :] = 0
     other = evaluate(
-        array_set(half), reference(open_judge(judge_folder), images, keep=False), open_judge(judge_folder), ("fid",)
+        array_set(half),
+        reference(open_extractor(classifier_folder), images, keep=False),
+        open_extractor(classifier_folder),
+        ("fid",),
     )
     assert other["figures"]["fid"] > 1e-3  # the distance can tell sets apart
 
 
-def open_judge(folder):
+def open_extractor(folder):
     from maskgil_jax.evaluation.features import load_feature_extractor
 
     return load_feature_extractor(folder)
@@ -53,9 +56,9 @@ def open_judge(folder):
 @pytest.mark.parametrize(
     "text, error", [("0", True), ("16x0", True), ("x", True), ("-4", True), ("16", False), ("16x24", False)]
 )
-def test_image_size_option_takes_pixels_or_height_x_width(tmp_path, judge_folder, capsys, text, error):
+def test_image_size_option_takes_pixels_or_height_x_width(tmp_path, classifier_folder, capsys, text, error):
     folder = write_folder(tmp_path / "set", np.zeros((4, 16, 24 if "24" in text else 16, 3), np.uint8))
-    command = ["stats", str(folder), str(tmp_path / "s.npz"), "--features", str(judge_folder), "--image-size", text]
+    command = ["stats", str(folder), str(tmp_path / "s.npz"), "--features", str(classifier_folder), "--image-size", text]
     if error:
         with pytest.raises(SystemExit) as stopped:
             cli.main(command)
@@ -65,33 +68,33 @@ def test_image_size_option_takes_pixels_or_height_x_width(tmp_path, judge_folder
 
 
 # ------------------------------------------------------------------------------------------------ order
-def test_inception_score_does_not_depend_on_the_class_order_of_a_set_with_labels(judge):
+def test_inception_score_does_not_depend_on_the_class_order_of_a_set_with_labels(extractor):
     """Sorted, a set scores as after torch-fidelity's shuffle; split in its own order it would score far lower."""
     images = random_images(40, 3)
-    logits = extract(array_set(images), judge, keep=("logits",), batch_size=8).rows["logits"]
+    logits = extract(array_set(images), extractor, keep=("logits",), batch_size=8).rows["logits"]
     order = np.argsort(logits.argmax(axis=1), kind="stable")
     labels = logits.argmax(axis=1)[order]
     assert len(set(labels)) > 1 and is_class_sorted(labels)
-    real = reference(judge, random_images(24, 1), keep=False)
+    real = reference(extractor, random_images(24, 1), keep=False)
     known = array_set(images[order], labels=lambda: labels)
-    result = evaluate(known, real, judge, ("is",), batch_size=8)
+    result = evaluate(known, real, extractor, ("is",), batch_size=8)
     shuffled = np.random.RandomState(2020).permutation(40)
     expected = metrics.inception_score(logits[order], 10, order=shuffled)
     np.testing.assert_allclose((result["figures"]["is"], result["figures"]["is_std"]), expected, rtol=1e-4)
     assert "shuffled by RandomState(2020)" in result["settings"]["is"]["order"]
     assert result["figures"]["is"] > metrics.inception_score(logits[order], 10)[0]
-    mixed = evaluate(array_set(images, labels=lambda: np.arange(40) % 4), real, judge, ("is",), batch_size=8)
+    mixed = evaluate(array_set(images, labels=lambda: np.arange(40) % 4), real, extractor, ("is",), batch_size=8)
     assert mixed["settings"]["is"]["order"] == "as given"
     np.testing.assert_allclose(mixed["figures"]["is"], metrics.inception_score(logits, 10)[0], rtol=1e-4)
 
 
-def test_inception_score_warns_of_unlabelled_sets_that_look_sorted(judge):
+def test_inception_score_warns_of_unlabelled_sets_that_look_sorted(extractor):
     images = random_images(400, 3)
-    predicted = extract(array_set(images), judge, keep=("logits",), batch_size=8).rows["logits"].argmax(axis=1)
-    real = reference(judge, random_images(24, 1), keep=False)
+    predicted = extract(array_set(images), extractor, keep=("logits",), batch_size=8).rows["logits"].argmax(axis=1)
+    real = reference(extractor, random_images(24, 1), keep=False)
 
     def warned(rows):
-        result = evaluate(array_set(images[rows]), real, judge, ("is",), batch_size=8)
+        result = evaluate(array_set(images[rows]), real, extractor, ("is",), batch_size=8)
         return any("seem to be sorted by class" in text for text in result["warnings"])
 
     assert warned(np.argsort(predicted, kind="stable"))
@@ -107,29 +110,29 @@ def test_class_changes_of_sorted_cycled_and_random_labels():
     assert not is_class_sorted([3, 3, 3]) and not is_class_sorted([1]) and not is_class_sorted([0, 1, 2])
 
 
-def test_job_samples_score_as_the_same_images_in_random_order(tmp_path, pipeline_folder, judge_folder):
+def test_job_samples_score_as_the_same_images_in_random_order(tmp_path, pipeline_folder, classifier_folder):
     """`maskgil sample` writes class by class; the score of its folder and of its npz is that of the shuffled images."""
-    judge = open_judge(judge_folder)
-    out, real = tmp_path / "out", reference(judge, random_images(24, 1), keep=False)
+    extractor = open_extractor(classifier_folder)
+    out, real = tmp_path / "out", reference(extractor, random_images(24, 1), keep=False)
     command = ["sample", "--weights", str(pipeline_folder), "--per-class", "6", "--steps", "1", "--format", "npz"]
     assert cli.main([*command, "--out", str(out)]) == 0 and (out / "grid.png").exists()
     with np.load(out / "samples.npz") as arrays:
         images = arrays["arr_0"]
-    logits = extract(array_set(images), judge, keep=("logits",), batch_size=8).rows["logits"]
+    logits = extract(array_set(images), extractor, keep=("logits",), batch_size=8).rows["logits"]
     expected = metrics.inception_score(logits, 10, order=np.random.RandomState(2020).permutation(24))[0]
     for path in (out, out / "samples.npz"):
-        found = evaluate(open_image_set(path), real, judge, ("is",), batch_size=8)
+        found = evaluate(open_image_set(path), real, extractor, ("is",), batch_size=8)
         assert found["figures"]["is"] == pytest.approx(expected, rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ too few, too equal
-def test_figures_of_few_images_are_said_to_mean_little(judge):
-    real = reference(judge, random_images(24, 1))
+def test_figures_of_few_images_are_warned_of(extractor):
+    real = reference(extractor, random_images(24, 1))
 
     def warnings(count, names):
-        return " | ".join(evaluate(array_set(random_images(count, 2)), real, judge, names, batch_size=8)["warnings"])
+        return " | ".join(evaluate(array_set(random_images(count, 2)), real, extractor, names, batch_size=8)["warnings"])
 
-    assert "is: 7 images in 7 splits; a split of one image scores 1" in warnings(7, ("is",))
+    assert "is: 7 images in 7 splits; a split of one image always scores 1" in warnings(7, ("is",))
     assert "is: splits of 3 images cannot score above 3, and the extractor has 4 classes" in warnings(30, ("is",))
     assert "is:" not in warnings(40, ("is",))
     assert "fid: 6 samples for 6 features: the covariance is singular" in warnings(6, ("fid",))
@@ -137,20 +140,20 @@ def test_figures_of_few_images_are_said_to_mean_little(judge):
     assert "kid: subsets of 20 rows instead of 1000" in warnings(20, ("kid",))
 
 
-def test_precision_and_recall_name_exact_copies(judge):
+def test_precision_and_recall_name_exact_copies(extractor):
     images, real = random_images(20, 2), random_images(24, 1)
 
     def warnings(samples, references):
         names = ("precision_recall", "density_coverage")
-        return [text for text in evaluate(samples, references, judge, names, batch_size=8)["warnings"] if "copies" in text]
+        return [text for text in evaluate(samples, references, extractor, names, batch_size=8)["warnings"] if "copies" in text]
 
-    plain = reference(judge, real)
+    plain = reference(extractor, real)
     assert warnings(array_set(images), plain) == []
     assert warnings(array_set(images[[*range(18), 0, 0]]), plain) == []  # three equal images: the third neighbour is another
     (first, second) = warnings(array_set(images[[*range(16), 0, 0, 0, 0]]), plain)
     assert first.startswith("precision_recall: 5 of the 20 samples have 3 or more exact copies; their balls have radius 0")
     assert second.startswith("density_coverage: 5 of the 20 samples")
-    (third, _) = warnings(array_set(images), reference(judge, np.concatenate([real[:20], real[:1].repeat(4, axis=0)])))
+    (third, _) = warnings(array_set(images), reference(extractor, np.concatenate([real[:20], real[:1].repeat(4, axis=0)])))
     assert "5 of the 24 reference images" in third
 
 
@@ -160,11 +163,11 @@ def test_copied_rows_counts_rows_with_k_copies():
 
 
 @pytest.mark.parametrize("side", ["samples", "reference"])
-def test_too_few_images_for_neighbours_are_refused_before_anything_is_read(judge, side):
+def test_too_few_images_for_neighbours_are_refused_before_anything_is_read(extractor, side):
     few, many = random_images(3, 2), random_images(24, 1)
     samples, real = (few, many) if side == "samples" else (many, few)
     with pytest.raises(ConfigError, match=r"--metrics precision_recall: needs at least 4 images, .* holds 3"):
-        evaluate(array_set(samples), reference(judge, real), judge, ("fid", "precision_recall"))
+        evaluate(array_set(samples), reference(extractor, real), extractor, ("fid", "precision_recall"))
 
 
 @pytest.mark.parametrize("option", ["--count", "--batch-size"])
@@ -187,9 +190,9 @@ def test_figures_of_metrics_have_distinct_keys_and_places():
     assert len({figure.position for figure in figures.values()}) == len(figures)
 
 
-def test_default_metrics_are_those_whose_needs_are_met(judge):
-    assert default_metrics(judge, labels=False) == ("fid", "is", "precision_recall")
-    assert default_metrics(judge, labels=True, texts=True) == ("fid", "is", "precision_recall", "agreement", "clipscore")
+def test_default_metrics_are_those_whose_needs_are_met(extractor):
+    assert default_metrics(extractor, labels=False) == ("fid", "is", "precision_recall")
+    assert default_metrics(extractor, labels=True, texts=True) == ("fid", "is", "precision_recall", "agreement", "clipscore")
 
 
 def test_help_lists_every_metric(capsys):
@@ -200,7 +203,7 @@ def test_help_lists_every_metric(capsys):
         assert f"{name} ({row.help})" in text
 
 
-def test_new_metric_is_one_file(tmp_path, monkeypatch, judge):
+def test_new_metric_is_one_file(tmp_path, monkeypatch, extractor):
     """A module in the package of metrics is found by its rows: help, table and result know it."""
     (tmp_path / "brightness.py").write_text(
         "from maskgil_jax.evaluation.metrics.base import Figure, Metric, MetricResult\n"
@@ -212,7 +215,9 @@ def test_new_metric_is_one_file(tmp_path, monkeypatch, judge):
     try:
         for cache in caches:
             cache.cache_clear()
-        result = evaluate(array_set(random_images(8)), reference(judge, random_images(8, 1)), judge, ("norm",), batch_size=8)
+        result = evaluate(
+            array_set(random_images(8)), reference(extractor, random_images(8, 1)), extractor, ("norm",), batch_size=8
+        )
         from maskgil_jax.evaluation.report import as_table
 
         assert result["figures"] == {"norm": 2.5} and "Norm" in as_table(result)
@@ -223,11 +228,21 @@ def test_new_metric_is_one_file(tmp_path, monkeypatch, judge):
             cache.cache_clear()
 
 
-def test_contact_sheet_in_a_job_folder_is_no_reference_image(tmp_path, pipeline_folder, judge_folder, capsys):
+def test_contact_sheet_in_a_job_folder_is_no_reference_image(tmp_path, pipeline_folder, classifier_folder, capsys):
     out = tmp_path / "out"
     assert cli.main(["sample", "--weights", str(pipeline_folder), "--num", "8", "--steps", "1", "--out", str(out)]) == 0
     assert Image.open(out / "grid.png").size != (16, 16)
-    command = ["evaluate", "--samples", str(out), "--reference", str(out), "--features", str(judge_folder), "--metrics", "fid"]
+    command = [
+        "evaluate",
+        "--samples",
+        str(out),
+        "--reference",
+        str(out),
+        "--features",
+        str(classifier_folder),
+        "--metrics",
+        "fid",
+    ]
     assert cli.main([*command, "--out", str(tmp_path / "e.json")]) == 0
     result = json.loads((tmp_path / "e.json").read_text())
     assert (result["samples"]["count"], result["reference"]["count"]) == (8, 8) and result["figures"]["fid"] < 1e-9

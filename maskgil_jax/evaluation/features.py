@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import Weights, load_network, load_weights
+from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.config import ConfigError, choose
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.inception import InceptionV3
@@ -115,14 +115,6 @@ def _classifier(network: Classifier, images_bhwc: jax.Array, side: int) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------ FID Inception
-def load_inception(path) -> InceptionV3:
-    """Loads the network of a weights folder that `maskgil convert pt_inception-2015-12-05-6726825d.pth OUT` wrote.
-
-    Raises a `ValueError` that names the folder if it holds another network.
-    """
-    return load_network(path, "inception")
-
-
 def inception_features(network: InceptionV3, images_bhwc: jax.Array, protocol: str, taps: tuple[str, ...] = TAPS) -> dict:
     """Preprocesses images by a protocol and returns {tap: float32 array}. Not jitted: call it inside `jit`."""
     outputs = network(preprocess(images_bhwc, protocol))

@@ -164,7 +164,7 @@ def evaluate_tokenizer(
 
 
 def open_lpips(path):
-    """Loads the LPIPS network of a weights folder. Without a path the error says how to get one."""
+    """Loads the LPIPS network of a weights folder. Raises a `ConfigError` without a path."""
     if not path:
         raise ConfigError(
             "--lpips: LPIPS needs its weights, which are not part of this package: give the folder that maskgil convert "

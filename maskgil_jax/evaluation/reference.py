@@ -122,10 +122,10 @@ def _from_stats(path: Path, headers: dict, extractor: FeatureExtractor) -> Refer
             raise ValueError(
                 f"{path}: made with the extractor {made_with.get('name')} ({made_with.get('hash')}, protocol "
                 f"{made_with.get('protocol')}), this run has {extractor.name} ({extractor.hash}, {extractor.protocol}); "
-                "use the same --features and --protocol, or make the file anew with maskgil stats"
+                "use the same --features and --protocol, or make the file again with maskgil stats"
             )
     moments = {tap: _moments(path, *keys) for tap, keys in KEYS.items() if set(keys) <= headers.keys()}
-    require("features" in moments, f"{path}: has no mu and sigma; make the file anew with maskgil stats")
+    require("features" in moments, f"{path}: has no mu and sigma; make the file again with maskgil stats")
     return Reference(
         name=str(path),
         kind="stats",
@@ -134,7 +134,7 @@ def _from_stats(path: Path, headers: dict, extractor: FeatureExtractor) -> Refer
         size=tuple(note["size"]) if note.get("size") else None,
         moments=moments,
         features=load_array(path, "features") if "features" in headers else None,
-        notes=[f"reference: {path.name} was made of {note.get('source')}", *note.get("notes", [])],
+        notes=[f"reference: {path.name} was computed from {note.get('source')}", *note.get("notes", [])],
     )
 
 

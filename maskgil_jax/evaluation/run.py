@@ -119,7 +119,7 @@ def _check(samples: ImageSet, reference: Reference, extractor: FeatureExtractor,
         if row.reference_rows and reference.features is None:
             raise ConfigError(
                 f"--metrics {row.name}: {reference.name} has no features of single images; "
-                "make it anew with maskgil stats --features-too, give images, or leave the metric out"
+                "make it again with maskgil stats --features-too, give images, or leave the metric out"
             )
         counts = {samples.name: samples.count}
         if row.reference_rows and reference.features is not None:

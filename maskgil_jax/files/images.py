@@ -103,7 +103,7 @@ def read_image_and_conversions(
 
 
 def conversions_of(image) -> tuple[str, ...]:
-    """What `read_image` does to an opened PIL image beside decoding. To be called before its pixels are loaded."""
+    """What `read_image` does to an opened PIL image in addition to decoding. To be called before its pixels are loaded."""
     found = []
     stored = "" if not getattr(image, "tile", None) else str(image.tile[0][3])  # the depth in the file, e.g. "RGB;16B"
     deep = image.mode.startswith("I") or ";16" in stored

@@ -169,7 +169,7 @@ def _create_or_resume(out: pathlib.Path, settings: dict, overwrite: bool) -> Non
             (out / name).unlink(missing_ok=True)
     else:
         stray = next((n for n in (*part_files(settings), NPZ) if (out / n).exists()), None)
-        require(stray is None, f"{out}: holds {stray}, but no {MANIFEST} that says what it was made with; give another --out")
+        require(stray is None, f"{out}: holds {stray}, but no {MANIFEST} with its settings; give another --out")
     write_json(out / MANIFEST, settings)
 
 

@@ -39,7 +39,7 @@ def inception_score(logits, splits: int = SPLITS, *, convention: str = "even", o
     logits_nc = check_features(logits, "logits").astype(np.float64)
     n = len(logits_nc)
     if not 1 <= splits <= n and convention != "adm":
-        raise ValueError(f"splits: cannot cut {n} images into {splits} parts")
+        raise ValueError(f"splits: cannot divide {n} images into {splits} parts")
     if order is not None:
         order = np.asarray(order)
         if order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
@@ -83,7 +83,7 @@ def _compute(inputs: MetricInputs) -> MetricResult:
     settings = {"splits": splits, "convention": "even", "order": "as given"}
     if n < 2 * SPLITS:
         warnings.append(
-            f"is: {n} images in {splits} splits; a split of one image scores 1 whatever it shows, the figure says nothing"
+            f"is: {n} images in {splits} splits; a split of one image always scores 1, so the figure is meaningless"
         )
     elif n // splits < classes:
         warnings.append(
