@@ -88,13 +88,13 @@ def test_instructions_by_what_they_come_from():
         '"custom_call_config":{"cost_estimate": {"flops": 394, "transcendentals": 5, "bytes_accessed": 8190}}}\n'
     )
     program = Program(text.replace("  ROOT %t =", kernel + "  ROOT %t ="))
-    dearest = program.dearest()
-    assert [(cycles, runs, i.part) for cycles, runs, i in dearest] == [
+    most_expensive = program.most_expensive()
+    assert [(cycles, runs, i.part) for cycles, runs, i in most_expensive] == [
         (1200, 12, "mlp, backward"),
         (84, 12, "elsewhere, forward"),
         (5, 1, "elsewhere, forward"),
     ]
-    assert parts(dearest) == {"mlp, backward": 1200, "elsewhere, forward": 89}
+    assert parts(most_expensive) == {"mlp, backward": 1200, "elsewhere, forward": 89}
     assert program.kernels() == {"flash": (12, 12 * 394, 12 * 8190)}
 
 
@@ -153,7 +153,7 @@ def test_estimates():
         fits=True,
         products=197e12,
         others=0.0,
-        useful=98.5e12,
+        model_flops=98.5e12,
         written=819 * 10**9,
         collectives={"all-reduce": (1, 100 * 10**9), "all-gather": (1, 200 * 10**9)},
         cycles={"matrix products": 3 * 10**9},
@@ -167,7 +167,7 @@ def test_estimates():
     assert found["roofline"] == {"seconds": 2.0, "mfu": 0.25} and found["cycles"] == {"seconds": 2.0, "mfu": 0.25}
     assert "cycles" not in dataclasses.replace(plan, cycles=None).estimates(CHIPS["v5e"])
     # A kernel counts as long as its bytes or products take at the peaks, here two seconds.
-    kernels = dataclasses.replace(plan, kernels={"flash": (3, 394e12, 819)}, dearest=[(3, 2, "copy", "mlp", "f32[4] c")])
+    kernels = dataclasses.replace(plan, kernels={"flash": (3, 394e12, 819)}, most_expensive=[(3, 2, "copy", "mlp", "f32[4] c")])
     assert kernels.cycle_seconds(CHIPS["v5e"]) == 4.0
     assert "flash 3 times" in as_text(kernels, CHIPS["v5e"], []) and "2 x copy, mlp: f32[4] c" in as_text(
         kernels, CHIPS["v5e"], []
@@ -194,7 +194,7 @@ def test_plan_of_a_run_file(tmp_path, capsys, monkeypatch):
     def planned(*more) -> tuple[int, dict, str]:
         code = cli.main([*run, *small, *more])
         figures = json.loads(out.read_text())
-        assert figures["peak"] > 0 and 0.3 < figures["useful"] / figures["products"] < 1.2
+        assert figures["peak"] > 0 and 0.3 < figures["model_flops"] / figures["products"] < 1.2
         assert np.isfinite(figures["compile_seconds"])
         return code, figures, capsys.readouterr().out
 

@@ -1,7 +1,7 @@
-"""How many tokens each decoding step reveals, and how many a training example hides.
+"""Number of tokens that each decoding step reveals, and mask ratio of training examples.
 
-Everything follows from one curve per schedule, `gamma(t)`: the share still masked at progress t. A *plan* is a way of
-reading the curve; the same schedule gives very different counts under different plans (arccos, 8 steps, 256 tokens):
+Each schedule is one curve `gamma(t)`: the fraction still masked at progress t. A *plan* turns it into counts; one schedule
+gives different counts under different plans (arccos, 8 steps, 256 tokens):
 
     density      1 18 26 32 38 43 48 50     gamma is the density of reveals, normalised (the published MaskGIL code)
     gamma        21 21 21 23 25 28 35 82    floor(gamma(t/T) N) tokens stay masked (MaskGIT)
@@ -101,7 +101,7 @@ def max_masked_per_step(
 
 
 def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
-    """(first, end) of the steps i with `start <= i / steps < stop` that can hide anything: neither the first nor the last.
+    """(first, end) of the steps i with `start <= i / steps < stop` that can mask tokens again: neither the first nor the last.
 
     In ReMDM's time, which runs from 1 to 0, these are t_on = 1 - start >= t > t_off = 1 - stop.
     """
@@ -111,20 +111,20 @@ def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
 
 
 def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, window: tuple[int, int] | None = None):
-    """How many of the tokens made so far ReMDM (2503.00307) hides again at each step: int32 JAX array (b, steps).
+    """How many of the tokens revealed so far ReMDM (2503.00307) masks again at each step: int32 JAX array (b, steps).
 
     A step that reveals n tokens then reveals n + this many, so the plan of what stays masked holds all the same. In
-    ReMDM every token made so far is hidden with a probability sigma, at most sigma_max = min(1, left / made), where `left`
-    counts those masked after the step and `made` those made before it. Here the number is fixed, floor(sigma * made), and
-    only which ones is drawn, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
-    eta * sigma_max. Nothing is hidden at the first step (nothing is made yet) nor at the last (nothing may be left).
+    ReMDM every revealed token is masked with a probability sigma, at most sigma_max = min(1, left / made), where `left`
+    counts those masked after the step and `made` those revealed before it. Here the number is fixed, floor(sigma * made), and
+    only which ones is random, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
+    eta * sigma_max. Nothing is masked at the first step (nothing is revealed yet) nor at the last (nothing may be left).
 
     Args:
       rule: one of `config.REMASK_RULES`.
       eta: strength in [0, 1].
       counts_bt: the plan, integers (b, steps), possibly traced: what `reveal_counts` gives.
       max_masked: static upper bound of a plan's sum (the canvas length).
-      window: (first, end) of the steps that hide (`remask_steps`), the others hide nothing. Default: all.
+      window: (first, end) of the steps that mask tokens again (`remask_steps`). Default: all.
 
     Raises:
       ConfigError: unknown rule.
@@ -159,7 +159,7 @@ def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, hold_steps: t
     if plan == "density":
         known_bt = _density(schedule, steps, n_b1)
         # The last step takes the remainder. Raising zeros to 1 can spend more than there is, and the published code then
-        # reveals a negative number: only those rows are bent into range, the others stay as published.
+        # reveals a negative number: only those rows are clipped, the others stay as published.
         fits_b1 = np.where(steps == 1, 0, known_bt[:, -2:-1].sum(axis=1, keepdims=True)) <= n_b1
         return _differences(np.where(fits_b1, known_bt, _fit(known_bt, n_b1)), n_b1)
     if plan == "cumulative":
@@ -193,7 +193,7 @@ def _linspace32(steps: int) -> np.ndarray:
 
 
 def _fit(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:
-    """Bends cumulative counts into range: at least one token a step while there are enough, never more than there are."""
+    """Clips cumulative counts: at least one token a step while there are enough, never more than there are."""
     steps = known_bt.shape[1]
     lowest_t = np.arange(steps) + 1
     highest_bt = np.maximum(n_b1 - steps + lowest_t, lowest_t)
