@@ -223,7 +223,7 @@ PHOTO = np.zeros((1, 12, 12, 3))
         (lambda: metrics.prdc(GOOD, GOOD, splits=0), "splits: must be at least 1"),
         (lambda: metrics.kid(GOOD, GOOD), "choose subset_size between 2"),
         (lambda: metrics.inception_score(BROKEN), "logits: 1 of 8"),
-        (lambda: metrics.inception_score(GOOD, 10), "cannot cut 8 images into 10 parts"),
+        (lambda: metrics.inception_score(GOOD, 10), "cannot divide 8 images into 10 parts"),
         (lambda: metrics.inception_score(GOOD, 2, convention="tf"), "convention: unknown value 'tf'"),
         (lambda: metrics.inception_score(GOOD, 2, order=np.zeros(8, int)), "expected a permutation"),
         (lambda: metrics.psnr(PHOTO, PHOTO[:, :8]), "must be the same size"),
