@@ -1,4 +1,6 @@
-"""Table 1 of the paper: reconstructions of the ImageNet validation set by four tokenizers, each a sub-folder of weights.
+"""Table 1 of the paper: reconstruction of ImageNet validation images by four tokenizers.
+
+The weights folder has a sub-folder for each tokenizer.
 
 maskgil evaluate --config configs/eval_table1.py --weights weights --out runs/table1
 
@@ -20,8 +22,8 @@ def get_config() -> ConfigDict:
     config.split = "validation"
     config.image_size = 256
     config.count = 0  # all of them: 50 000
-    # The paper does not name its reference. Its figures are higher than those published with the tokenizers, which are against
-    # the validation images; so they are compared with `rfid_train`, the reference of its other tables.
+    # The paper does not name its reference. Its figures are higher than those published with the tokenizers, which are
+    # against the validation images; so they are compared with `rfid_train`, the reference of its other tables.
     config.rows = (
         dict(
             name="MaskGIT-VQ",

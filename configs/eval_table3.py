@@ -1,4 +1,6 @@
-"""Table 3 of the paper: MaskGIL on ImageNet 256x256, 8 steps, 50 000 images. The weights folder has a sub-folder for each row.
+"""Table 3 of the paper: MaskGIL on ImageNet 256x256, 8 steps, 50 000 images.
+
+The weights folder has a sub-folder for each row.
 
 maskgil evaluate --config configs/eval_table3.py --weights weights --out runs/table3
 

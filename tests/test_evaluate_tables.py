@@ -281,6 +281,7 @@ def test_plot_runs_reads_incomplete_logs_and_refuses_empty_ones(tmp_path, capsys
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
     assert plots.read_metrics(tmp_path / "a") == {"loss": ([1], [2.0]), "fid": ([2], [9.0])}
     assert plots.plot_runs([tmp_path / "a"]).shape[2] == 3
+    assert plots.loss_curves({"a": tmp_path / "a", "again": tmp_path / "a"}).shape[1] > 900
     assert cli.main(["plot", str(tmp_path / "b")]) == 2
     assert cli.main(["plot", str(tmp_path / "c")]) == 2
     assert cli.main(["plot", str(tmp_path)]) == 2

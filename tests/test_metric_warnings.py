@@ -135,7 +135,7 @@ def test_figures_of_few_images_are_warned_of(extractor):
     assert "is: 7 images in 7 splits; a split of one image always scores 1" in warnings(7, ("is",))
     assert "is: splits of 3 images cannot score above 3, and the extractor has 4 classes" in warnings(30, ("is",))
     assert "is:" not in warnings(40, ("is",))
-    assert "fid: 6 samples for 6 features: the covariance is singular" in warnings(6, ("fid",))
+    assert "fid: 6 images for 6 features: the covariance is singular" in warnings(6, ("fid",))
     assert "singular" not in warnings(7, ("fid",))
     assert "kid: subsets of 20 rows instead of 1000" in warnings(20, ("kid",))
 
@@ -170,10 +170,10 @@ def test_too_few_images_for_neighbours_are_refused_before_anything_is_read(extra
         evaluate(array_set(samples), reference(extractor, real), extractor, ("fid", "precision_recall"))
 
 
-@pytest.mark.parametrize("option", ["--count", "--batch-size"])
-def test_counts_below_one_are_refused(option, capsys):
+@pytest.mark.parametrize("option, value", [("--count", "0"), ("--batch-size", "0"), ("--batch-size", "two"), ("--out", "")])
+def test_impossible_option_values_are_refused(option, value, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["evaluate", "--samples", "emoji", "--reference", "emoji", option, "0"])
+        cli.main(["evaluate", "--samples", "emoji", "--reference", "emoji", option, value])
     assert stopped.value.code == 2 and option in capsys.readouterr().err
 
 
@@ -199,7 +199,7 @@ def test_help_lists_every_metric(capsys):
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name, row in metrics.set_metrics().items():
+    for name, row in metrics.sample_metrics().items():
         assert f"{name} ({row.help})" in text
 
 
@@ -210,7 +210,7 @@ def test_new_metric_is_one_file(tmp_path, monkeypatch, extractor):
         "METRICS = (Metric('norm', 'mean norm of the features', lambda inputs: MetricResult({'norm': 2.5}),\n"
         "                  (Figure('norm', 'Norm', 95, digits=1),), rows=('features',)),)\n"
     )
-    caches = metrics.set_metrics, metrics.reconstruction_metrics, metrics.figures
+    caches = metrics.sample_metrics, metrics.reconstruction_metrics, metrics.figures
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
     try:
         for cache in caches:

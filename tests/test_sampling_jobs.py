@@ -178,6 +178,8 @@ def test_job_refuses_foreign_folders_and_leaves_them_unchanged(pipeline, tmp_pat
     ]:
         with pytest.raises(ConfigError, match=message):
             sample(pipeline, tmp_path / "none", **options)
+    with pytest.raises(ConfigError, match="--out: is empty"):
+        sample(pipeline, "")
     learned = BertConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=8, depth=1, heads=1, mlp_width=8)
     learned = dataclasses.replace(pipeline, generator=create(learned, jax.random.key(0)))
     with pytest.raises(ConfigError, match=r"learned positions exist for \(4, 4\) only, got \(4, 6\)"):

@@ -55,20 +55,21 @@ def add(command) -> None:
     tok.add_argument("--lpips", metavar="DIR", help="LPIPS weights folder; without it LPIPS is left out")
 
     sub.add_argument(
-        "--out", help="JSON file (default: evaluation.json), or the folder of a table's results (default: evaluation)"
+        "--out",
+        type=output_path,
+        help="JSON file (default: evaluation.json), or the folder of a table's results (default: evaluation)",
     )
     sub.add_argument("--batch-size", type=batch_size, default=64, help="images per batch (default: 64)")
 
 
 class MetricsOption(argparse.Action):
-    """`--metrics`, whose help lists the rows of `evaluation.metrics`. They are imported when the help is printed, as
-    they import JAX."""
+    """`--metrics`. Its help lists the rows of `evaluation.metrics`, which import JAX, only when it is printed."""
 
     @property
     def help(self) -> str:
-        from maskgil_jax.evaluation.metrics import set_metrics
+        from maskgil_jax.evaluation.metrics import sample_metrics
 
-        return f"{self._text}: " + "; ".join(f"{name} ({row.help})" for name, row in set_metrics().items())
+        return f"{self._text}: " + "; ".join(f"{name} ({row.help})" for name, row in sample_metrics().items())
 
     @help.setter
     def help(self, text: str) -> None:
@@ -76,6 +77,13 @@ class MetricsOption(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, values)
+
+
+def output_path(text: str) -> str:
+    """A path that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return text
 
 
 def image_size(text: str) -> tuple[int, int]:

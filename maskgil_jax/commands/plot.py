@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pathlib
 
+from maskgil_jax.commands.evaluate import output_path
+
 
 def add(command) -> None:
     sub = command("plot", run, "Plot the metrics of training runs, or results of evaluations against steps and guidance.")
     sub.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders with metrics.jsonl; JSON files of maskgil evaluate, or folders of them"
     )
-    sub.add_argument("--out", default="plots", help="folder for the plots (default: plots)")
+    sub.add_argument("--out", type=output_path, default="plots", help="folder for the plots (default: plots)")
 
 
 def run(args, rest) -> None:

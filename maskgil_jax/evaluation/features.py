@@ -58,8 +58,7 @@ class FeatureExtractor:
 
 
 def load_feature_extractor(path, protocol: str | None = None) -> FeatureExtractor:
-    """Loads the extractor of a weights folder (of a pipeline folder: `classifier/`), a shipped name or a hub
-    address."""
+    """Loads the extractor of a weights folder, of a pipeline folder's `classifier/`, a shipped name or a hub address."""
     if not path:
         raise ConfigError(
             "--features: give the weights folder of the network whose features are compared: a converted FID Inception for FID "
@@ -122,8 +121,7 @@ def inception_features(network: InceptionV3, images_bhwc: jax.Array, protocol: s
 
 
 def preprocess(images_bhwc: jax.Array, protocol: str) -> jax.Array:
-    """Converts uint8 RGB images (b, h, w, 3) to the float32 input (b, 299, 299, 3) of Inception, by one of three
-    protocols.
+    """Converts uint8 RGB images (b, h, w, 3) to Inception's float32 input (b, 299, 299, 3) by a protocol.
 
     `adm` (guided-diffusion's evaluator) and `torch-fidelity`: TF1 bilinear on 0..255, then (x - 128) / 128. Both give
     the same pixels; the names differ because a report states whose scores (splits, order) it follows.
@@ -158,8 +156,7 @@ def resize(images_bhwc: jax.Array, *, half_pixel: bool) -> jax.Array:
 
 
 def _axis_weights(size: int, half_pixel: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower index, upper index and weight of the upper one for each output, in float32 as the original tools compute
-    them."""
+    """Lower index, upper index and weight of the upper one for each output, in float32 as in the original tools."""
     scale = np.float32(size) / np.float32(INCEPTION_SIDE)
     out = np.arange(INCEPTION_SIDE, dtype=np.float32)
     at = np.maximum((out + np.float32(0.5)) * scale - np.float32(0.5), np.float32(0)) if half_pixel else out * scale

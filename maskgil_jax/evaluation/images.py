@@ -128,8 +128,7 @@ def _from_folder(path: Path, size: tuple[int, int] | None, count: int | None) ->
 
 
 def _from_job(path: Path, size: tuple[int, int] | None, count: int | None) -> ImageSet:
-    """The samples that the manifest of a job names; other images of the folder, such as its contact sheet, are no
-    samples."""
+    """The samples that the manifest of a job names; other images of the folder (its contact sheet) are left out."""
     manifest = sample_formats.read_manifest(path)
     files = [path / name for name in sample_formats.sample_files(manifest)]
     missing = [file.name for file in files if not file.exists()]
@@ -157,8 +156,7 @@ def _from_job(path: Path, size: tuple[int, int] | None, count: int | None) -> Im
 
 
 def _visible_files(root: Path) -> list[Path]:
-    """All files below a folder that are not hidden, sorted. Links are followed, except to a
-    folder that contains the link."""
+    """All files below a folder that are not hidden, sorted. Links are followed, except to a folder that contains them."""
     found = []
     for folder, inner, names in os.walk(root, followlinks=True):
         here = Path(folder).resolve()

@@ -1,5 +1,4 @@
-"""Plots of training runs and evaluations as uint8 (h, w, 3) images: curves over training, FID against steps and
-guidance."""
+"""Plots of training runs (metrics over steps) and evaluations (FID against steps and guidance), uint8 (h, w, 3)."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ COLUMNS = 3
 
 
 def read_metrics(folder) -> dict[str, tuple[list[int], list[float]]]:
-    """Reads {metric: (steps, values)} from a training run's `metrics.jsonl`; an incomplete last line of a killed run is
-    skipped.
+    """Reads {metric: (steps, values)} from a training run's `metrics.jsonl`, without an incomplete last line.
 
     Raises a `ValueError` that names the file if it does not exist or is empty.
     """
@@ -77,8 +75,7 @@ def loss_curves(runs: dict) -> np.ndarray:
 
 
 def read_results(paths) -> list[dict]:
-    """Reads results of `maskgil evaluate`: JSON files, or all of those in a folder. Raises a `ValueError` if there are
-    none."""
+    """Reads JSON results of `maskgil evaluate`, from files or folders. Raises a `ValueError` if there are none."""
     found = []
     for path in map(Path, paths):
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]

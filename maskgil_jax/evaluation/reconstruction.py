@@ -18,7 +18,7 @@ from maskgil_jax.evaluation.features import FeatureExtractor
 from maskgil_jax.evaluation.images import ImageSet
 from maskgil_jax.evaluation.metrics import reconstruction_metrics
 from maskgil_jax.evaluation.metrics.base import MetricResult, Reconstructions
-from maskgil_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from maskgil_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance, singular_warnings
 from maskgil_jax.evaluation.reference import Reference, require_two
 from maskgil_jax.evaluation.report import environment
 from maskgil_jax.evaluation.run import comparison_warnings
@@ -98,8 +98,7 @@ def evaluate_tokenizer(
     batch_size: int = 32,
     mesh: Mesh | None = None,
 ) -> tuple[dict, np.ndarray]:
-    """Evaluates a tokenizer in one pass; returns (result in the format of `run.evaluate`, contact sheet uint8 (h, w,
-    3)).
+    """Evaluates a tokenizer in one pass; returns (result as of `run.evaluate`, contact sheet uint8 (h, w, 3)).
 
     rfid: against the originals (the set itself, usually the validation images); rfid_train: against `train_reference`.
     lpips: the network of `open_lpips`; None omits LPIPS. Raises a `ValueError` for images that the tokenizer does not
@@ -132,7 +131,7 @@ def evaluate_tokenizer(
             copies.update(features_nd[rows:])
             bar.update(rows)
     figures = {"rfid": frechet_distance(originals.mean, originals.covariance, copies.mean, copies.covariance)}
-    warnings = checks.warnings("images")
+    warnings = [*checks.warnings("images"), *singular_warnings("rfid", checks.count, len(copies.mean))]
     if train_reference is not None:
         moments = train_reference.moments["features"]
         figures["rfid_train"] = frechet_distance(*moments, copies.mean, copies.covariance)

@@ -1,5 +1,4 @@
-"""References of evaluations: an ADM reference batch, a stats file of `maskgil stats`, or images; and writing stats
-files.
+"""References of evaluations: an ADM reference batch, a stats file of `maskgil stats`, or images.
 
 A stats file is an `.npz` with `mu`, `sigma` (and `mu_s`, `sigma_s` where the extractor has a spatial tap), the keys
 that other tools use, and `maskgil_stats`, JSON with their provenance. With `features` it serves precision, recall and

@@ -11,7 +11,7 @@ from maskgil_jax.config import ConfigError, choose, require
 from maskgil_jax.evaluation.extraction import extract
 from maskgil_jax.evaluation.features import FeatureExtractor
 from maskgil_jax.evaluation.images import ImageSet
-from maskgil_jax.evaluation.metrics import set_metrics
+from maskgil_jax.evaluation.metrics import sample_metrics
 from maskgil_jax.evaluation.metrics.base import Metric, MetricInputs
 from maskgil_jax.evaluation.metrics.clip import ClipScorer
 from maskgil_jax.evaluation.reference import Reference, require_two
@@ -22,7 +22,7 @@ USUAL_COUNT, USUAL_SIDE = 10_000, 256  # the fewest samples, and the image size,
 
 def rows_of(metrics: Sequence[str]) -> list[Metric]:
     """The rows of some metrics, each once. Raises a `ConfigError` for an unknown name."""
-    return [set_metrics()[choose("--metrics", name, set_metrics())] for name in dict.fromkeys(metrics)]
+    return [sample_metrics()[choose("--metrics", name, sample_metrics())] for name in dict.fromkeys(metrics)]
 
 
 def needs(metrics: Sequence[str]) -> tuple[tuple[str, ...], bool]:
@@ -32,12 +32,11 @@ def needs(metrics: Sequence[str]) -> tuple[tuple[str, ...], bool]:
 
 
 def default_metrics(extractor: FeatureExtractor, labels: bool, texts: bool = False) -> tuple[str, ...]:
-    """The metrics that are computed unless others are asked for. labels: whether the samples' classes are the
-    extractor's."""
+    """The metrics computed by default. labels: whether the samples' classes are the extractor's; texts: are given."""
     available = {"labels": labels and bool(extractor.class_names), "texts": texts}
     return tuple(
         name
-        for name, row in set_metrics().items()
+        for name, row in sample_metrics().items()
         if row.default and set(row.moments + row.rows) <= set(extractor.taps) and all(available[need] for need in row.needs)
     )
 
@@ -52,11 +51,10 @@ def evaluate(
     mesh: Mesh | None = None,
     clip: ClipScorer | None = None,
 ) -> dict:
-    """Computes the metrics of `samples` against `reference`; returns them and their provenance as nested dicts ready
-    for JSON.
+    """Computes metrics of `samples` against `reference`; returns them with their provenance, ready for JSON.
 
-    metrics: names of `metrics.set_metrics()`. clip: embeds images and texts for "clipscore". Raises a `ValueError` for
-    metrics that extractor, reference or samples cannot give.
+    metrics: names of `metrics.sample_metrics()`. clip: embeds images and texts for "clipscore". Raises a `ValueError`
+    for metrics that extractor, reference or samples cannot give.
     """
     began, rows = time.perf_counter(), rows_of(metrics)
     _check(samples, reference, extractor, rows, clip)
@@ -103,7 +101,7 @@ def evaluate(
 
 
 def _check(samples: ImageSet, reference: Reference, extractor: FeatureExtractor, rows: list[Metric], clip) -> None:
-    require(bool(rows), f"--metrics: none given; choose from {', '.join(set_metrics())}")
+    require(bool(rows), f"--metrics: none given; choose from {', '.join(sample_metrics())}")
     for row in rows:
         for tap in row.moments:
             if tap not in extractor.taps:

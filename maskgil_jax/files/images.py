@@ -103,7 +103,7 @@ def read_image_and_conversions(
 
 
 def conversions_of(image) -> tuple[str, ...]:
-    """What `read_image` does to an opened PIL image in addition to decoding. To be called before its pixels are loaded."""
+    """What `read_image` does to an opened PIL image after decoding. Must be called before its pixels are loaded."""
     found = []
     stored = "" if not getattr(image, "tile", None) else str(image.tile[0][3])  # the depth in the file, e.g. "RGB;16B"
     deep = image.mode.startswith("I") or ";16" in stored
@@ -123,8 +123,7 @@ def conversions_of(image) -> tuple[str, ...]:
 
 
 def read_alpha(path: str | os.PathLike) -> np.ndarray | None:
-    """The opacity of a file's pixels, uint8 (h, w), 0 = transparent; None if it stores none. Errors as in
-    `read_image`."""
+    """The opacity of a file's pixels, uint8 (h, w), 0 = transparent; None without alpha. Errors as in `read_image`."""
     from PIL import ImageOps
 
     with _open(path) as image:

@@ -41,8 +41,7 @@ def write_images(folder: Path, images: Iterable[np.ndarray], *, start: int = 0, 
 
 
 def write_part(path: Path, images_bhwc: np.ndarray, label_b: np.ndarray) -> None:
-    """Writes one file of a job atomically: a .png or .webp of one image, a .npy of images, an .array_record with
-    classes."""
+    """Writes a file of a job atomically: .png or .webp (one image), .npy, or .array_record with classes."""
     if path.suffix in (".png", ".webp"):
         _SAVE[path.suffix[1:]](path, images_bhwc[0])
     elif path.suffix == ".array_record":
@@ -126,8 +125,7 @@ def _record_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 # ------------------------------------------------------------------------------------------------ reading
 def decode_record(record: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...], int | None]:
-    """(uint8 (h, w, 3), conversions as in `read_image_and_conversions`, class or None) of a record. Errors name it
-    `name`."""
+    """(uint8 (h, w, 3), conversions, class or None) of a record, which errors call `name`."""
     label = None
     if record[_LABEL.size :].startswith(_PNG_MAGIC) and not record.startswith(_PNG_MAGIC):
         label, record = _LABEL.unpack_from(record)[0], record[_LABEL.size :]
@@ -173,8 +171,7 @@ def sample_files(manifest: dict) -> list[str]:
 
 
 def manifest_labels(manifest: dict) -> np.ndarray | None:
-    """The class of each image (n,) int32, from the manifest's list of [class, images in a row]; None if it has no such
-    list."""
+    """The class of each image (n,) int32, from the manifest's [class, images in a row]; None without them."""
     runs = manifest.get("labels")
     if not isinstance(runs, list) or not all(isinstance(run, list) and len(run) == 2 for run in runs):
         return None

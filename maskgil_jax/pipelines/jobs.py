@@ -45,8 +45,7 @@ _LOG_SECONDS = 30.0  # between two progress lines without a terminal
 
 
 def balanced_labels(ids: np.ndarray, *, num: int | None = None, per_class: int | None = None) -> np.ndarray:
-    """The classes of a job, in the order given: `per_class` images of each, or `num` in all, distributed as evenly as
-    possible."""
+    """The classes of a job, in order: `per_class` images of each, or `num` in all, as evenly as possible."""
     require(per_class is None or per_class >= 1, f"--per-class: must be at least 1, got {per_class}")
     require(num is None or num >= 1, f"--num: must be at least 1, got {num}")
     if per_class is not None:
@@ -72,8 +71,7 @@ def sample_to_folder(
     overwrite: bool = False,
     share: tuple[int, int] | None = None,
 ) -> pathlib.Path:
-    """Generates one image per label and writes them to the folder `out`; the parts that an earlier run finished are
-    kept.
+    """Generates one image per label into the folder `out`; keeps the parts that an earlier run finished.
 
     format: one of `FORMATS`. part_size: images per part of npz and array_record, the most that an interruption loses.
     overwrite: first remove the samples of a job with other settings. share: (index, count) of the shares into which the
@@ -87,6 +85,7 @@ def sample_to_folder(
     require(
         not is_remote(out), f"--out: {out}: samples are written to a disk that all processes see; copy them to a bucket after"
     )
+    require(str(out) != "", "--out: is empty; give a folder")
     require(part_size >= 1, f"part_size: must be at least 1, got {part_size}")
     ids_n, out = pipeline.label_ids(labels), pathlib.Path(out)
     pipeline.request(len(ids_n), seed, None, batch_size)  # refuses a bad seed or batch size before anything is written
@@ -116,8 +115,7 @@ def sample_to_folder(
 
 
 def _settings(pipeline: Pipeline, ids_n, format: str, seed: int, grid, ar_ratio: float, part_size: int) -> dict:
-    """Everything that the images depend on, as the manifest records it. Batch size, devices and processes are no part
-    of it."""
+    """All that the images depend on, as the manifest records it; not batch size, devices or processes."""
     values = {
         "format": MANIFEST_FORMAT,
         "files": format,

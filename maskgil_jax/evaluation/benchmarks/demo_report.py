@@ -44,8 +44,7 @@ def figures(
     schedule: str = "arccos",
     batch_size: int = 64,
 ) -> dict:
-    """Computes all figures as nested dicts, ready for JSON; fractions are in [0, 1], PSNR in dB, distances in grey
-    levels.
+    """Computes all figures as nested dicts, ready for JSON: fractions in [0, 1], PSNR in dB, grey levels.
 
     train_source, held_out_source: image sources (`data.images.open_images`) of the pipeline's classes and image size;
       the first is the training set of pipeline and classifier. classifier: default the shipped one, of the built-in
@@ -138,8 +137,7 @@ def figures(
 
 
 def nearest(images_nhwc: np.ndarray, train_mhwc: np.ndarray, batch_size: int = 64) -> float:
-    """Median over images of the root-mean-square distance to the nearest training image, in grey levels, at 32x32
-    pixels."""
+    """Median over images of the RMS distance to the nearest training image, in grey levels, at 32x32 pixels."""
     thumbs = in_batches(_thumbnails, train_mhwc, batch_size=batch_size)
     return float(np.median(in_batches(functools.partial(_nearest, thumbs), images_nhwc, batch_size=batch_size)))
 

@@ -58,8 +58,7 @@ def _json_lines(path: str | os.PathLike, fields: set[str], what: str) -> list[di
 
 
 def read_prompts(path: str | os.PathLike) -> list[dict]:
-    """Reads the benchmark's prompts, dicts with at least `tag` and `prompt`. Raises a `ValueError` that names file and
-    line."""
+    """Reads the prompts, dicts with at least `tag` and `prompt`. Raises a `ValueError` that names file and line."""
     return _json_lines(path, {"tag", "prompt"}, "evaluation_metadata.jsonl of the benchmark")
 
 
@@ -70,8 +69,7 @@ def write_samples(
     *,
     per_prompt: int = PER_PROMPT,
 ) -> int:
-    """Writes the folder of every prompt that has none yet, so a stopped run can be continued; returns the number
-    written.
+    """Writes the folder of each prompt that has none yet, so a stopped run continues; returns their number.
 
     draw: (prompt, its index, count) -> uint8 images (count, h, w, 3). A folder is written atomically.
     """

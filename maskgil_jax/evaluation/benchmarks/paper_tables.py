@@ -64,8 +64,7 @@ def rows_of(config) -> list[Row]:
 
 
 def run_table(config, weights, out, report: Callable[[str], None] = print) -> list[dict]:
-    """Evaluates the rows of `config` whose weights are in the folder `weights`; returns [{"name", "paper", "ours",
-    "skipped"}].
+    """Evaluates the rows of `config` with weights; returns [{"name", "paper", "note", "ours", "skipped"}].
 
     Writes each result to `out`/ROW.json and the table to `out`/table.md. Rows without weights are skipped and reported
     by name.

@@ -25,8 +25,7 @@ class Spoken:
 
 
 def read_spoken(folder: str | os.PathLike) -> list[Spoken]:
-    """Reads the recordings of a set, in the file's order. Raises a `ValueError` that names the line with missing
-    data."""
+    """Reads the recordings of a set, in order. Raises a `ValueError` that names the line with missing data."""
     file = Path(folder) / "metadata.jsonl"
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

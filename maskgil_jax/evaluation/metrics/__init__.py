@@ -1,6 +1,6 @@
 """Metrics: formulas by topic, one module each, and the rows under which `maskgil evaluate` offers them.
 
-`set_metrics()` and `reconstruction_metrics()` collect the rows that the modules list; the formulas are the public
+`sample_metrics()` and `reconstruction_metrics()` collect the rows that the modules list; the formulas are the public
 functions below.
 """
 
@@ -40,14 +40,14 @@ __all__ = [
     "precision_recall",
     "psnr",
     "reconstruction_metrics",
-    "set_metrics",
+    "sample_metrics",
     "ssim",
 ]
 
 
 @functools.cache
-def set_metrics() -> dict[str, Metric]:
-    """{name: row} of the metrics of an image set, in the order of their figures in tables."""
+def sample_metrics() -> dict[str, Metric]:
+    """{name: row} of the metrics of samples against a reference, in the order of their figures in tables."""
     return _collect("METRICS")
 
 
@@ -60,7 +60,7 @@ def reconstruction_metrics() -> dict[str, ReconstructionMetric]:
 @functools.cache
 def figures() -> dict[str, Figure]:
     """{key: figure} of all metrics and of the modules' `FIGURES`, in the order of tables."""
-    rows: list[Any] = [*set_metrics().values(), *reconstruction_metrics().values()]
+    rows: list[Any] = [*sample_metrics().values(), *reconstruction_metrics().values()]
     found: list[Figure] = [*_listed("FIGURES"), *(figure for row in rows for figure in row.figures)]
     keys = [figure.key for figure in found]
     assert len(set(keys)) == len(keys), f"two metrics give one figure: {sorted(keys)}"

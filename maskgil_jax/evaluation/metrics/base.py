@@ -13,93 +13,68 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One number of a result.
+    """One number of a result, and how tables show it."""
 
-    key: its name in JSON. label: its name in tables. position: its place in tables, ascending. digits: after the
-    decimal point.
-    scale: tables show the value times this. other_label: the label if the features are not those of the FID Inception,
-    whose FID and IS have those names.
-    """
-
-    key: str
-    label: str
-    position: int
-    digits: int = 4
-    scale: float = 1.0
-    other_label: str = ""
+    key: str  # its name in JSON
+    label: str  # its name in tables
+    position: int  # its place in tables, ascending
+    digits: int = 4  # after the decimal point
+    scale: float = 1.0  # tables show the value times this
+    other_label: str = ""  # its name in tables if the features are not those of the FID Inception
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricResult:
-    """The outcome of a metric.
+    """The outcome of a metric."""
 
-    values: {key of a figure: value}, and {key}_std for a deviation. settings: options that change the values. warnings:
-    conditions under which the values mean little.
-    """
-
-    values: dict[str, float]
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    warnings: list[str] = dataclasses.field(default_factory=list)
+    values: dict[str, float]  # {key of a figure: value}, and {key}_std for a deviation
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # options that change the values
+    warnings: list[str] = dataclasses.field(default_factory=list)  # reasons why a value means little
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricInputs:
-    """What a metric is computed from.
+    """What a metric of samples is computed from."""
 
-    samples: the `FeatureSet` of the samples, with `moments(tap)`, `rows[tap]` and `count`. reference: the `Reference`,
-    with `moments[tap]` and `features`. labels: returns the classes of the samples (n,), None where unknown. clip: a
-    `ClipScorer` that has embedded the samples. class_count: number of classes of the extractor's logits, 0 where
-    unknown.
-    """
-
-    samples: Any
-    reference: Any
-    labels: Callable[[], Any] | None = None
-    clip: Any = None
+    samples: Any  # a `FeatureSet`: moments(tap), rows[tap], count
+    reference: Any  # a `Reference`: moments[tap], features
+    labels: Callable[[], Any] | None = None  # returns the classes of the samples (n,), where they are known
+    clip: Any = None  # a `ClipScorer` that has embedded the samples
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A row of `--metrics`.
-
-    name: as `--metrics` takes it. help: one line. compute: `MetricInputs` -> `MetricResult`. figures: what it gives.
-    moments: taps whose mean and covariance samples and reference need. rows: taps of which the samples' rows are kept.
-    reference_rows: whether the reference's own rows of "features" are needed. needs: "labels" (samples of the
-    extractor's classes) or "texts" (one per sample). min_images: the fewest images it is defined for. default: measured
-    unless `--metrics` says otherwise, where its needs are met.
-    """
+    """A metric of samples against a reference, as `--metrics` offers it."""
 
     name: str
-    help: str
+    help: str  # one line
     compute: Callable[[MetricInputs], MetricResult]
     figures: tuple[Figure, ...]
-    moments: tuple[str, ...] = ()
-    rows: tuple[str, ...] = ()
-    reference_rows: bool = False
-    needs: tuple[str, ...] = ()
+    moments: tuple[str, ...] = ()  # taps whose mean and covariance it needs, of samples and reference
+    rows: tuple[str, ...] = ()  # taps of which it needs all rows of the samples
+    reference_rows: bool = False  # whether it needs all rows of "features" of the reference
+    needs: tuple[str, ...] = ()  # "labels": samples of the extractor's classes; "texts": one text per sample
     min_images: int = 2
-    default: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class ReconstructionMetric:
-    """A metric of a tokenizer. accumulate: `Reconstructions` -> {name: array}, summed over batches; finish: (sums,
-    number of images) -> `MetricResult`. needs: "lpips" if it needs that network."""
-
-    name: str
-    accumulate: Callable[[Reconstructions], dict[str, Any]]
-    finish: Callable[[dict[str, Any], int], MetricResult]
-    figures: tuple[Figure, ...]
-    needs: tuple[str, ...] = ()
+    default: bool = True  # computed without --metrics, if its needs are met
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructions:
-    """A batch: originals and copies uint8 (b, h, w, 3), codes (b, h, w), LPIPS distances (b,) or None, the codebook's
-    size."""
+    """A batch of images and their reconstructions."""
 
-    originals_bhwc: Any
-    copies_bhwc: Any
+    originals_bhwc: Any  # uint8
+    copies_bhwc: Any  # uint8
     codes_bhw: Any
-    lpips_b: Any
+    lpips_b: Any  # None without an LPIPS network
     codebook_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionMetric:
+    """A metric of a tokenizer, accumulated over batches of reconstructions."""
+
+    name: str
+    accumulate: Callable[[Reconstructions], dict[str, Any]]  # {name: value}, which are summed over batches
+    finish: Callable[[dict[str, Any], int], MetricResult]  # (sums, number of images) -> result
+    figures: tuple[Figure, ...]
+    needs: tuple[str, ...] = ()  # "lpips": an LPIPS network

@@ -58,8 +58,7 @@ def inception_score(logits, splits: int = SPLITS, *, convention: str = "even", o
 
 
 def class_changes(label_n) -> tuple[int, float, float]:
-    """(number of neighbours of different classes, its mean, its standard deviation) of labels, the last two for a
-    random order."""
+    """(neighbours of different classes, their mean and their standard deviation in a random order) of labels."""
     label_n = np.asarray(label_n)
     pairs = len(label_n) - 1
     if pairs < 1:

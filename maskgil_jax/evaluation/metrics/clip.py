@@ -85,8 +85,7 @@ class ClipScorer:
         self._rows: list[np.ndarray] = []
 
     def embedding(self, images: ImageSet) -> ImageSet:
-        """The same set, whose images are embedded as they are read. Raises a `ConfigError` unless there is one text per
-        image."""
+        """The same set, embedded as it is read. Raises a `ConfigError` unless there is one text per image."""
         if len(self.texts) != images.count:
             raise ConfigError(f"--texts: {len(self.texts)} texts for {images.count} images; give one line per image, in order")
 
@@ -106,8 +105,7 @@ class ClipScorer:
 
 
 def open_clip(texts: list[str], model: str = USUAL_MODEL, convention: str = "torchmetrics") -> ClipScorer:
-    """Makes a `ClipScorer` with a model of the transformers library, on the CPU. Raises a `ConfigError` without the
-    extra."""
+    """Makes a `ClipScorer` with a model of transformers, on the CPU. Raises a `ConfigError` without the extra."""
     try:
         from transformers import CLIPModel, CLIPProcessor
     except ImportError:

@@ -8,8 +8,7 @@ from maskgil_jax.evaluation.metrics.base import Figure, MetricResult, Reconstruc
 
 
 def count_codes(codes, codebook_size: int) -> np.ndarray:
-    """Counts each code, (codebook_size,) int64; counts of batches may be summed. Raises a `ValueError` for codes out of
-    range."""
+    """Counts each code, (codebook_size,) int64; counts add up. Raises a `ValueError` for codes out of range."""
     codes_n = np.asarray(codes).ravel()
     if codes_n.size and (codes_n.min() < 0 or codes_n.max() >= codebook_size):
         raise ValueError(f"codes: from {codes_n.min()} to {codes_n.max()}, expected 0 to {codebook_size - 1}")

@@ -1,5 +1,4 @@
-"""FID and sFID: the mean and covariance of features, accumulated in batches, and the Frechet distance of two of
-them."""
+"""FID and sFID: accumulates mean and covariance of features, and computes the Frechet distance."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ from maskgil_jax.evaluation.metrics.base import Figure, Metric, MetricInputs, Me
 
 
 def check_features(features, name: str = "features") -> np.ndarray:
-    """Features as an (n, d) array. Raises a `ValueError` naming `name` for another rank, an empty one, NaN or
-    infinity."""
+    """Features as an (n, d) array. Raises a `ValueError` that names `name` for another shape, NaN or infinity."""
     features_nd = np.asarray(features)
     if features_nd.ndim != 2 or 0 in features_nd.shape:
         raise ValueError(f"{name}: expected a non-empty (images, features) array, got shape {features_nd.shape}")
@@ -55,8 +53,7 @@ class FeatureStatistics:
         return self._count + sum(len(rows_nd) for rows_nd in self._buffer)
 
     def update(self, features_nd) -> FeatureStatistics:
-        """Adds rows (n, d) of any float type. Raises a `ValueError` (and adds nothing) for NaN, infinity or another
-        width."""
+        """Adds rows (n, d). Raises a `ValueError` (and adds nothing) for NaN, infinity or another width."""
         rows_nd = check_features(features_nd).astype(np.float64)
         known = self._buffer[0] if self._buffer else self._mean_d
         if known is not None:
@@ -165,15 +162,16 @@ def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
 
 
 def _compute(inputs: MetricInputs, key: str, tap: str) -> MetricResult:
-    count, width = inputs.samples.count, len(inputs.reference.moments[tap][0])
-    warnings = []
-    if count <= width:
-        warnings.append(
-            f"{key}: {count} samples for {width} features: the covariance is singular and the distance strongly biased upwards"
-        )
-    return MetricResult(
-        {key: frechet_distance(*inputs.reference.moments[tap], *inputs.samples.moments(tap))}, warnings=warnings
-    )
+    moments, reference = inputs.samples.moments(tap), inputs.reference.moments[tap]
+    warnings = singular_warnings(key, inputs.samples.count, len(moments[0]))
+    return MetricResult({key: frechet_distance(*reference, *moments)}, warnings=warnings)
+
+
+def singular_warnings(key: str, count: int, width: int) -> list[str]:
+    """A warning if `count` images give a singular covariance of `width` features."""
+    if count > width:
+        return []
+    return [f"{key}: {count} images for {width} features: the covariance is singular and the distance strongly biased upwards"]
 
 
 # Figures of tokenizers, which `evaluation.reconstruction` computes from the features of originals and reconstructions.

@@ -13,8 +13,7 @@ from maskgil_jax.evaluation.metrics.base import Figure, MetricResult, Reconstruc
 
 
 class SsimConvention(NamedTuple):
-    """`sigma=None`: a flat window with sample (n / (n - 1)) variances. The range is the constant L for pixels in [0,
-    1]."""
+    """`sigma=None`: a flat window with sample (n / (n - 1)) variances. data_range: L, for pixels in [0, 1]."""
 
     window: int
     sigma: float | None
@@ -24,8 +23,8 @@ class SsimConvention(NamedTuple):
 SSIM_CONVENTIONS = {
     "wang": SsimConvention(11, 1.5, 1.0),
     "skimage": SsimConvention(7, None, 1.0),
-    # LlamaGen passes scikit-image a range of 2 for images in [0, 1]: the constants are four times too large and the score
-    # is too high (its published 0.675 would be about 0.54). For comparison with those tables, not to be quoted alone.
+    # LlamaGen passes scikit-image a range of 2 for images in [0, 1]: the constants are four times too large and the
+    # score is too high (its published 0.675 would be about 0.54). For comparison with those tables, not to be quoted.
     "llamagen": SsimConvention(7, None, 2.0),
 }
 

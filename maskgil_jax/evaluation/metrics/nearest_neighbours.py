@@ -61,8 +61,7 @@ def _blocks(count: int, block: int) -> list[slice]:
 
 
 def squared_radii(features_nd: np.ndarray, k: int = 3, *, dtype: str = "float64", block: int = BLOCK) -> np.ndarray:
-    """Squared distance of every row to its k-th nearest other row, (n,); duplicates count as neighbours at distance
-    0."""
+    """Squared distance of each row to its k-th nearest other row, (n,); copies are neighbours at distance 0."""
     distances, n = DISTANCES[choose("dtype", dtype, DISTANCES)], len(features_nd)
     if not 1 <= k < n:
         raise ValueError(f"k: the {k}-th neighbour among {n} rows does not exist; k must be from 1 to {n - 1}")
