@@ -37,7 +37,7 @@ FIGURES = {
 
 
 def get_config() -> ConfigDict:
-    """Table A.1: `eval_table3.py` with a row for the causal LLaMA on each tokenizer, by CFG."""
+    """`eval_table3.py` with these rows."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.title = "Table A.1: causal LLaMA on four tokenizers"
     config.metrics = ("fid", "is")

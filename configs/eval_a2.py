@@ -48,7 +48,7 @@ NOTES = {
 
 
 def get_config() -> ConfigDict:
-    """Table A.2: `eval_table3.py` with a row for each network and tokenizer, by CFG."""
+    """`eval_table3.py` with these rows."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.title = "Table A.2: masked generators on four tokenizers"
     config.metrics = ("fid", "is")

@@ -40,7 +40,7 @@ NOTES = {
 
 
 def get_config() -> ConfigDict:
-    """Table A.3: `eval_table3.py` with a row for each size and number of epochs, by CFG."""
+    """`eval_table3.py` with these rows."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.title = "Table A.3: size, epochs and CFG"
     config.metrics = ("fid", "is")

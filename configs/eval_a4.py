@@ -22,7 +22,7 @@ SAME = "Table 3 and A.3 print 5.64 / 229.96 for the same model, arccos, 8 steps,
 
 
 def get_config() -> ConfigDict:
-    """Table A.4: `eval_table3.py` with a row for each schedule and number of steps, all of the same weights."""
+    """`eval_table3.py` with these rows, all of the same weights."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.title = "Table A.4: schedules and steps, MaskGIL-B, CFG 2.0"
     config.metrics = ("fid", "is")

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Table 1: `eval_table3.py` with one tokenizer per row."""
+    """`eval_table3.py` with tokenizers for rows."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.kind = "tokenizer"
     config.title = "Table 1: reconstruction of ImageNet validation images, 256x256"

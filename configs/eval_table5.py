@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Table 5: `eval_table3.py` with one fraction of causal tokens per row."""
+    """`eval_table3.py` with the shares of causal sampling for rows."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
     config.title = "Table 5: shares of causal (AR) sampling, ImageNet 256x256, CFG 2.0"
     config.decode.guidance = 2.0
