@@ -44,9 +44,7 @@ def add(command) -> None:
         choices=("balanced", "reference"),
         help="each class equally often (default), or with the frequencies of the reference data set",
     )
-    draw.add_argument(
-        "--save-samples", metavar="PATH", help="also write the samples: a folder of PNGs, an .npz or an .array_record"
-    )
+    draw.add_argument("--save-samples", metavar="PATH", help="also write them: a folder of PNGs, an .npz or an .array_record")
     add_decoding_options(draw)
 
     tok = sub.add_argument_group("reconstructions of --tokenizer")
