@@ -111,7 +111,7 @@ def gone(sandbox: Sandbox, count: int) -> dict:
     text = sandbox.run("hang", "--steps", 20, "--hang", 8, "--watchdog", 3, expect=5)
     assert "no step ended for" in text and "helpers/toy_run.py" in text
     killed, frozen = (max(waits[which]) for which in ("killed", "frozen"))
-    assert max(killed, frozen) < 30
+    assert killed < 30 and frozen < 90, waits  # frozen: includes the other trials
     trials = len(waits["killed"])
     text = f"killed: the other ended within {killed:.1f} s ({trials} trials); frozen: {frozen:.0f} s (2); named by JAX; "
     return dict(result=f"{len(cases)}/{len(cases)}", text=f"{text}a step that never ends: stacks and exit code 5")
