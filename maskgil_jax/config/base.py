@@ -1,14 +1,32 @@
-"""Reading and checking options: every mistake is a `ConfigError` that names the option and what is accepted."""
+"""Declaring, reading and checking options: every mistake is a `ConfigError` that names the option and what is accepted.
+
+An option is a field of a frozen dataclass. `option` declares it with its help text, its choices and its range; `check_ranges`
+in `__post_init__` enforces them. Command lines and run files take the same metadata for their help.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import logging
+import math
+import numbers
+import typing
+from collections.abc import Iterable
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
     """An option has an impossible name or value; the message names it and what is accepted."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" with the most similar of `names`, or an empty string if none is similar."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def choose(name: str, value: Any, allowed) -> Any:
@@ -27,19 +45,159 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+@dataclasses.dataclass(frozen=True)
+class OptionInfo:
+    """What is known of an option besides its name, type and default.
+
+    choices: the values it may have. low, high: its range, which includes them unless open_low or open_high. off: a value
+    outside the range that switches the feature off. group: heading under which help lists it. rare: listed only by
+    `--help-all`.
+    """
+
+    help: str = ""
+    choices: tuple = ()
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    off: float | None = None
+    group: str = ""
+    rare: bool = False
+
+    @property
+    def range(self) -> str:
+        """The range in words: ">= 1", "in (0, 1]"; empty if there is none."""
+        if self.low is not None and self.high is not None:
+            words = f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        elif self.low is not None:
+            words = f"{'>' if self.open_low else '>='} {self.low:g}"
+        elif self.high is not None:
+            words = f"{'<' if self.open_high else '<='} {self.high:g}"
+        else:
+            return ""
+        return words if self.off is None else f"{words}, or {self.off:g}"
+
+    def in_range(self, value: float) -> bool:
+        """Whether a number lies in the range."""
+        if self.off is not None and value == self.off:
+            return True
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        below = self.high is None or (value < self.high if self.open_high else value <= self.high)
+        return above and below
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", **info) -> Any:
+    """A dataclass field with an `OptionInfo`: `steps: int = option(8, "number of steps", low=1)`."""
+    if "choices" in info:
+        info["choices"] = tuple(info["choices"])
+    return dataclasses.field(default=default, metadata={"option": OptionInfo(help, **info)})
+
+
+def info_of(field: dataclasses.Field) -> OptionInfo:
+    """The `OptionInfo` of a field; an empty one if it was declared without."""
+    return field.metadata.get("option") or OptionInfo()
+
+
+def type_of(cls, name: str) -> tuple[type, bool]:
+    """(type, whether None is allowed) of an option: `int | None` gives (int, True), `tuple[int, ...]` gives (tuple, False)."""
+    hint = _hints(cls)[name]
+    parts = (
+        [part for part in typing.get_args(hint) if part is not type(None)] if type(None) in typing.get_args(hint) else [hint]
+    )
+    return typing.get_origin(parts[0]) or parts[0], parts != [hint]
+
+
+@functools.cache
+def _hints(cls) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+# type of an option -> (what a value must be an instance of, the same in words)
+_KINDS = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a finite number"),
+    bool: (bool, "True or False"),
+    str: (str, "a text"),
+}
+
+
+def check_ranges(cfg) -> None:
+    """Raises a `ConfigError` unless every field that `option` declared has its type and one of its choices, or is in range."""
+    for field in dataclasses.fields(cfg):
+        if "option" in field.metadata:
+            check_option(type(cfg), field, getattr(cfg, field.name))
+
+
+def check_option(cls, field: dataclasses.Field, value: Any, name: str | None = None) -> None:
+    """Checks the value of one field of the dataclass `cls`; `name` is what the message calls it (default: its own name)."""
+    info, (kind, optional), name = info_of(field), type_of(cls, field.name), name or field.name
+    if info.choices:
+        choose(name, value, info.choices)
+        return
+    if (optional and value is None) or kind not in _KINDS:
+        return
+    expected, words = _KINDS[kind]
+    number = kind in (int, float)
+    sound = isinstance(value, expected) and (kind is bool or not isinstance(value, bool))
+    sound = sound and not (number and not (math.isfinite(value) and info.in_range(value)))
+    words = " ".join(part for part in (words, info.range) if part)
+    require(sound, f"{name}: must be {'None or ' if optional else ''}{words}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """The new name of an option, and its values that have new names too."""
+
+    name: str
+    values: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+
+# Names of version 0.1 that are accepted with one warning: dataclass -> old option -> new. Run files and stored `config.json`
+# are read through this table.
+RENAMED_OPTIONS = {
+    "Objective": {"law": Renamed("masking")},
+    "DecodeConfig": {"images": Renamed("batch_mode", {"together": "vmap", "one_by_one": "map"})},
+}
+
+
+@functools.cache  # one line a name and process
+def warn_renamed(old: str, new: str) -> None:
+    """Logs that an old name was used, and the new one."""
+    _log.warning("%s is now called %s; the old name will not be accepted in the next version", old, new)
+
+
+def renamed(cls_name: str, values: dict, where: str = "", *, warn: bool = True) -> dict:
+    """`values` with the options of the dataclass `cls_name` under their new names; an old name is warned of once."""
+    table = RENAMED_OPTIONS.get(cls_name, {})
+    found = dict(values)
+    for old, new in table.items():
+        if old in found:
+            if new.name in found:
+                raise ConfigError(f"{where or cls_name}: {old} is the old name of {new.name}; give one of them")
+            value = found.pop(old)
+            found[new.name] = new.values.get(value, value)
+            if warn:
+                warn_renamed(f"{where or cls_name}: {old}", new.name)
+    return found
+
+
 def from_dict(cls, values: dict, where: str = "config"):
     """Builds the dataclass `cls` from plain values (JSON lists become tuples); unknown names are refused by name."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = renamed(cls.__name__, values, where)
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: {cls.__name__} has no option {name!r}{hint}")
+            raise ConfigError(f"{where}: {cls.__name__} has no option {name!r}{nearest(name, fields)}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from None
+    except ConfigError as error:
+        message = str(error)
+        if message.startswith(tuple(f"{name}{end}" for name in fields for end in (":", ",", " and"))):
+            message = f"{where}{': ' if where.endswith('.json') else '.'}{message}"
+        raise ConfigError(message) from None
 
 
 def to_dict(cfg) -> dict:
