@@ -32,6 +32,7 @@ from maskgil_jax.checkpoints.step_folders import (
     throw_away,
     verify,
 )
+from maskgil_jax.config.base import renamed
 from maskgil_jax.files.paths import free_bytes, is_remote, open_folder, size_text
 from maskgil_jax.runtime.distributed import first_difference, from_all
 
@@ -264,7 +265,7 @@ class Checkpoints:
 
     def _check_origin(self, step: int, record: dict, about: dict, abstract_state, allow: tuple[str, ...]) -> None:
         """Raises unless the step was made by this model on this data."""
-        found, wanted = record["about"], json.loads(json.dumps(about))
+        found, wanted = _with_new_names(record["about"]), _with_new_names(json.loads(json.dumps(about)))
         for name in sorted(wanted.keys() | found.keys()):
             if difference := first_difference(name, found.get(name), wanted.get(name)):
                 sentence = "{}/{}: made with {} = {!r}, this run has {!r}".format(self.folder, step, *difference)
@@ -313,6 +314,11 @@ def abstract_like(init, key, layout):
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), jax.eval_shape(init, key), layout
     )
+
+
+def _with_new_names(about: dict) -> dict:
+    """What a checkpoint of an older version was made with, under today's option names."""
+    return {**about, "objective": renamed("Objective", about["objective"], warn=False)} if "objective" in about else about
 
 
 def _shapes(tree) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -23,11 +23,11 @@ def run(args, rest) -> None:
     """maskgil train"""
     import jax
 
-    from maskgil_jax.config import choose
+    from maskgil_jax.config.training import check_run_file
     from maskgil_jax.runtime.distributed import initialize
 
     config = read_run_file(args.config, rest)
-    choose("config.task", config.task, ("generator", "tokenizer", "classifier"))
+    check_run_file(config.to_dict())
     initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
     prepare_jax()
     lead = jax.process_index() == 0

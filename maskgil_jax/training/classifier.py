@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import ClassifierConfig, from_dict, require, to_dict
+from maskgil_jax.config.training import Augment
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.files.paths import open_folder
 from maskgil_jax.runtime.mesh import place, replicated, to_host
@@ -29,20 +29,6 @@ from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, ste
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random changes that leave a drawing on white what it is."""
-
-    scale: float = 0.2  # sides change by a factor between exp(-scale) and exp(scale), each on its own
-    shift: float = 0.1  # up to this share of the side, in both directions
-    flip: float = 0.5  # chance of being mirrored
-    colour: float = 0.15  # each colour channel becomes itself plus up to this share of each of the three
-
-    def __post_init__(self):
-        for name, value in to_dict(self).items():
-            require(0.0 <= value <= 1.0, f"augment.{name}: must be in [0, 1], got {value}")
 
 
 def augment(key_b: jax.Array, images_bhwc: jax.Array, options: Augment) -> jax.Array:
@@ -176,7 +162,6 @@ def train(config, workdir) -> pathlib.Path:
     options = dict(label=data.label, size=data.image_size, data_dir=data.data_dir or None)
     source = open_images(data.path, split=data.split, **options)
     stream = functools.partial(image_batches, source, image_size=data.image_size, crop=data.crop, **process_rows(config))
-    require(0.0 <= config.label_smoothing < 1.0, f"config.label_smoothing: must be in [0, 1), got {config.label_smoothing}")
 
     # model and optimizer
     fixed = dict(num_classes=len(source.class_names), image_size=data.image_size)

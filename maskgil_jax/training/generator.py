@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
 
@@ -26,6 +25,7 @@ from maskgil_jax.config import (
     require,
     to_dict,
 )
+from maskgil_jax.config.training import Objective
 from maskgil_jax.data.code_store import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images, to_unit
 from maskgil_jax.decoding.causal import decode_causal
@@ -37,36 +37,12 @@ from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.losses import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
+from maskgil_jax.training.losses import chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
 PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln": ADALN_PRESETS}
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """How examples are made and scored; the defaults are the paper's (2.3, 4.3).
-
-    A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `law` and
-    `unmasked_weight` say nothing, and LlamaGen trains it without label smoothing.
-    """
-
-    schedule: str = "arccos"
-    law: str = "exact"
-    label_smoothing: float = 0.1
-    unmasked_weight: float = 0.0
-    class_dropout: float = 0.1
-    accumulate: int = 1  # parts a batch is computed in, one after another
-    loss_chunks: int = 1  # parts of each image's tokens whose logits exist at once: for codebooks too large for memory
-    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator; 1e-4 where logits drift
-
-    def __post_init__(self):
-        choose("objective.law", self.law, MASKING_LAWS)
-        require(self.accumulate >= 1, f"objective.accumulate: must be at least 1, got {self.accumulate}")
-        require(self.loss_chunks >= 1, f"objective.loss_chunks: must be at least 1, got {self.loss_chunks}")
-        require(self.z_loss >= 0, f"objective.z_loss: must not be negative, got {self.z_loss}")
 
 
 def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[int, int]):
@@ -90,7 +66,7 @@ def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) 
     if is_causal(cfg):  # next-token training: everything is a target, the network shifts by itself
         inputs_bl, mask_bl = codes_bl, jnp.ones(codes_bl.shape, bool)
     else:
-        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, objective.schedule, cfg.mask_id, objective.law)
+        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, objective.schedule, cfg.mask_id, objective.masking)
     return {
         "inputs": inputs_bl,
         "targets": codes_bl,
