@@ -126,7 +126,7 @@ def _overrides(words: list[str], config) -> Iterator[_Override]:
             raise ConfigError(f"--config.{path}: there is no such option{_nearest_path(path, known)}")
         found: str | None = value if equals else None
         if found is None and not negated and _type(config, path) is not bool:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise ConfigError(f"--config.{path}: needs a value, written --config.{path}=value")
             found = words.pop(0)
         if found is not None and (new := _renamed_values(path)):
