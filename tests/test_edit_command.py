@@ -131,7 +131,7 @@ def test_share_and_canvas_are_accepted_under_their_old_names(folder, tmp_path, c
     assert edit(folder, "vary", folder / "image.png", "--strength", "0.4", "--seed", "3", "--out", tmp_path / "new") == 0
     assert (tmp_path / "old" / "vary-001.png").read_bytes() == (tmp_path / "new" / "vary-001.png").read_bytes()
     assert [record.message for record in caplog.records] == [
-        "--share is now called --strength; the old name will not be accepted in the next version"
+        "--share: is now called --strength; the old name is accepted in this version only"
     ]
 
 

@@ -32,7 +32,8 @@ from maskgil_jax.checkpoints.step_folders import (
     throw_away,
     verify,
 )
-from maskgil_jax.config.base import renamed
+from maskgil_jax.config.base import current_names
+from maskgil_jax.config.training import Objective
 from maskgil_jax.files.paths import free_bytes, is_remote, open_folder, size_text
 from maskgil_jax.runtime.distributed import first_difference, from_all
 
@@ -318,7 +319,9 @@ def abstract_like(init, key, layout):
 
 def _with_new_names(about: dict) -> dict:
     """What a checkpoint of an older version was made with, under today's option names."""
-    return {**about, "objective": renamed("Objective", about["objective"], warn=False)} if "objective" in about else about
+    if "objective" not in about:
+        return about
+    return {**about, "objective": current_names(Objective, about["objective"], "objective", warn=False)}
 
 
 def _shapes(tree) -> dict[str, tuple[tuple[int, ...], str]]:

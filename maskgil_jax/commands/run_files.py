@@ -9,12 +9,13 @@ import importlib.util
 import pathlib
 from collections.abc import Iterator
 
-from maskgil_jax.config import ConfigError
-from maskgil_jax.config.base import RENAMED_OPTIONS, nearest, renamed, warn_renamed
+from maskgil_jax.config import ConfigError, DecodeConfig
+from maskgil_jax.config.base import Renamed, current_names, nearest, warn_renamed
+from maskgil_jax.config.training import Objective
 from maskgil_jax.configs import FOLDER
 
 # section of a run file -> the dataclass whose renamed options it may still use
-_SECTION_TYPES = {"objective": "Objective", "decode": "DecodeConfig"}
+_RENAMED: dict[str, type] = {"objective": Objective, "decode": DecodeConfig}
 
 
 def shipped_run_files() -> dict[str, str]:
@@ -75,9 +76,9 @@ def _load(file: pathlib.Path, arguments: tuple[str, ...]):
 
 def _rename(config, file: pathlib.Path) -> None:
     """Moves values under old option names to the new ones."""
-    for section, cls_name in _SECTION_TYPES.items():
-        if section in config and RENAMED_OPTIONS[cls_name].keys() & set(config[section]):
-            values = renamed(cls_name, {name: config[section][name] for name in config[section]}, f"{file}: {section}")
+    for section, kind in _RENAMED.items():
+        if section in config and _renamed_options(section).keys() & set(config[section]):
+            values = current_names(kind, {name: config[section][name] for name in config[section]}, f"{file}: {section}")
             with config.unlocked():
                 for old in set(config[section]) - values.keys():
                     del config[section][old]
@@ -134,9 +135,13 @@ def _overrides(words: list[str], config) -> Iterator[_Override]:
         yield _Override(path, found, negated)
 
 
+def _renamed_options(section: str) -> dict[str, Renamed]:
+    return getattr(_RENAMED.get(section), "RENAMED", {})
+
+
 def _renamed_path(path: str) -> str:
     section, _, name = path.rpartition(".")
-    new = RENAMED_OPTIONS.get(_SECTION_TYPES.get(section, ""), {}).get(name)
+    new = _renamed_options(section).get(name)
     if new is None:
         return path
     warn_renamed(f"--config.{path}", f"--config.{section}.{new.name}")
@@ -145,8 +150,7 @@ def _renamed_path(path: str) -> str:
 
 def _renamed_values(path: str) -> dict:
     section, _, name = path.rpartition(".")
-    table = RENAMED_OPTIONS.get(_SECTION_TYPES.get(section, ""), {})
-    return next((new.values for new in table.values() if new.name == name), {})
+    return next((new.values for new in _renamed_options(section).values() if new.name == name), {})
 
 
 def _nearest_path(path: str, known: list[str]) -> str:

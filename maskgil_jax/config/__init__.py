@@ -1,9 +1,9 @@
 """Sizes and options as frozen dataclasses: hashable, so they can be static under `jax.jit`, and plain enough for `config.json`.
 
-Each network has one dataclass and, beside it, its table of `*_PRESETS`. This room knows nothing else of the package.
+Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports nothing else of the package.
 """
 
-from .base import ConfigError, choose, from_dict, require, to_dict
+from .base import ConfigError, choose, from_dict, renamed, require, to_dict
 from .decoding import DECODE_PRESETS, ORDERS, PLANS, REMASK_RULES, SCHEDULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig, check_flash_length
@@ -40,6 +40,7 @@ __all__ = [
     "choose",
     "decode_preset",
     "from_dict",
+    "renamed",
     "require",
     "to_dict",
 ]

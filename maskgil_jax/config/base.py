@@ -13,10 +13,10 @@ import logging
 import math
 import numbers
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("maskgil_jax")
 
 
 class ConfigError(ValueError):
@@ -152,39 +152,48 @@ class Renamed:
     values: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
-# Names of version 0.1 that are accepted with one warning: dataclass -> old option -> new. Run files and stored `config.json`
-# are read through this table.
-RENAMED_OPTIONS = {
-    "Objective": {"law": Renamed("masking")},
-    "DecodeConfig": {"images": Renamed("batch_mode", {"together": "vmap", "one_by_one": "map"})},
-}
-
-
-@functools.cache  # one line a name and process
+@functools.cache
 def warn_renamed(old: str, new: str) -> None:
-    """Logs that an old name was used, and the new one."""
-    _log.warning("%s is now called %s; the old name will not be accepted in the next version", old, new)
+    """Logs once that a name has changed."""
+    _log.warning("%s: is now called %s; the old name is accepted in this version only", old, new)
 
 
-def renamed(cls_name: str, values: dict, where: str = "", *, warn: bool = True) -> dict:
-    """`values` with the options of the dataclass `cls_name` under their new names; an old name is warned of once."""
-    table = RENAMED_OPTIONS.get(cls_name, {})
+def renamed(**names: str) -> Callable:
+    """Decorates a function so that it takes keyword arguments by their old names too: `@renamed(old="new")`."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args, **options):
+            for old in names.keys() & options.keys():
+                warn_renamed(f"{function.__name__}({old}=)", f"{names[old]}=")
+                options[names[old]] = options.pop(old)
+            return function(*args, **options)
+
+        return call
+
+    return decorate
+
+
+def current_names(cls, values: Mapping[str, Any], where: str, *, warn: bool = True) -> dict[str, Any]:
+    """`values` with the options of the dataclass `cls` that were renamed under their new names.
+
+    The table is `cls.RENAMED`, old name -> `Renamed`; run files, command lines and stored `config.json` are read through it.
+    """
     found = dict(values)
-    for old, new in table.items():
+    for old, new in getattr(cls, "RENAMED", {}).items():
         if old in found:
-            if new.name in found:
-                raise ConfigError(f"{where or cls_name}: {old} is the old name of {new.name}; give one of them")
+            require(new.name not in found, f"{where}: {old} is the old name of {new.name}; give one of them")
+            if warn:
+                warn_renamed(f"{where}.{old}", new.name)
             value = found.pop(old)
             found[new.name] = new.values.get(value, value)
-            if warn:
-                warn_renamed(f"{where or cls_name}: {old}", new.name)
     return found
 
 
 def from_dict(cls, values: dict, where: str = "config"):
     """Builds the dataclass `cls` from plain values (JSON lists become tuples); unknown names are refused by name."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = renamed(cls.__name__, values, where)
+    values = current_names(cls, values, where)
     for name in values:
         if name not in fields:
             raise ConfigError(f"{where}: {cls.__name__} has no option {name!r}{nearest(name, fields)}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
-from .base import check_ranges, choose, option, renamed, require
+from .base import Renamed, check_ranges, choose, current_names, option, require
 
 SCHEDULES = ("root", "linear", "square", "cosine", "arccos")
 PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
@@ -36,6 +37,8 @@ class DecodeConfig:
     guidance ramps, `decoding.schedules.reveal_counts` those of schedules and plans, `schedules.remask_counts` those of ReMDM.
     The images do not depend on `loop` and `batch_mode` but for rounding inside the network.
     """
+
+    RENAMED: ClassVar = {"images": Renamed("batch_mode", {"together": "vmap", "one_by_one": "map"})}
 
     steps: int = option(8, "number of decoding steps", low=1, group=_STEPS)
     schedule: str = option(
@@ -143,7 +146,7 @@ class DecodeConfig:
 
     def __post_init__(self, images: str | None):
         if images is not None:
-            mode = renamed("DecodeConfig", {"images": images})["batch_mode"]
+            mode = current_names(DecodeConfig, {"images": images}, "DecodeConfig")["batch_mode"]
             object.__setattr__(self, "batch_mode", mode)
         check_ranges(self)
         for name in ("guidance", "remask"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from .base import ConfigError, check_ranges, choose, from_dict, nearest, option, require
+from .base import ConfigError, Renamed, check_ranges, choose, from_dict, nearest, option, require
 from .decoding import SCHEDULES, CausalConfig, DecodeConfig
 
 MASKINGS = ("exact", "bernoulli")
@@ -41,6 +41,8 @@ class Objective:
     A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `masking` and
     `unmasked_weight` have no effect. LlamaGen trains it without label smoothing.
     """
+
+    RENAMED: ClassVar = {"law": Renamed("masking")}
 
     schedule: str = option("arccos", "distribution of the masked share of an image", choices=SCHEDULES)
     masking: str = option(
