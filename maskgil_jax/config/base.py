@@ -45,6 +45,10 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _text(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
 @dataclasses.dataclass(frozen=True)
 class OptionInfo:
     """What is known of an option besides its name, type and default.
@@ -68,14 +72,14 @@ class OptionInfo:
     def range(self) -> str:
         """The range in words: ">= 1", "in (0, 1]"; empty if there is none."""
         if self.low is not None and self.high is not None:
-            words = f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+            words = f"in {'(' if self.open_low else '['}{_text(self.low)}, {_text(self.high)}{')' if self.open_high else ']'}"
         elif self.low is not None:
-            words = f"{'>' if self.open_low else '>='} {self.low:g}"
+            words = f"{'>' if self.open_low else '>='} {_text(self.low)}"
         elif self.high is not None:
-            words = f"{'<' if self.open_high else '<='} {self.high:g}"
+            words = f"{'<' if self.open_high else '<='} {_text(self.high)}"
         else:
             return ""
-        return words if self.off is None else f"{words}, or {self.off:g}"
+        return words if self.off is None else f"{words}, or {_text(self.off)}"
 
     def in_range(self, value: float) -> bool:
         """Whether a number lies in the range."""
