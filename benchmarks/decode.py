@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--guidance", default="1,2", help="scales, comma-separated; 1 is without (default: 1,2)")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--loop", default="auto", choices=("auto", "fori", "unrolled"), help="form of the loop (default: auto)")
-    parser.add_argument(
-        "--batch-mode", default="auto", choices=("auto", "vmap", "map"), help="of a batch (default: auto)"
-    )
+    parser.add_argument("--batch-mode", default="auto", choices=("auto", "vmap", "map"), help="of a batch (default: auto)")
     parser.add_argument("--tokenizer", default="VQ-16", help="tokenizer preset (default: VQ-16)")
     parser.add_argument("--torch", action="store_true", help="measure PyTorch's form of the sampler beside it")
     parser.add_argument("--no-parts", action="store_true", help="only the comparison of --torch")

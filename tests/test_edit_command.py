@@ -54,7 +54,7 @@ def test_every_mode_gives_the_images_of_the_pipeline_method(folder, tmp_path, im
     calls = {
         "vary": (
             [folder / "image.png", "--strength", "0.4", "--seed", "3"],
-            lambda: pipeline.vary(images[[0, 0]], share=0.4, seed=3),
+            lambda: pipeline.vary(images[[0, 0]], strength=0.4, seed=3),
         ),
         "interpolate": (
             ["--labels", "ant,cat", "--grid", "4x6"],
@@ -85,7 +85,7 @@ COMMAND_MISTAKES = {
     "place": (["outpaint", "image.png", "--grid", "4x6", "--place", "2"], "--place: expected ROWSxCOLUMNS"),
     "far place": (["outpaint", "image.png", "--grid", "4x6", "--place", "0x3"], "place: must be (row, column)"),
     "overlap": (["outpaint", "image.png", "--grid", "4x6", "--overlap", "0x4"], "overlap: must be (rows, columns)"),
-    "hybrid": (["vary", "image.png", "--ar", "w"], "--ar: editing is masked decoding alone"),
+    "hybrid": (["vary", "image.png", "--ar", "w"], "--ar: editing uses masked decoding alone"),
     "one class": (["interpolate", "--labels", "ant"], "--labels: interpolate takes two classes"),
 }
 

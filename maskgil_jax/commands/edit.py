@@ -136,7 +136,7 @@ def _edit(pipeline, labels, args):
     several = np.repeat(image_hwc[None], args.count, axis=0)
     options = dict(seed=args.seed, batch_size=args.batch_size)
     if args.mode == "vary":
-        return image_hwc, pipeline.vary(several, labels, share=args.strength, **options)
+        return image_hwc, pipeline.vary(several, labels, strength=args.strength, **options)
     if args.mode == "outpaint":
         options |= dict(place=args.place, overlap=args.overlap, feather=args.feather)
         return image_hwc, pipeline.outpaint(several, args.grid, labels, **options)

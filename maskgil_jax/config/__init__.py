@@ -4,10 +4,22 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports
 """
 
 from .base import ConfigError, choose, from_dict, renamed, require, to_dict
-from .decoding import DECODE_PRESETS, ORDERS, PLANS, REMASK_RULES, SCHEDULES, CausalConfig, DecodeConfig, decode_preset
+from .decoding import DECODE_PRESETS, PLANS, REMASK_RULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
-from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig, check_flash_length
+from .generators import (
+    ADALN_PRESETS,
+    BERT_PRESETS,
+    LLAMA_PRESETS,
+    AdaLNConfig,
+    BertConfig,
+    GeneratorConfig,
+    LlamaConfig,
+    check_flash_length,
+    is_causal,
+)
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
+from .orders import ORDERS
+from .schedules import SCHEDULES
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 
 __all__ = [
@@ -29,6 +41,7 @@ __all__ = [
     "ClassifierConfig",
     "ConfigError",
     "DecodeConfig",
+    "GeneratorConfig",
     "InceptionConfig",
     "LPIPSConfig",
     "LlamaConfig",
@@ -40,6 +53,7 @@ __all__ = [
     "choose",
     "decode_preset",
     "from_dict",
+    "is_causal",
     "renamed",
     "require",
     "to_dict",

@@ -6,10 +6,10 @@ import dataclasses
 from typing import ClassVar
 
 from .base import Renamed, check_ranges, choose, current_names, option, require
+from .orders import ORDERS
+from .schedules import SCHEDULES
 
-SCHEDULES = ("root", "linear", "square", "cosine", "arccos")
 PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
-ORDERS = ("confidence", "halton", "halton_rolled", "random", "raster")
 GUIDANCE_RAMPS = ("constant", "linear", "cosine", "power-cosine", "interval")
 REMASK_RULES = ("cap", "rescale")
 REMASK_PICKS = ("even", "confidence")
