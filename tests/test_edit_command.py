@@ -57,7 +57,7 @@ def test_every_mode_gives_the_images_of_the_pipeline_method(folder, tmp_path, im
             lambda: pipeline.vary(images[[0, 0]], strength=0.4, seed=3),
         ),
         "interpolate": (
-            ["--labels", "ant,cat", "--grid", "4x6"],
+            ["--labels", "ant,cat", "--height", "16", "--width", "24"],
             lambda: pipeline.interpolate(0, 2, weights=(0, 1), grid=(4, 6))[0],
         ),
         "box": (
@@ -82,6 +82,9 @@ COMMAND_MISTAKES = {
     "missing": (["vary", "none.png"], "none.png"),
     "outside": (["box", "image.png", "--box", "0,0,17,4"], "box: expected (left, top, right, bottom) inside 16 x 16"),
     "grid": (["outpaint", "image.png", "--grid", "4"], "--grid: expected ROWSxCOLUMNS"),
+    "no size": (["outpaint", "image.png"], "--height, --width: give the size of the result"),
+    "two sizes": (["outpaint", "image.png", "--grid", "4x6", "--width", "24"], "grid: give it or height and width"),
+    "width": (["interpolate", "--labels", "ant,cat", "--width", "25"], "width: must be a multiple of 4 pixels"),
     "place": (["outpaint", "image.png", "--grid", "4x6", "--place", "2"], "--place: expected ROWSxCOLUMNS"),
     "far place": (["outpaint", "image.png", "--grid", "4x6", "--place", "0x3"], "place: must be (row, column)"),
     "overlap": (["outpaint", "image.png", "--grid", "4x6", "--overlap", "0x4"], "overlap: must be (rows, columns)"),
@@ -106,7 +109,6 @@ USAGE_MISTAKES = {
         "usage: maskgil edit box IMAGE --box",
         "--box: expected LEFT,TOP,RIGHT,BOTTOM",
     ),
-    "no grid": (["outpaint", "image.png"], "usage: maskgil edit outpaint IMAGE --grid", "required: --grid"),
     "other mode": (["vary", "image.png", "--mask", "mask.png"], "usage: maskgil edit vary", "unknown option --mask"),
     "strength": (
         ["vary", "image.png", "--strength", "2"],

@@ -7,7 +7,7 @@ import pathlib
 
 from maskgil_jax.commands.decoding_options import add_decoding_options, with_cli_options
 from maskgil_jax.commands.parser import Parser, at_least, in_range, parse_pair, path
-from maskgil_jax.commands.sample import GRID_HELP, add_pipeline_options, split_labels
+from maskgil_jax.commands.sample import add_pipeline_options, add_size_options, grid_of, split_labels
 from maskgil_jax.commands.start import prepare_jax
 
 
@@ -37,14 +37,12 @@ def add(command) -> None:
     )
 
     sub = _mode(menu, "interpolate", "Images from one class to another.", labels="the two classes, as A,B")
-    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help=GRID_HELP)
+    add_size_options(sub)
     sub.set_defaults(image=None)
 
     sub = _mode(menu, "outpaint", "Continue IMAGE beyond its edges.")
     _add_image(sub)
-    sub.add_argument(
-        "--grid", required=True, metavar="ROWSxCOLUMNS", help="rows and columns of tokens of the result, e.g. 12x16"
-    )
+    add_size_options(sub)
     sub.add_argument("--place", metavar="ROWxCOLUMN", help="the token at which IMAGE begins (default: it is centred)")
     sub.add_argument(
         "--overlap",
@@ -92,10 +90,10 @@ def run(args, rest) -> None:
     from maskgil_jax.pipelines.pipeline import load
 
     require(args.ar is None and args.ar_ratio is None, f"--ar: {MASKED_ONLY}")
-    for option in ("grid", "place", "overlap"):
-        if hasattr(args, option):
-            setattr(args, option, parse_pair(option, getattr(args, option), least=option == "grid"))
-
+    if args.mode == "outpaint":
+        sizes = (args.grid, args.height, args.width)
+        require(any(size is not None for size in sizes), "--height, --width: give the size of the result, or --grid")
+        args.place, args.overlap = (parse_pair(name, getattr(args, name), least=0) for name in ("place", "overlap"))
     prepare_jax()
     pipeline = with_cli_options(load(args.weights, rope_scaling=args.rope_scaling), args)
     labels = None if args.labels is None else split_labels(args.labels, pipeline.class_names)
@@ -124,7 +122,9 @@ def _interpolate(pipeline, labels, args):
     require(len(labels) == 2, f"--labels: interpolate takes two classes, as A,B; got {args.labels!r}")
     require(args.count >= 2, f"--count: interpolate needs at least 2 images, got {args.count}")
     weights = np.linspace(0, 1, args.count)
-    return pipeline.interpolate(*labels, weights=weights, grid=args.grid, seed=args.seed, batch_size=args.batch_size)[0]
+    return pipeline.interpolate(
+        *labels, weights=weights, grid=grid_of(pipeline, args), seed=args.seed, batch_size=args.batch_size
+    )[0]
 
 
 def _edit(pipeline, labels, args):
@@ -139,7 +139,7 @@ def _edit(pipeline, labels, args):
         return image_hwc, pipeline.vary(several, labels, strength=args.strength, **options)
     if args.mode == "outpaint":
         options |= dict(place=args.place, overlap=args.overlap, feather=args.feather)
-        return image_hwc, pipeline.outpaint(several, args.grid, labels, **options)
+        return image_hwc, pipeline.outpaint(several, grid_of(pipeline, args), labels, **options)
     if args.mode == "box":
         return image_hwc, pipeline.edit_box(several, args.box, labels, feather=args.feather, **options)
     return image_hwc, pipeline.inpaint(several, mask_hw, labels, feather=args.feather, **options)

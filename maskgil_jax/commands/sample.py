@@ -28,7 +28,7 @@ def add(command) -> None:
         help="png (default), webp (lossless), npz (as ADM's evaluation reads it) or array_record",
     )
     sub.add_argument("--overwrite", action="store_true", help="delete samples of other settings in the folder first")
-    sub.add_argument("--grid", nargs="?", const=_SHEET, metavar="ROWSxCOLUMNS", help=GRID_HELP)
+    add_size_options(sub, nargs="?", const=_SHEET)
     sub.add_argument(
         "--contact-sheet",
         action=argparse.BooleanOptionalAction,
@@ -54,7 +54,22 @@ def add(command) -> None:
 
 
 _SHEET = object()  # `--grid` without a value: the contact sheet's option in version 0.1
-GRID_HELP = "rows and columns of tokens, e.g. 12x16 (default: the training grid)"
+
+
+def add_size_options(sub: Parser, **grid) -> None:
+    """The size of the images, in pixels or in tokens; `grid`: how argparse reads `--grid`."""
+    sub.add_argument("--height", type=at_least(1), metavar="N", help="height in pixels (default: the training size)")
+    sub.add_argument("--width", type=at_least(1), metavar="N", help="width in pixels (default: the training size)")
+    text = "rows and columns of tokens, e.g. 12x16, instead of --height and --width"
+    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help=text, **grid)
+
+
+def grid_of(pipeline, args) -> tuple[int, int] | None:
+    """(rows, columns) of tokens of the options above; None if none was given."""
+    grid = parse_pair("grid", args.grid)
+    if grid is None and args.height is None and args.width is None:
+        return None
+    return pipeline.grid_of(args.height, args.width, grid)
 
 
 def add_pipeline_options(sub: Parser) -> None:
@@ -89,7 +104,6 @@ def run(args, rest) -> None:
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(class_names_of(args.weights))))
         return
     _read_old_grid(args)
-    grid = parse_pair("grid", args.grid)
     require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
 
     initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
@@ -108,7 +122,7 @@ def run(args, rest) -> None:
     out = pathlib.Path(args.out)
     if len(jax.local_devices()) > 1:
         pipeline = pipeline.over()
-    options = dict(seed=args.seed, batch_size=args.batch_size, grid=grid)
+    options = dict(seed=args.seed, batch_size=args.batch_size, grid=grid_of(pipeline, args))
     sample_to_folder(
         pipeline,
         labels,

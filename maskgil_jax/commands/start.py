@@ -1,12 +1,14 @@
-"""What every command that computes does first."""
+"""What commands that compute have in common: the compilation cache and the options of several processes."""
 
 from __future__ import annotations
 
 import pathlib
 
+from maskgil_jax.commands.parser import at_least
+
 
 def prepare_jax() -> None:
-    """A persistent compilation cache: the second run of the same program starts at once."""
+    """Sets the persistent compilation cache, so that a second process does not compile the same program again."""
     import os
 
     import jax
@@ -18,9 +20,9 @@ def prepare_jax() -> None:
 
 def add_process_options(sub) -> None:
     """The options of `maskgil_jax.runtime.distributed.initialize`."""
-    several = sub.add_argument_group("several processes", "found by themselves on TPU slices and under SLURM")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs; the same for all")
-    several.add_argument("--num-processes", type=int, metavar="N", help="1: this machine alone, whatever it is part of")
-    several.add_argument("--process-id", type=int, metavar="I", help="0..N-1")
-    text = "without a sign of life after which a process counts as frozen and all leave with exit code 5 (default 60; 0: never)"
+    several = sub.add_argument_group("several processes", "detected on TPU slices and under SLURM")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; the same for all")
+    several.add_argument("--num-processes", type=at_least(1), metavar="N", help="number of processes; 1: only this one")
+    several.add_argument("--process-id", type=at_least(0), metavar="I", help="number of this process, 0..N-1")
+    text = "seconds without a heartbeat after which a process counts as hung and all end with code 5 (default: 60; 0: never)"
     several.add_argument("--peer-timeout", type=float, default=60.0, metavar="SECONDS", help=text)
