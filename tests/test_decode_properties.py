@@ -37,6 +37,7 @@ from maskgil_jax.decoding.masked import (
 from maskgil_jax.decoding.orders import halton_ranks
 from maskgil_jax.decoding.schedules import max_masked_per_step, remask_counts, remask_steps, reveal_counts
 from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.generator import unstack_layers
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.runtime.platform import target_platform
 
@@ -224,8 +225,8 @@ def test_networks_decode_the_same_tokens_in_both_loops(cfg):
     )
     np.testing.assert_array_equal(fori, unrolled)
     assert len(np.unique(fori)) > 4
-    scanned = build(dataclasses.replace(cfg, layers="scan"), params)  # on a CPU, "auto" walks layers cut out of their stack
-    assert scanned.unstacked() is scanned and len(model.unstacked().layers) == cfg.depth
+    scanned = build(dataclasses.replace(cfg, layers="scan"), params)  # on a CPU, "auto" decodes with a list of layers
+    assert unstack_layers(scanned) is scanned and len(unstack_layers(model).layers) == cfg.depth
     same = decode(scanned, label, jax.random.key(2), DecodeConfig(steps=3, plan="gamma", loop="fori"))
     np.testing.assert_array_equal(fori, same)
 

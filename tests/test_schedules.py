@@ -75,6 +75,12 @@ def test_cumulative_plan_equals_halton_maskgit():
     assert len(cases) == 90
 
 
+def test_cumulative_plan_rounds_as_torch_and_keeps_idle_steps():
+    assert np.cumsum(reveal_counts("cumulative", "linear", 10, 144))[6] == 96  # 95 if linspace is rounded twice
+    counts = reveal_counts("cumulative", "root", 64, 64)
+    assert counts[0] == 1 and counts.sum() == 64 and (counts == 0).sum() == 15
+
+
 def test_gamma_ceil_plan_has_the_totals_of_the_halton_sampler():
     for schedule, tokens, steps, totals in golden("halton"):
         if tokens == 576:  # arccos(1/2) is a third of a right angle: 192 exactly, 191 in their float32
@@ -103,7 +109,7 @@ def test_reveal_counts_are_valid_for_any_steps_and_tokens(plan, schedule):
         counts = np.asarray(reveal_counts(plan, schedule, steps, tokens))
         assert counts.shape == (len(tokens), steps) and counts.min() >= 0
         np.testing.assert_array_equal(counts.sum(axis=1), tokens)
-        if plan != "density":  # whose published counts may end with a 0
+        if plan in ("gamma", "gamma_ceil"):  # the published counts of the others may hold zeros
             assert all(row[: min(steps, n)].min(initial=1) >= 1 for row, n in zip(counts, tokens))
     assert reveal_counts(plan, schedule, 1, 256).tolist() == [256]
 

@@ -59,8 +59,9 @@ def reveal_counts(
 ):
     """Number of tokens to reveal at each step; never negative, always sums to `num_masked`.
 
-    Where the published plans are valid (nothing negative) the counts are theirs. Otherwise every step reveals at least one
-    token while `steps <= num_masked`; with more steps than tokens the first `num_masked` steps reveal one each.
+    Where the published plans are valid (nothing negative) the counts are theirs; "cumulative" may then have steps that reveal
+    nothing. Otherwise every step reveals at least one token while `steps <= num_masked`; with more steps than tokens the first
+    `num_masked` steps reveal one each.
 
     Args:
       plan: one of `config.PLANS` (see the module's table).
@@ -164,11 +165,12 @@ def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, hold_steps: t
         return _differences(np.where(fits_b1, known_bt, _fit(known_bt, n_b1)), n_b1)
     if plan == "cumulative":
         known_bt = np.floor((1 - gamma(schedule, _linspace32(steps))) * n_b1 + _TIE).astype(np.int64)
-    else:
-        masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
-        masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
-        known_bt = n_b1 - masked_bt.astype(np.int64)
-    return _differences(_fit(known_bt, n_b1), n_b1)
+        # At least i + 1 tokens are known after step i. A schedule that reveals more than that early has idle steps later, which
+        # the published sampler keeps.
+        return _differences(np.minimum(np.maximum(known_bt, np.arange(steps) + 1), n_b1), n_b1)
+    masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
+    masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
+    return _differences(_fit(n_b1 - masked_bt.astype(np.int64), n_b1), n_b1)
 
 
 def _differences(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:
@@ -185,10 +187,10 @@ def _density(schedule: str, steps: int, n_b1: np.ndarray) -> np.ndarray:
 
 
 def _linspace32(steps: int) -> np.ndarray:
-    """0..1 in float32, counted from both ends as PyTorch does: the published counts at exact ties depend on it."""
-    index = np.arange(steps, dtype=np.float32)
-    step = np.float32(1) / np.float32(max(steps - 1, 1))
-    t = np.where(index < steps // 2, index * step, np.float32(1) - (np.float32(steps - 1) - index) * step)
+    """0..1 in float32 as `torch.linspace` computes it: from both ends, each value rounded once (a fused multiply-add)."""
+    index = np.arange(steps)
+    step = np.float64(np.float32(1) / np.float32(max(steps - 1, 1)))  # products with a float32 are exact in float64
+    t = np.where(index < steps // 2, index * step, 1 - (steps - 1 - index) * step).astype(np.float32)
     return np.clip(t.astype(np.float64), 0.0, 1.0)
 
 
