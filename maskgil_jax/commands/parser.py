@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """Prints the usage line and the error, and exits with code 2."""
         message = message.removeprefix("argument ")
-        pointer = f"{'' if message.endswith(('?', '.')) else ';'} see {self.prog} --help"
+        pointer = f"{' See' if message.endswith(('?', '.')) else '; see'} {self.prog} --help"
         print(f"{self.format_usage()}error: {message}{pointer}", file=sys.stderr)
         raise SystemExit(2)
 
