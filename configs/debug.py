@@ -3,15 +3,14 @@
 maskgil train --config configs/debug.py --workdir runs/debug
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import demo
 
 
 def get_config() -> ConfigDict:
     """`demo.py` with a two-layer network and twenty steps; images are encoded on the fly by the shipped tokenizer."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))["get_config"]()
+    config = demo.get_config()
     config.batch_size = 16
     config.total_steps = 20
     config.model.preset = "tiny"

@@ -3,15 +3,14 @@
 maskgil train --config configs/demo.py --workdir runs/demo --config.tokenizer=runs/demo_tokenizer/weights
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import c2i_b
 
 
 def get_config() -> ConfigDict:
     """The recipe of `c2i_b.py` with a small network, small pictures and a faster learning rate."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
+    config = c2i_b.get_config()
     config.batch_size = 32
     config.total_steps = 1000
     config.tokenizer = "demo"

@@ -5,15 +5,14 @@ maskgil train --config configs/emoji.py --workdir runs/emoji
 maskgil pack runs/emoji/weights maskgil_jax/weights/demo
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import demo
 
 
 def get_config() -> ConfigDict:
     """`demo.py` with 2.7M parameters and more steps."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))["get_config"]()
+    config = demo.get_config()
     config.batch_size = 64
     config.total_steps = 1700
     config.tokenizer = "runs/emoji_tokenizer/weights"

@@ -3,15 +3,14 @@
 maskgil train --config configs/emoji_tokenizer.py --workdir runs/emoji_tokenizer
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import demo_tokenizer
 
 
 def get_config() -> ConfigDict:
     """`demo_tokenizer.py` with more steps and averaged weights."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("demo_tokenizer.py")))["get_config"]()
+    config = demo_tokenizer.get_config()
     config.total_steps = 3000
     config.optimizer.ema_decay = 0.995
     config.log_every = 50
