@@ -149,7 +149,10 @@ MISTAKES = {
     ),
     "smoothing": (["--config", "debug", "--config.objective.label_smoothing=1.5"], "config.objective.label_smoothing: must be"),
     "total": (["--config", "debug", "--config.total_steps=-5"], "config.total_steps: must be a whole number >= 1, got -5"),
-    "size": (["--config", "debug", "--config.data.image_size=0"], "config.data.image_size: must be a whole number >= 1, got 0"),
+    "size": (
+        ["--config", "debug", "--config.data.image_size=0"],
+        "config.data.image_size: must be a whole number >= 1, or (height, width), got 0",
+    ),
     "preset": (["--config", "debug", "--config.model.preset=BB"], "config.model.preset: unknown value 'BB'"),
     "tokenizer": (["--config", "debug", "--config.tokenizer=nowhere"], "nowhere: no such weights folder"),
     "grid": (

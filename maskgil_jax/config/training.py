@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from .base import ConfigError, Renamed, check_ranges, choose, from_dict, nearest, option, require
+from .data import height_width
 from .decoding import SCHEDULES, CausalConfig, DecodeConfig
 
 MASKINGS = ("exact", "bernoulli")
@@ -23,7 +24,7 @@ class DataConfig:
     split: str = option("train", "split of emoji or tfds:NAME to train on")
     held_out: str = option("", "split that is not trained on, for pictures and figures")
     label: str = option("", "emoji only: what the classes are: subgroup, group or style")
-    image_size: int = option(256, "height and width in pixels", low=1)
+    image_size: int | tuple[int, int] = option(256, "pixels of a side, or (height, width)")
     crop: str = option("center", "how images become square; none: they are so already", choices=CROPS)
     flip: bool = option(False, "mirror half of the images")
     num_workers: int = option(0, "processes that read images; 0: threads of this process", low=0)
@@ -32,6 +33,7 @@ class DataConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        height_width(self.image_size, "image_size")
 
 
 @dataclasses.dataclass(frozen=True)
