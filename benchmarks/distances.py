@@ -18,7 +18,8 @@ def distances(count: int = 1000, seed: int = 0, batch_size: int = 64) -> dict[st
     from maskgil_jax.evaluation.image_sets import array_set
     from maskgil_jax.evaluation.reference import measured
     from maskgil_jax.evaluation.run import evaluate
-    from maskgil_jax.pipelines.pipeline import load, reconstruct
+    from maskgil_jax.pipelines.pipeline import load
+    from maskgil_jax.tokenizers.images import reconstruct
 
     source, pipeline, extractor = open_images("emoji"), load("demo"), load_extractor("demo")
     if not 2 <= 2 * count <= len(source):

@@ -104,7 +104,7 @@ def measure_tokenizer() -> dict:
 
     from maskgil_jax.config import VQ_PRESETS
     from maskgil_jax.networks import create
-    from maskgil_jax.pipelines.pipeline import encoder_of
+    from maskgil_jax.tokenizers.images import encoder_of
 
     encode, image = encoder_of(create(VQ_PRESETS["VQ-16"], jax.random.key(0))), np.zeros((1, SIDE, SIDE, 3), np.uint8)
     encode(image)

@@ -215,7 +215,7 @@ class Study:
     def images(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 images, the class each is meant to be) of a row."""
         from maskgil_jax.evaluation.generated import generated_set
-        from maskgil_jax.pipelines.pipeline import reconstruct
+        from maskgil_jax.tokenizers.images import reconstruct
 
         if row.source == "samples":
             more = {"ar_ratio": row.ratio} if row.ratio else None

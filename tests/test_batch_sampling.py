@@ -50,7 +50,7 @@ def stopped_after(pipeline, count):
 
     class Stopping(Pipeline):
         def batches(self, labels, **options):
-            asked.append(list(options["places"]))
+            asked.append(list(options["indices"]))
             for number, images in enumerate(super().batches(labels, **options)):
                 if number == count:
                     raise KeyboardInterrupt

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from maskgil_jax.data import transforms as crops
-from maskgil_jax.data.images import image_batches, to_uint8, to_unit
+from maskgil_jax.data.images import image_batches
 from maskgil_jax.data.sources.folder import ImageFolder
+from maskgil_jax.tokenizers.images import to_uint8, to_unit
 
 
 def same(a, b):

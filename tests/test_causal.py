@@ -11,7 +11,7 @@ from helpers.recipe import GOLDEN, load_case
 
 from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig
 from maskgil_jax.decoding.causal import _CAUSAL_DRAWS, _decode_causal, decode_causal
-from maskgil_jax.decoding.token_sampling import draw, filter_logits
+from maskgil_jax.decoding.token_sampling import filter_logits, sample_tokens
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import build, create, params_of
 
@@ -107,7 +107,7 @@ def plain_loop(model, condition, key, cfg, given, kept, grid):
     """The definition: at every position the whole sequence again, both branches apart, one image after the other."""
     count, rows = grid[0] * grid[1], []
     forward = jax.jit(lambda tokens, c: model(tokens, c, grid=grid))
-    pick = jax.jit(lambda key, logits: draw(key, logits, cfg))
+    pick = jax.jit(lambda key, logits: sample_tokens(key, logits, cfg))
     for image in range(condition.label_b.shape[0]):
         alone = ClassCondition(condition.label_b[image : image + 1])
         tokens = [int(t) for t in given[image]]

@@ -13,7 +13,9 @@ from PIL import Image
 
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.commands.run_files import read_run_file
+from maskgil_jax.conditioning import ClassConditioner
 from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig, VQConfig, from_dict
+from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.training.generator import Objective, corrupt_batch, jitted_step, train
 from maskgil_jax.training.optimizer import make_optimizer
@@ -24,6 +26,7 @@ SMALL = LlamaConfig(
     codebook_size=16, num_classes=4, grid=(3, 4), width=32, depth=2, heads=2, mlp_width=48, dropout=0.0, causal=True
 )
 VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=64)
+CLASSES = ClassConditioner(("a", "b", "c"))
 
 
 def test_a_tiny_network_learns_four_sequences_by_heart():
@@ -41,7 +44,7 @@ def test_a_tiny_network_learns_four_sequences_by_heart():
     )
     tx, objective = make_optimizer(options, 100), Objective(label_smoothing=0.0, class_dropout=0.0)
     state = jax.jit(init_state(lambda key: params_of(create(SMALL, key)), tx, ema=False))(jax.random.key(0))
-    step = jitted_step(SMALL, objective, tx, lambda count: rate, 0.0, None)
+    step = jitted_step(SMALL, objective, tx, lambda count: rate, 0.0, None, conditioner=CLASSES)
     codes = np.random.default_rng(0).integers(0, 16, (4, 3, 4), np.int32)
     batch, key, history = {"codes": jnp.asarray(codes), "label": jnp.arange(4, dtype=jnp.int32)}, jax.random.key(1), []
     for _ in range(100):
@@ -55,9 +58,11 @@ def test_a_tiny_network_learns_four_sequences_by_heart():
 
 def test_examples_are_targets_throughout():
     codes = jax.random.randint(jax.random.key(0), (8, 12), 0, 16)
-    batch = corrupt_batch(jax.random.key(1), codes, jnp.zeros(8, jnp.int32), SMALL, Objective(class_dropout=0.5))
+    batch = corrupt_batch(
+        jax.random.key(1), codes, ClassCondition(jnp.zeros(8, jnp.int32)), SMALL, Objective(class_dropout=0.5)
+    )
     np.testing.assert_array_equal(batch["inputs"], codes)
-    assert batch["mask"].all() and set(np.unique(batch["label"])) == {0, SMALL.num_classes}
+    assert batch["mask"].all() and set(np.unique(batch["drop"])) == {False, True}
 
 
 def small_run(tokenizer, **changes):

@@ -82,7 +82,7 @@ def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
     window = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to)
     for plan, schedule in itertools.product(PLANS, SCHEDULES):
         pause = window if cfg.remask_loop else (0, 0)
-        counts = reveal_counts(plan, schedule, cfg.steps, (start == CODES).sum(axis=1), pause=pause)
+        counts = reveal_counts(plan, schedule, cfg.steps, (start == CODES).sum(axis=1), hold_steps=pause)
         again = remask_counts(cfg.remask, cfg.remask_eta, counts, LENGTH, window) if cfg.remask else np.zeros_like(counts)
         canvases, _ = loop(Stub(), ClassCondition(labels), jax.random.clone(keys), tokens, counts, cfg, GRID, True)
         before = start
@@ -297,7 +297,7 @@ def test_remdms_loop_by_hand():
     """20 steps, t_on 0.55, t_off 0.05, a linear schedule: 9 plain steps to alpha 0.9, 10 that correct, and the last one."""
     window = remask_steps(20, 0.45, 0.95)
     assert window == (9, 19)
-    counts = reveal_counts("gamma", "linear", 20, 100, pause=window)
+    counts = reveal_counts("gamma", "linear", 20, 100, hold_steps=window)
     assert counts.tolist() == [10] * 9 + [0] * 10 + [10]
     # sigma = min(0.02, 0.1 / 0.9) of 90 tokens; rescale: 0.5 * 0.1 / 0.9 of them.
     assert remask_counts("cap", 0.02, counts[None], 100, window)[0].tolist() == [0] * 9 + [1] * 10 + [0]

@@ -55,7 +55,7 @@ def test_a_token_goes_if_any_pixel_of_its_cell_or_its_neighbours_does(corner):
     one_pixel = np.zeros((1, 8, 12), bool)
     one_pixel[0, 7, 3] = True
     assert np.argwhere(token_mask(one_pixel, (4, 3), grow=0).reshape(4, 3)).tolist() == [[3, 0]]
-    with pytest.raises(ValueError, match="8 x 12 pixels do not fall into 3 x 3 cells"):
+    with pytest.raises(ValueError, match="8 x 12 pixels cannot be divided into 3 x 3 cells"):
         token_mask(one_pixel, (3, 3))
 
 
@@ -146,10 +146,10 @@ def test_no_label_is_the_null_class(pipeline, images, corner):
 
 # ------------------------------------------------------------------------------------------------ variations, classes
 def test_variations_end_at_the_reconstruction_and_at_a_new_image(pipeline, images):
-    assert_same_pictures(pipeline.vary(images, 0, share=1.0, seed=5), pipeline([0, 0, 0], seed=5))
-    none = pipeline.vary(images, 0, share=0.0)
+    assert_same_pictures(pipeline.vary(images, 0, strength=1.0, seed=5), pipeline([0, 0, 0], seed=5))
+    none = pipeline.vary(images, 0, strength=0.0)
     np.testing.assert_array_equal(none, to_pixels(pipeline.tokenizer, to_tokens(pipeline.tokenizer, images), (4, 4)))
-    np.testing.assert_array_equal(none, pipeline.vary(images, 1, share=0.0, seed=9))
+    np.testing.assert_array_equal(none, pipeline.vary(images, 1, strength=0.0, seed=9))
 
 
 def test_interpolation_begins_and_ends_at_the_classes(pipeline):
@@ -253,7 +253,7 @@ MISTAKES = {
     "box empty": (lambda p: p.edit_box(BLACK, (8, 0, 8, 4)), "box: "),
     "labels": (lambda p: p.vary(BLACK, [0, 1, 2]), "labels: 3 classes for 2 images"),
     "label": (lambda p: p.vary(BLACK, "dog"), "no class is called 'dog'"),
-    "share": (lambda p: p.vary(BLACK, share=1.5), "share: must be between 0 .* got 1.5"),
+    "share": (lambda p: p.vary(BLACK, strength=1.5), "strength: must be between 0 .* got 1.5"),
     "batch": (lambda p: p.vary(BLACK, batch_size=0), "batch_size: must be at least 1"),
     "seed": (lambda p: p.vary(BLACK, seed=-1), "seed: must be in"),
     "pairs": (lambda p: p.interpolate([0, 1], [2]), "second: 2 first and 1 second classes"),
@@ -263,7 +263,7 @@ MISTAKES = {
     "place": (lambda p: p.outpaint(BLACK, (4, 6), place=(0, 3)), r"place: must be \(row, column\).*got \(0, 3\)"),
     "overlap": (lambda p: p.outpaint(BLACK, (4, 6), overlap=(0, 4)), r"overlap: must be .*4x4, got \(0, 4\)"),
     "narrow canvas": (lambda p: p.outpaint(BLACK[:, :8, :8], (3, 6)), "canvas: 3x6 is smaller than the training grid 4x4"),
-    "hybrid": (lambda p: p.vary(BLACK, ar_ratio=0.5), "ar_ratio: editing is masked decoding alone"),
+    "hybrid": (lambda p: p.vary(BLACK, ar_ratio=0.5), "ar_ratio: editing uses masked decoding alone"),
     "no null class": (lambda p: dataclasses.replace(p, generator=unguided()).vary(BLACK), "labels: .* without a null class"),
     "causal": (lambda p: dataclasses.replace(p, cfg=CausalConfig()).vary(BLACK), "tiny: holds a causal generator"),
 }

@@ -14,14 +14,14 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ConfigError
-from maskgil_jax.data.images import to_unit
 from maskgil_jax.evaluation import metrics, paper_tables, plots
 from maskgil_jax.evaluation.image_sets import array_set
 from maskgil_jax.evaluation.paper_tables import as_markdown, rows_of
 from maskgil_jax.evaluation.reconstruction import SHEET_COLUMNS, evaluate_tokenizer, open_lpips
 from maskgil_jax.evaluation.reference import measured
 from maskgil_jax.evaluation.results import FORMAT
-from maskgil_jax.pipelines.pipeline import Pipeline, load, reconstruct
+from maskgil_jax.pipelines.pipeline import Pipeline, load
+from maskgil_jax.tokenizers.images import reconstruct, to_unit
 from maskgil_jax.training.generator import keep_best
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -17,6 +17,7 @@ import pytest
 from clu.metrics import Average
 from helpers.toy_run import NET, run_file, toy_run
 
+from maskgil_jax.conditioning import ClassConditioner
 from maskgil_jax.config import ConfigError
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.training.generator import Objective, jitted_step
@@ -29,6 +30,7 @@ from maskgil_jax.training.state import apply_gradients, init_state
 
 NAN, INF = float("nan"), float("inf")
 OPTIONS = SkipConfig(warmup=5)
+CLASSES = ClassConditioner(("a", "b", "c"))
 
 
 def walk(norms, options=OPTIONS, ema_decay=0.5):
@@ -80,7 +82,9 @@ def test_the_compiled_step_leaves_all_but_the_counter(monkeypatch):
     old = jax.tree.map(np.asarray, state)
     spoiled = Objective(label_smoothing=NAN)
     batch = {"codes": jnp.zeros((8, 4, 4), jnp.int32), "label": jnp.zeros(8, jnp.int32)}
-    new, metrics = jitted_step(NET, spoiled, tx, lambda count: 1e-2, 0.9, None)(state, batch, jax.random.key(1), None)
+    new, metrics = jitted_step(NET, spoiled, tx, lambda count: 1e-2, 0.9, None, conditioner=CLASSES)(
+        state, batch, jax.random.key(1), None
+    )
     values = {name: float(metric.compute()) for name, metric in metrics.items()}
     assert np.isnan(values["grad_norm"]) and values["skipped_in_a_row"] == 1 and values["update_norm"] == 0
     assert values["param_norm"] > 1 and 0.05 < values["output_norm"] < 1

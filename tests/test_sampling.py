@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskgil_jax.config import DecodeConfig
-from maskgil_jax.decoding.token_sampling import _first_above, draw, filter_logits, gumbel_max, inverse_cdf
+from maskgil_jax.decoding.token_sampling import _first_above, filter_logits, gumbel_max, inverse_cdf, sample_tokens
 from maskgil_jax.runtime.rng import image_keys
 
 
@@ -34,9 +34,9 @@ def test_inverse_never_picks_a_weight_of_zero_at_either_end():
 
 def test_automatic_draw_is_by_inverse_on_cpu():
     logits, key = jax.random.normal(jax.random.key(0), (3, 8, 20)), jax.random.split(jax.random.key(1), 3)
-    out = jax.jit(draw, static_argnums=2)(jax.random.clone(key), logits, DecodeConfig())
+    out = jax.jit(sample_tokens, static_argnums=2)(jax.random.clone(key), logits, DecodeConfig())
     np.testing.assert_array_equal(out, inverse_cdf(key, logits))
-    coldest = draw(None, logits, DecodeConfig(temperature=0.0))
+    coldest = sample_tokens(None, logits, DecodeConfig(temperature=0.0))
     np.testing.assert_array_equal(coldest, logits.argmax(axis=-1))
 
 

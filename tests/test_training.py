@@ -13,7 +13,9 @@ import pytest
 from helpers.gpt_weights import llama_config, published_params, recipe_getter
 from helpers.recipe import GOLDEN, load_case
 
+from maskgil_jax.conditioning import ClassConditioner
 from maskgil_jax.config import ConfigError, LlamaConfig
+from maskgil_jax.models.condition import ClassCondition, select
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.runtime.mesh import global_batch, make_mesh
 from maskgil_jax.training.generator import Objective, corrupt_batch, gradients, jitted_step
@@ -21,7 +23,7 @@ from maskgil_jax.training.losses import (
     best_class,
     chunked_cross_entropy,
     corrupt,
-    drop_labels,
+    drop_conditions,
     masked_cross_entropy,
     mean_metrics,
 )
@@ -29,6 +31,7 @@ from maskgil_jax.training.optimizer import decay_mask, learning_rate, make_optim
 from maskgil_jax.training.state import apply_gradients, init_state, sharded_init
 
 SMALL = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48)
+CLASSES = ClassConditioner(("a", "b", "c"))
 
 
 def optimizer_options(**changes):
@@ -76,7 +79,14 @@ def test_three_adamw_steps_equal_the_published_trainer():
     for i in range(3):
         masked, code = (jnp.asarray(io[f"in.{n}{i}"].reshape(2, -1), jnp.int32) for n in ("masked", "code"))
         label = jnp.asarray(np.where(io[f"in.drop{i}"], cfg.num_classes, io[f"in.y{i}"]), jnp.int32)
-        batch = {"inputs": masked, "targets": code, "mask": masked == cfg.mask_id, "label": label, "key": None}
+        batch = {
+            "inputs": masked,
+            "targets": code,
+            "mask": masked == cfg.mask_id,
+            "condition": ClassCondition(label),
+            "key": None,
+        }
+        batch["drop"] = jnp.zeros(len(label), bool)  # the labels are dropped already
         state, grads, sums = step(state, batch)
         np.testing.assert_allclose(mean_metrics(sums)["loss"], io["out.loss"][i], rtol=1e-5)
         np.testing.assert_allclose(optax.tree.norm(grads), io["out.grad_norm"][i], atol=3e-5)
@@ -103,14 +113,15 @@ def test_corrupt_hides_an_exact_share_at_random_places(schedule):
 
 def test_bernoulli_masking_can_hide_nothing():
     tokens = jnp.zeros((256, 4), jnp.int32)
-    mask = corrupt(jax.random.key(0), tokens, "arccos", 9, law="bernoulli")[1]
+    mask = corrupt(jax.random.key(0), tokens, "arccos", 9, masking="bernoulli")[1]
     assert int(mask.sum(1).min()) == 0 and 0.5 < float(mask.mean()) < 0.75
-    with pytest.raises(ConfigError, match=r"law.*exakt.*exact, bernoulli"):
-        corrupt(jax.random.key(0), tokens, "arccos", 9, law="exakt")
+    with pytest.raises(ConfigError, match=r"masking.*exakt.*exact, bernoulli"):
+        corrupt(jax.random.key(0), tokens, "arccos", 9, masking="exakt")
 
 
 def test_labels_are_dropped_at_the_rate():
-    label = drop_labels(jax.random.key(0), jnp.ones(4000, jnp.int32), 0.1, 7)
+    drop = drop_conditions(jax.random.key(0), 4000, 0.1)
+    label = select(drop, ClassCondition(jnp.full(4000, 7)), ClassCondition(jnp.ones(4000, jnp.int32))).label_b
     assert set(np.unique(label)) == {1, 7} and abs(float((label == 7).mean()) - 0.1) < 0.02
 
 
@@ -137,7 +148,7 @@ def test_accumulated_gradients_equal_the_big_batch():
 
     @functools.partial(jax.jit, static_argnames="parts")
     def in_parts(parts):
-        batch = corrupt_batch(jax.random.key(3), codes, jnp.arange(8) % 3, SMALL, Objective())
+        batch = corrupt_batch(jax.random.key(3), codes, ClassCondition(jnp.arange(8) % 3), SMALL, Objective())
         return gradients(params, batch, SMALL, Objective(accumulate=parts))
 
     grads, sums = in_parts(1)
@@ -154,7 +165,7 @@ def test_chunked_loss_equals_the_whole_one():
     @functools.partial(jax.jit, static_argnames="chunks")
     def in_chunks(chunks):
         objective = Objective(loss_chunks=chunks, unmasked_weight=0.3)
-        batch = corrupt_batch(jax.random.key(3), codes, jnp.arange(8) % 3, SMALL, objective)
+        batch = corrupt_batch(jax.random.key(3), codes, ClassCondition(jnp.arange(8) % 3), SMALL, objective)
         return gradients(params, batch, SMALL, objective)
 
     whole = in_chunks(1)
@@ -209,7 +220,7 @@ def one_run(steps, layout_of=None):
     init = init_state(lambda key: params_of(create(SMALL, key)), tx, ema=False)
     mesh = layout_of and make_mesh(**layout_of)
     state, layout = sharded_init(init, jax.random.key(0), mesh) if mesh else (jax.jit(init)(jax.random.key(0)), None)
-    step = jitted_step(SMALL, Objective(), tx, lambda count: 1e-2, 0.0, layout)
+    step = jitted_step(SMALL, Objective(), tx, lambda count: 1e-2, 0.0, layout, conditioner=CLASSES)
     key, losses = jax.random.key(1), []
     for i in range(steps):
         codes = np.random.default_rng(i).integers(0, 16, (8, 4, 4), np.int32)
@@ -232,7 +243,7 @@ def test_no_device_holds_the_states_of_the_whole_batch():
     init = init_state(lambda key: params_of(create(cfg, key)), tx, ema=False)
     state, layout = sharded_init(init, jax.random.key(0), mesh)
     batch = global_batch({"codes": np.zeros((8, 4, 4), np.int32), "label": np.zeros(8, np.int32)}, mesh)
-    step = jitted_step(cfg, Objective(), tx, lambda count: 1e-2, 0.0, layout)
+    step = jitted_step(cfg, Objective(), tx, lambda count: 1e-2, 0.0, layout, conditioner=CLASSES)
     text = step.lower(state, batch, jax.random.key(1), None).compile().as_text()
     assert "f32[1,17,32]" in text and "f32[8,17,32]" not in text
 

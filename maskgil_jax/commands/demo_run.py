@@ -12,7 +12,9 @@ import numpy as np
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.data.images import open_images
 from maskgil_jax.files.images import contact_sheet, curves, save_png
-from maskgil_jax.pipelines.pipeline import Pipeline, encode_source, load, reconstruct
+from maskgil_jax.pipelines.encoding import encode_source
+from maskgil_jax.pipelines.pipeline import Pipeline, load
+from maskgil_jax.tokenizers.images import reconstruct
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ def run(args, rest) -> None:
 
     from maskgil_jax.checkpoints.weights import load_weights
     from maskgil_jax.data.images import open_images
-    from maskgil_jax.pipelines.pipeline import encode_source
+    from maskgil_jax.pipelines.encoding import encode_source
 
     prepare_jax()
     weights = load_weights(args.tokenizer, "tokenizer")

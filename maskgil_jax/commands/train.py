@@ -31,12 +31,12 @@ def run(args, rest) -> None:
     initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
     prepare_jax()
     lead = jax.process_index() == 0
-    if not lead:  # one commentary is enough
+    if not lead:  # one process logs
         logging.getLogger("maskgil_jax").setLevel(logging.WARNING)
     if config.task == "generator":
         from maskgil_jax.training import generator
 
-        weights = generator.train(config, args.workdir, judge_of(config))
+        weights = generator.train(config, args.workdir, evaluator_of(config))
     elif config.task == "tokenizer":
         from maskgil_jax.training import tokenizer
 
@@ -49,8 +49,8 @@ def run(args, rest) -> None:
         print(f"weights: {weights}")
 
 
-def judge_of(config):
-    """What measures samples of a generator in training, if `config.evaluate` asks for it: training knows no evaluation."""
+def evaluator_of(config):
+    """The evaluator of a generator in training, None unless `config.evaluate` asks for it."""
     if not config.get("evaluate") or not config.evaluate.every:
         return None
     from maskgil_jax.evaluation.during import SampleEvaluator

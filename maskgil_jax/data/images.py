@@ -88,13 +88,3 @@ def image_batches(
         rows=rows,
         drop_remainder=drop_remainder,
     )
-
-
-def to_unit(images_bhwc):
-    """uint8 pixels -> float32 in [-1, 1]; NumPy and JAX arrays, also under jit."""
-    return images_bhwc.astype("float32") / 127.5 - 1.0
-
-
-def to_uint8(images_bhwc):
-    """Pixels in [-1, 1] (values outside are clipped) -> uint8, rounded to the nearest; NumPy and JAX arrays."""
-    return ((images_bhwc.astype("float32") + 1.0) * 127.5).clip(0.0, 255.0).round().astype("uint8")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.config import PLANS, REMASK_RULES, SCHEDULES, choose, require
+from maskgil_jax.config import PLANS, REMASK_RULES, SCHEDULES, choose, renamed, require
 
 # Larger than any rounding error of float64 here and smaller than any real distance from a tie.
 _TIE = 1e-9
@@ -36,36 +36,27 @@ def gamma(schedule: str, t):
     Raises:
       ConfigError: unknown schedule.
     """
-    choose("schedule", schedule, SCHEDULES)
     xp = jnp if isinstance(t, jax.Array) else np
-    if schedule == "root":
-        return 1 - xp.sqrt(t)
-    if schedule == "linear":
-        return 1 - t
-    if schedule == "square":
-        return 1 - t**2
-    if schedule == "cosine":
-        return xp.cos(xp.pi / 2 * t)
-    return xp.arccos(t) * (2 / np.pi)
+    return SCHEDULES[choose("schedule", schedule, SCHEDULES)].gamma(t, xp)
 
 
 def mask_ratio(schedule: str, r, convention: str = "gamma"):
-    """Share of tokens to hide in a training example for a uniform draw `r` in [0, 1).
+    """Share of tokens to mask in a training example for a uniform draw `r` in [0, 1).
 
-    `convention="gamma"` is the decoding curve itself. `"release"` is the published code, which differs where it matters
-    for `square`: r^2 (a third masked on average) instead of 1 - r^2 (two thirds); linear is r, cosine and arccos are the
-    same in both, and root, absent there, is sqrt(r) by the same rule.
+    `convention="gamma"` is the decoding curve itself; `"release"` is the published code (`config.schedules.Schedule`).
 
     Raises:
       ConfigError: unknown schedule or convention.
     """
     choose("convention", convention, ("gamma", "release"))
     ratio = gamma(schedule, r)
-    rising = convention == "release" and schedule in ("root", "linear", "square")
-    return 1 - ratio if rising else ratio
+    return 1 - ratio if convention == "release" and SCHEDULES[schedule].release_complement else ratio
 
 
-def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: int = 4096, pause: tuple[int, int] = (0, 0)):
+@renamed(pause="hold_steps")
+def reveal_counts(
+    plan: str, schedule: str, steps: int, num_masked, max_masked: int = 4096, hold_steps: tuple[int, int] = (0, 0)
+):
     """Number of tokens to reveal at each step; never negative, always sums to `num_masked`.
 
     Where the published plans are valid (nothing negative) the counts are theirs. Otherwise every step reveals at least one
@@ -77,7 +68,7 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
       steps: at least 1.
       num_masked: a Python int, or an integer array (b,), possibly traced, for a plan per image.
       max_masked: static upper bound of a traced `num_masked` (the canvas length); larger entries give -1.
-      pause: (first, end) of steps that reveal nothing; the plan is that of the other steps.
+      hold_steps: (first, end) of steps that reveal nothing; the plan is that of the other steps.
 
     Returns:
       int32 NumPy array (steps,) for an int, otherwise a JAX array (b, steps).
@@ -87,22 +78,24 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
     """
     if isinstance(num_masked, (int, np.integer)):
         require(bool(num_masked >= 0), f"num_masked: must be at least 0, got {num_masked}")
-        return _counts(plan, schedule, steps, np.array([num_masked]), pause)[0]
+        return _counts(plan, schedule, steps, np.array([num_masked]), hold_steps)[0]
     if not isinstance(num_masked, jax.core.Tracer):
         num_masked = np.asarray(num_masked)
         require(bool(num_masked.min(initial=0) >= 0), f"num_masked: must be at least 0, got {num_masked.min(initial=0)}")
-        return jnp.asarray(_counts(plan, schedule, steps, num_masked, pause))
+        return jnp.asarray(_counts(plan, schedule, steps, num_masked, hold_steps))
     # Tabulated for every possible number, so that the traced plan is the NumPy plan bit for bit.
-    table = jnp.asarray(_table(plan, schedule, steps, max_masked, pause))
+    table = jnp.asarray(_table(plan, schedule, steps, max_masked, hold_steps))
     return table.at[num_masked].get(mode="fill", fill_value=-1)
 
 
-def max_masked_per_step(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
+def max_masked_per_step(
+    plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int] = (0, 0)
+) -> np.ndarray:
     """Int64 (steps,): at most this many tokens are masked when each step begins, if `max_masked` are at the first.
 
     A bound for every smaller number at the first step, too, so that it can size arrays whatever an image starts with.
     """
-    table = _table(plan, schedule, steps, max_masked, pause)
+    table = _table(plan, schedule, steps, max_masked, hold_steps)
     revealed = np.cumsum(table, axis=1) - table
     return (np.arange(max_masked + 1)[:, None] - revealed).max(axis=0)
 
@@ -148,13 +141,13 @@ def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, wind
 
 
 @functools.lru_cache(maxsize=64)
-def _table(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int]) -> np.ndarray:
-    return _counts(plan, schedule, steps, np.arange(max_masked + 1), pause)
+def _table(plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int]) -> np.ndarray:
+    return _counts(plan, schedule, steps, np.arange(max_masked + 1), hold_steps)
 
 
-def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
+def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, hold_steps: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Counts (b, steps) for each number of masked tokens in `n_b`."""
-    first, end = pause
+    first, end = hold_steps
     if end > first:
         moving_bt = _counts(plan, schedule, steps - (end - first), n_b)
         return np.insert(moving_bt, [first] * (end - first), 0, axis=1)

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.config import ConfigError, choose
-from maskgil_jax.data.images import to_unit
 from maskgil_jax.evaluation.inception import inception_features
 from maskgil_jax.evaluation.protocols import PROTOCOLS
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.inception import InceptionV3
+from maskgil_jax.tokenizers.images import to_unit
 
 
 @dataclasses.dataclass(frozen=True)

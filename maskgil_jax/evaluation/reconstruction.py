@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from maskgil_jax.checkpoints.weights import Weights, load_network
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.evaluation.collect import Watch, split_batch
 from maskgil_jax.evaluation.extractor import Extractor
 from maskgil_jax.evaluation.features import FeatureExtractor, local_mesh, rebatch
@@ -27,6 +26,7 @@ from maskgil_jax.evaluation.results import provenance
 from maskgil_jax.evaluation.run import warnings_of
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.runtime.mesh import batch_sharding, replicated
+from maskgil_jax.tokenizers.images import to_uint8, to_unit
 
 SHEET_IMAGES, SHEET_COLUMNS = 32, 16
 

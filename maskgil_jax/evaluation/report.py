@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.config import ClassifierConfig, ConfigError, require
-from maskgil_jax.data.images import to_uint8, to_unit
 from maskgil_jax.evaluation.metrics import codebook_perplexity, codebook_usage, count_codes, psnr
-from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.pipelines.pipeline import Pipeline
+from maskgil_jax.tokenizers.images import to_uint8, to_unit
 from maskgil_jax.training.classifier import accuracy, in_batches, pixels_and_labels, predict
 from maskgil_jax.training.losses import corrupt
 
@@ -83,7 +82,8 @@ def figures(
 
     # masked codes: the same masks for both sets, so that only the images differ
     mask_key, code_key = jax.random.split(jax.random.key(seed))
-    guess = functools.partial(_guess, pipeline.generator, grid=train_codes.shape[1:])
+    options = dict(conditioner=pipeline.conditioner, grid=train_codes.shape[1:])
+    guess = functools.partial(_guess, pipeline.generator, **options)
     hits = {}
     test_bl, train_bl = (codes.reshape(len(codes), -1) for codes in (test_codes, train_codes))
     for name, codes_bl, label_b in (("held_out", test_bl, test_labels), ("train", train_bl[part], train_labels[part])):
@@ -151,9 +151,10 @@ def _decode(tokenizer, codes_bhw):
     return to_uint8(tokenizer.decode(codes_bhw))
 
 
-@functools.partial(jax.jit, static_argnames="grid")
-def _guess(generator, inputs_bl, label_b, grid):
-    return jnp.argmax(generator(inputs_bl, ClassCondition(label_b), grid=grid), axis=-1)
+@functools.partial(jax.jit, static_argnames=("conditioner", "grid"))
+def _guess(generator, inputs_bl, label_b, conditioner, grid):
+    condition = conditioner.from_batch({"label": label_b})
+    return jnp.argmax(generator(inputs_bl, condition, grid=grid), axis=-1)
 
 
 @jax.jit
@@ -182,7 +183,7 @@ def _check(pipeline: Pipeline, judge: Weights, sources, count: int) -> None:
     if not isinstance(judge.cfg, ClassifierConfig):
         raise ConfigError(f"{judge.path}: holds no classifier; train one with configs/demo_classifier.py")
     require(
-        not getattr(pipeline.generator.cfg, "causal", False),
+        not pipeline.generator.cfg.causal,
         "the generator is causal: it was not trained to fill in masked codes",
     )
     lists = {str(judge.path): judge.about.get("class_names", ()), **{s.name: s.class_names for s in sources}}

@@ -34,7 +34,6 @@ from maskgil_jax.data.code_format import write_shard
 from maskgil_jax.files.atomic import clear, write_json, writing
 from maskgil_jax.files.images import png_bytes, read_image, save_png, save_webp
 from maskgil_jax.files.paths import is_remote
-from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import fingerprint, params_of
 from maskgil_jax.pipelines.pipeline import Pipeline
 
@@ -147,7 +146,7 @@ def _settings(pipeline: Pipeline, ids_n, format: str, seed: int, grid, ar_ratio:
         "labels": [[int(label), len(list(run))] for label, run in itertools.groupby(ids_n)],  # [class, images in a row]
         "seed": int(seed),
         "canvas": [int(side) for side in grid],
-        "rope_scaling": getattr(pipeline.generator.cfg, "rope_scaling", None),
+        "rope_scaling": pipeline.generator.cfg.rope_scaling,
         "generator": fingerprint(params_of(pipeline.generator)),
         "tokenizer": fingerprint(params_of(pipeline.tokenizer)),
         "ar_ratio": float(ar_ratio),
@@ -164,12 +163,12 @@ def _check_canvas(pipeline: Pipeline, grid) -> None:
     """Raises what the generator has against a canvas before anything is written, without computing anything."""
     if grid is None or tuple(grid) == tuple(pipeline.generator.cfg.grid):
         return
-    tokens_bl, label_b = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((1, math.prod(grid)), (1,)))
+    tokens_bl = jax.ShapeDtypeStruct((1, math.prod(grid)), np.int32)
     jax.eval_shape(
-        lambda network, tokens, labels: network(tokens, ClassCondition(labels), grid=grid),
+        lambda network, tokens, condition: network(tokens, condition, grid=grid),
         pipeline.generator,
         tokens_bl,
-        label_b,
+        pipeline.conditioner.examples(1),
     )
 
 
@@ -225,7 +224,9 @@ def _images(pipeline: Pipeline, ids_n, parts: list[np.ndarray], seed, batch_size
     if not parts:
         return
     places_m = np.concatenate(parts)
-    batches = pipeline.batches(ids_n[places_m], seed=seed, batch_size=batch_size, grid=grid, ar_ratio=ar_ratio, places=places_m)
+    batches = pipeline.batches(
+        ids_n[places_m], seed=seed, batch_size=batch_size, grid=grid, ar_ratio=ar_ratio, indices=places_m
+    )
     flow = itertools.chain.from_iterable(_with_progress(batches, len(places_m), len(ids_n)))
     for rows in parts:
         yield np.stack(list(itertools.islice(flow, len(rows))))

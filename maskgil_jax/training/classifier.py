@@ -18,11 +18,12 @@ from tqdm import tqdm
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import ClassifierConfig, from_dict, require, to_dict
-from maskgil_jax.data.images import image_batches, open_images, to_unit
+from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.paths import open_folder
 from maskgil_jax.runtime.mesh import place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
+from maskgil_jax.tokenizers.images import to_unit
+from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows, with_arrays
 from maskgil_jax.training.losses import token_losses
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
@@ -195,8 +196,7 @@ def train(config, workdir) -> pathlib.Path:
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, config, changes, tx, schedule),
         constants=(step_key,),
-        stream=stream,
-        fields=("image", "label"),
+        stream=with_arrays(stream, ("image", "label")),
         about={
             "model": to_dict(cfg),
             "data": data_identity(config),

@@ -52,6 +52,11 @@ def process_rows(config) -> dict:
     )
 
 
+def with_arrays(batches: Callable[..., Iterator[dict]], names: tuple[str, ...]) -> Callable[..., Iterator[dict]]:
+    """The same batches (a function start_step -> batches), holding these arrays alone."""
+    return lambda **options: ({name: batch[name] for name in names} for batch in batches(**options))
+
+
 def data_identity(config) -> dict:
     """The data options a checkpoint depends on: not where the files lie or how many processes read them."""
     return {name: value for name, value in config.data.items() if name not in ("codes", "data_dir", "num_workers")}
@@ -76,7 +81,6 @@ def fit(
     init_key: jax.Array,
     make_step: Callable,
     stream: Callable[..., Iterator[dict]],
-    fields: tuple[str, ...],
     about: dict,
     constants: tuple = (),
     picture: Callable | None = None,
@@ -86,7 +90,7 @@ def fit(
 
     init: key -> state. make_step: shardings of the state -> jitted (state, batch, *constants) -> (state, {name: clu
       Average}), which donates the state. constants: what every step gets besides (a key, a frozen network), on the mesh.
-    stream: start_step -> batches of this process's NumPy rows; `fields` of them are used.
+    stream: start_step -> batches of this process's NumPy rows, holding what the step takes.
     about: what the state depends on; a checkpoint made with anything else is refused. headline: the metric on the progress
       bar. picture: state -> {name: uint8 (h, w, 3)}, every `config.sample_every` steps, by all processes together.
     score: (step, state) -> {figure: value}, every `config.evaluate.every` steps, on every process.
@@ -138,12 +142,12 @@ def fit(
         rows = stream(start_step=start)
         closing = contextlib.closing
         with closing(writer), closing(watchdog), StopSignals() as signals, jax.transfer_guard("disallow"):
-            batch = next_batch(rows, fields, mesh)
+            batch = next_batch(rows, mesh)
             for step in range(start + 1, config.total_steps + 1):
                 state, metrics = train_step(state, batch, *constants)
                 last = step == config.total_steps
                 if not last:
-                    batch = next_batch(rows, fields, mesh)  # moves to the device while the step runs
+                    batch = next_batch(rows, mesh)  # moves to the device while the step runs
                 log.step(step, metrics)
                 if step == start + 1:
                     events("first_step", step=step)
@@ -189,7 +193,6 @@ def save(checkpoints: Checkpoints, step: int, state, about: dict, config, score:
         raise TrainingDiverged(f"{error}; go on from the last checkpoint, with a lower learning rate") from error
 
 
-def next_batch(rows: Iterator[dict], fields: tuple[str, ...], mesh: Mesh) -> dict:
+def next_batch(rows: Iterator[dict], mesh: Mesh) -> dict:
     """The next rows of this process as part of a global, sharded batch."""
-    batch = next(rows)
-    return global_batch({field: batch[field] for field in fields}, mesh)
+    return global_batch(next(rows), mesh)

@@ -1,4 +1,4 @@
-"""The training objective: hide a random share of the tokens, predict them (paper 2.3, 4.3; MaskGIT)."""
+"""The training objective: mask a random fraction of the tokens and predict them (paper 2.3, 4.3; MaskGIT)."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from maskgil_jax.config import choose, require
+from maskgil_jax.config import choose, renamed, require
 from maskgil_jax.decoding.schedules import mask_ratio
 from maskgil_jax.runtime.rng import image_keys
 
-MASKING_LAWS = ("exact", "bernoulli")
+MASKINGS = ("exact", "bernoulli")
 
 
+@renamed(law="masking")
 def corrupt(
-    key: jax.Array, tokens_bl: jax.Array, schedule: str = "arccos", mask_id: int = 0, law: str = "exact"
+    key: jax.Array, tokens_bl: jax.Array, schedule: str = "arccos", mask_id: int = 0, masking: str = "exact"
 ) -> tuple[jax.Array, jax.Array]:
-    """Masks a share gamma(r), r ~ U(0, 1) per image, of each image's tokens.
+    """Masks a fraction gamma(r), r ~ U(0, 1) per image, of each image's tokens.
 
     tokens_bl: int32 (b, l). Returns (inputs_bl with `mask_id` at masked positions, mask_bl bool, True = masked).
-    law "exact": ceil(gamma(r) * l) positions, at least 1, chosen uniformly (MaskGIT). "bernoulli": each position on its own
-    with probability gamma(r), possibly none (the published MaskGIL code).
+    masking "exact": ceil(gamma(r) * l) positions, at least 1, chosen uniformly (MaskGIT). "bernoulli": each position
+    independently with probability gamma(r), possibly none (the published MaskGIL code).
     """
-    choose("law", law, MASKING_LAWS)
+    choose("masking", masking, MASKINGS)
     b, l = tokens_bl.shape
     keys_b2 = jax.vmap(jax.random.split)(image_keys(key, b))
     ratio_b = mask_ratio(schedule, jax.vmap(jax.random.uniform)(keys_b2[:, 0]))
     noise_bl = jax.vmap(lambda k: jax.random.uniform(k, (l,)))(keys_b2[:, 1])
-    if law == "bernoulli":
+    if masking == "bernoulli":
         mask_bl = noise_bl < ratio_b[:, None]
     else:
         count_b = jnp.clip(jnp.ceil(ratio_b * l).astype(jnp.int32), 1, l)
@@ -37,28 +38,27 @@ def corrupt(
     return jnp.where(mask_bl, mask_id, tokens_bl), mask_bl
 
 
-def drop_labels(key: jax.Array, label_b: jax.Array, rate: float, null_label: int) -> jax.Array:
-    """Replaces each label by the null class with probability `rate`, to train classifier-free guidance."""
-    draw_b = jax.vmap(jax.random.uniform)(image_keys(key, label_b.shape[0]))
-    return jnp.where(draw_b < rate, null_label, label_b)
+def drop_conditions(key: jax.Array, count: int, rate: float) -> jax.Array:
+    """Which of `count` images lose their condition, with probability `rate` each: bool (count,)."""
+    return jax.vmap(jax.random.uniform)(image_keys(key, count)) < rate
 
 
 def token_losses(logits_blv: jax.Array, targets_bl: jax.Array, label_smoothing: float) -> jax.Array:
     """Cross-entropy per token in float32, the target distribution mixed with `label_smoothing` of the uniform one."""
     logits = logits_blv.astype(jnp.float32)
     norm_bl = jax.nn.logsumexp(logits, axis=-1)
-    # A sum with one term, taken in the same walk over the logits as the others; a look-up would want them all in memory.
+    # One-hot sum instead of take_along_axis: XLA fuses it with the logsumexp, so the logits are read once.
     hit_bl = jnp.sum(jnp.where(_classes(logits) == targets_bl[..., None], logits, 0.0), axis=-1)
     loss_bl = norm_bl - (1.0 - label_smoothing) * hit_bl
     return loss_bl - label_smoothing * jnp.mean(logits, axis=-1) if label_smoothing else loss_bl
 
 
 def best_class(logits_blv: jax.Array) -> jax.Array:
-    """`argmax` over the last axis, the first of equals, as reductions that XLA takes in the same walk as those of the loss."""
+    """`argmax` over the last axis, the first of equals, as reductions that XLA fuses with those of the loss."""
     logits_blv, count = jax.lax.stop_gradient(logits_blv), float(logits_blv.shape[-1])
     top_bl1 = jnp.max(logits_blv, axis=-1, keepdims=True)
     first_bl = jnp.min(jnp.where(logits_blv == top_bl1, _classes(logits_blv).astype(jnp.float32), count), axis=-1)
-    return first_bl.astype(jnp.int32)  # float32 until here: only reductions of one dtype share a walk, and it counts to 2^24
+    return first_bl.astype(jnp.int32)  # float32 until here, exact to 2^24: XLA fuses only reductions of one dtype
 
 
 def _classes(logits_blv: jax.Array) -> jax.Array:

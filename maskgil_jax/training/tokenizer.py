@@ -18,13 +18,13 @@ from flax import nnx
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import load_network, save_weights
 from maskgil_jax.config import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig, choose, from_dict, require, to_dict
-from maskgil_jax.data.images import image_batches, open_images, to_unit
+from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
-from maskgil_jax.pipelines.pipeline import reconstruct
 from maskgil_jax.runtime.mesh import place, replicated, to_host
+from maskgil_jax.tokenizers.images import reconstruct, to_unit
 from maskgil_jax.training.discriminator import PatchGAN
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
+from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows, with_arrays
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import select_if_applied, skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
@@ -219,8 +219,7 @@ def train(config, workdir) -> pathlib.Path:
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, loss_cfg, config, make_discriminator, tx, disc_tx, schedule),
         constants=(step_key, lpips),
-        stream=stream,
-        fields=("image",),
+        stream=with_arrays(stream, ("image",)),
         about={
             "model": to_dict(cfg),
             "data": data_identity(config),

@@ -21,13 +21,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maskgil_jax import cli
+from maskgil_jax.conditioning import conditioner_of
 from maskgil_jax.config import LlamaConfig
 from maskgil_jax.data import loader
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.runtime import distributed
 from maskgil_jax.runtime.mesh import replicated
 from maskgil_jax.training import generator
-from maskgil_jax.training.loop import fit, open_mesh
+from maskgil_jax.training.loop import fit, open_mesh, with_arrays
 from maskgil_jax.training.optimizer import make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config
 from maskgil_jax.training.state import init_state
@@ -58,8 +59,8 @@ def run_file(**changes) -> ConfigDict:
 def poisoned(gradients, factor: float):
     """`gradients` that are `factor` times as large on a batch that holds code 0 alone: a bad batch."""
 
-    def of(params, batch, cfg, objective):
-        grads, sums = gradients(params, batch, cfg, objective)
+    def of(params, batch, cfg, objective, grid):
+        grads, sums = gradients(params, batch, cfg, objective, grid)
         scale = jnp.where((batch["targets"] == 0).all(), factor, 1.0)
         return jax.tree.map(lambda g: g * scale, grads), sums
 
@@ -108,10 +109,11 @@ def toy_run(workdir, config: ConfigDict, stream=batches, **stream_options):
         headline="masked_loss",
         init=init_state(lambda key: params_of(create(NET, key)), tx, ema=ema > 0),
         init_key=keys[0],
-        make_step=functools.partial(generator.jitted_step, NET, generator.Objective(), tx, lambda step: 1e-2, ema),
+        make_step=functools.partial(
+            generator.jitted_step, NET, generator.Objective(), tx, lambda step: 1e-2, ema, conditioner=conditioner_of(NET, {})
+        ),
         constants=(keys[1], None),
-        stream=functools.partial(stream, **stream_options),
-        fields=("codes", "label"),
+        stream=with_arrays(functools.partial(stream, **stream_options), ("codes", "label")),
         about={"model": {"width": NET.width}, "data": {"path": "made up"}, "seed": config.seed},
     )
 
