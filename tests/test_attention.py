@@ -13,6 +13,7 @@ from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, ConfigError, LlamaCo
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.experimental import flash_attention as attention
 from maskgil_jax.models.experimental.flash_attention import ROWS, flash_attention, xla_attention
+from maskgil_jax.models.layers import dot_product_attention, padded_attention
 from maskgil_jax.models.rope import rotation_table
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.planning.flops import count_flops
@@ -178,3 +179,30 @@ def test_what_the_kernels_do_not_know_is_refused():
     x = jax.ShapeDtypeStruct((1, 577, 128), jnp.float32)  # a larger canvas than the trained one
     with pytest.raises(ConfigError, match=r"at most 257 positions in float32, .* got 577"):
         jax.eval_shape(functools.partial(flash_attention, rotation=table(64, (24, 24)), head_dim=64), x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("length", "masked", "causal"), [(17, False, False), (16, False, False), (17, True, False), (13, False, True)]
+)
+def test_padded_attention_equals_attention_without_padding(length, masked, causal):
+    """What surrounds cuDNN's kernel: padding to its multiple and the masks of padded keys, here around XLA's attention."""
+    q, k, v, weight = (x.reshape(2, length, 2, 16) for x in arrays(2, length, 32))
+    mask = jax.random.bernoulli(jax.random.key(9), 0.7, (2, 1, length, length)).at[..., 0].set(True) if masked else None
+    form = functools.partial(dot_product_attention, mask=mask, causal=causal)
+    padded = functools.partial(padded_attention, mask=mask, causal=causal, implementation="xla")
+    (_, wanted), wanted_grads = value_and_grads(form, q, k, v, weight)
+    (_, found), found_grads = value_and_grads(padded, q, k, v, weight)
+    assert found.shape == (2, length, 2, 16)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    for ours, theirs in zip(found_grads, wanted_grads):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6)
+
+
+def test_cudnn_attention_is_for_bfloat16_and_computed_by_xla_where_there_is_no_gpu():
+    with pytest.raises(ConfigError, match=r'attention: "cudnn".*bfloat16.*float32'):
+        LlamaConfig(attention="cudnn")
+    small = dict(codebook_size=16, num_classes=3, grid=GRID, width=32, depth=1, heads=2, mlp_width=32, dtype="bfloat16")
+    params = params_of(create(LlamaConfig(**small), jax.random.key(0)))
+    tokens, condition = jnp.zeros((2, 16), jnp.int32), ClassCondition(jnp.arange(2))
+    hidden = [build(LlamaConfig(**small, attention=form), params).hidden(tokens, condition) for form in ("xla", "cudnn")]
+    np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in hidden))

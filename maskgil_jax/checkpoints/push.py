@@ -9,10 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from maskgil_jax.checkpoints.hub import split_address, upload
-from maskgil_jax.checkpoints.shards import is_tensor_file
 from maskgil_jax.checkpoints.weights import open_weights, resolve
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.files.hub import is_tensor_file, split_address, upload
 from maskgil_jax.networks import count_params, family_of
 
 # What a network of each kind is, and how it is loaded; the latter only where there is a loader of that name.

@@ -10,20 +10,14 @@ import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from maskgil_jax.files.hub import INDEX, SHARD_NAME, WHOLE, is_tensor_file
+
 SHARD_BYTES = 5 * 10**9  # of tensors in one file; a single larger tensor gets a file of its own
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _NAMES = {"float32": "F32", "float16": "F16"}
-
-
-def is_tensor_file(name: str) -> bool:
-    """Whether a weights folder keeps tensors, or their index, under this name."""
-    return name in (WHOLE, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def write_tensors(
@@ -125,7 +119,7 @@ class Tensors(Mapping[str, np.ndarray]):
 
         try:
             places = json.loads(self.file.read_text(), object_pairs_hook=once)["weight_map"]
-            bad = [shard for shard in places.values() if not (isinstance(shard, str) and _SHARD.fullmatch(shard))]
+            bad = [shard for shard in places.values() if not (isinstance(shard, str) and SHARD_NAME.fullmatch(shard))]
         except FileNotFoundError:
             raise ValueError(f"{self.file}: missing, although there are shards") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

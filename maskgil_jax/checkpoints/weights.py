@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.checkpoints.hub import download
 from maskgil_jax.checkpoints.shards import SHARD_BYTES, Tensors, write_tensors
 from maskgil_jax.config import ConfigError, choose, from_dict, require, to_dict
 from maskgil_jax.files.atomic import writing
+from maskgil_jax.files.hub import download
 from maskgil_jax.files.paths import free_bytes, is_remote, local_copy, size_text, upload
 from maskgil_jax.networks import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
 

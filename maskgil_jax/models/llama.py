@@ -24,9 +24,11 @@ from maskgil_jax.models.layers import (
     dropout,
     embedding,
     linear,
+    padded_attention,
     stack_layers,
 )
 from maskgil_jax.models.rope import rotate, rotation_table
+from maskgil_jax.runtime.platform import platform
 from maskgil_jax.runtime.rng import fold_keys
 
 
@@ -69,7 +71,8 @@ class Attention(nnx.Module):
             cache = cache.put(layer, start, k, v)
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
-        out = dot_product_attention(q, k, v, mask, causal).reshape(b, l, -1)
+        fused = self.cfg.attention == "cudnn" and platform() == "gpu" and past is None
+        out = (padded_attention if fused else dot_product_attention)(q, k, v, mask, causal).reshape(b, l, -1)
         return self.o(checkpoint_name(out, ATTENTION_OUT)), cache
 
 

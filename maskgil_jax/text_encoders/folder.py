@@ -41,7 +41,7 @@ def locate(path) -> pathlib.Path:
     """A local folder, or "hf://owner/repo[@revision]" fetched into the hub's cache."""
     text = os.fspath(path)
     if text.startswith("hf://"):
-        from maskgil_jax.checkpoints.hub import download
+        from maskgil_jax.files.hub import download
 
         return download(text)
     folder = pathlib.Path(text)

@@ -9,13 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
-from maskgil_jax.checkpoints.shards import is_tensor_file
 from maskgil_jax.config import ConfigError, require
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WANTED = ["*.json", "*.safetensors"]  # at any depth; nothing else is fetched
 _HUB = "https://huggingface.co"
+
+
+def is_tensor_file(name: str) -> bool:
+    """Whether a weights folder keeps tensors, or their index, under this name."""
+    return name in (WHOLE, INDEX) or SHARD_NAME.fullmatch(name) is not None
 
 
 def split_address(address: str) -> tuple[str, str | None]:
