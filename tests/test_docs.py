@@ -286,6 +286,14 @@ def test_named_modules_and_files_exist(path):
         assert (ROOT / name).exists(), f"{page_id(path)}: there is no {name}"
 
 
+def test_pages_named_in_the_source_exist():
+    sources = [p for folder in ("maskgil_jax", "benchmarks", "configs", "launch", "tests") for p in (ROOT / folder).rglob("*.*")]
+    for path in sources:
+        if path.suffix in (".py", ".sh", ".sbatch"):
+            for name in re.findall(r"docs/[\w/]+\.md", path.read_text(encoding="utf-8")):
+                assert (ROOT / name).is_file(), f"{page_id(path)}: there is no {name}"
+
+
 def test_newcomer_commands_stand_in_the_readme():
     commands = [line for _, line, language in lines_of(ROOT / "README.md") if language is not None]
     install = "python3 -m venv .venv && .venv/bin/pip install -c requirements.lock -e"
