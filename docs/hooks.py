@@ -56,7 +56,11 @@ def option_tables() -> str:
     """The options of run files and of decoding, from their dataclasses."""
     from maskgil_jax.config.training import SECTIONS, sections_of
 
-    lines = ["# Options of run files", "", "`--config.SECTION.NAME=VALUE` changes an option. `maskgil configs NAME` prints those"]
+    lines = [
+        "# Options of run files",
+        "",
+        "`--config.SECTION.NAME=VALUE` changes an option. `maskgil configs NAME` prints those",
+    ]
     lines += ["of one run file with their values. The defaults below are those of the dataclasses.", ""]
     for task in SECTIONS:
         lines += [f"## Training of a {task}", ""]

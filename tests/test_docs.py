@@ -287,7 +287,9 @@ def test_named_modules_and_files_exist(path):
 
 
 def test_pages_named_in_the_source_exist():
-    sources = [p for folder in ("maskgil_jax", "benchmarks", "configs", "launch", "tests") for p in (ROOT / folder).rglob("*.*")]
+    sources = [
+        p for folder in ("maskgil_jax", "benchmarks", "configs", "launch", "tests") for p in (ROOT / folder).rglob("*.*")
+    ]
     for path in sources:
         if path.suffix in (".py", ".sh", ".sbatch"):
             for name in re.findall(r"docs/[\w/]+\.md", path.read_text(encoding="utf-8")):
