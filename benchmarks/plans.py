@@ -1,4 +1,4 @@
-"""The tables of docs/results/tpu_plans.md: every size at several batches on a slice of each kind of chip, and sampling on one chip.
+"""The tables of docs/results/tpu_plans.md: every size at several batches on a slice of each chip, and sampling on one chip.
 
 python -m benchmarks.plans [--results runs/plans]             # compiles what is not there yet, with little effort
 python -m benchmarks.plans --only v5e:16x16/xxl/1024 --effort full  # these rows with full effort: adds the estimate by cycles
