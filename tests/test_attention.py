@@ -48,7 +48,7 @@ def test_kernels_agree_with_xla(head_dim, heads, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_long_sequences_are_taken_in_parts(monkeypatch, causal):
+def test_kernels_split_long_sequences(monkeypatch, causal):
     """What a canvas of 32x32 does, with one of 14x14: parts of 128 queries, and blocks of fewer columns."""
     monkeypatch.setattr(attention, "SCORES", 1)
     monkeypatch.setattr(attention, "BLOCK", 1)
@@ -64,7 +64,7 @@ def agree(x, *options):
         np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
-def test_kernels_in_bfloat16_are_as_near_to_the_truth_as_xla():
+def test_kernels_in_bfloat16_have_the_error_of_xla():
     options = (table(64), 64, False)
     x = arrays(2, 17, 128, jnp.bfloat16)
     (_, truth), true_grads = value_and_grads(lambda *qkv: xla_attention(*qkv, *options), *(y.astype(jnp.float32) for y in x))
@@ -74,7 +74,7 @@ def test_kernels_in_bfloat16_are_as_near_to_the_truth_as_xla():
         assert jnp.linalg.norm(mine - true) < 1.2 * jnp.linalg.norm(xla - true)
 
 
-def test_each_device_takes_its_images_and_heads():
+def test_kernels_are_sharded_over_images_and_heads():
     mesh, options = make_mesh(data=2, fsdp=2, tensor=2), (table(64), 64, False)
     x = arrays(4, 17, 256)
     _, alone = value_and_grads(lambda *qkv: flash_attention(*qkv, *options, interpret=True), *x)
@@ -91,7 +91,7 @@ def test_each_device_takes_its_images_and_heads():
         np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
-def test_heads_that_a_tensor_axis_would_cut_are_refused():
+def test_kernels_refuse_a_tensor_axis_that_does_not_divide_the_heads():
     mesh, x = make_mesh(data=4, tensor=2), jax.ShapeDtypeStruct((4, 17, 192), jnp.float32)
     with (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
@@ -117,7 +117,7 @@ def gradients(cfg, params):
 
 
 @pytest.mark.parametrize("changes", [{"attention": "flash"}, {"remat": "dots"}, {"attention": "flash", "remat": "dots"}])
-def test_options_change_no_gradient(changes):
+def test_remat_and_attention_options_change_no_gradient(changes):
     params = params_of(create(CFG, jax.random.key(0)))
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -126,7 +126,7 @@ def test_options_change_no_gradient(changes):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, wanted)  # gradients reach 100
 
 
-def test_dots_keeps_linear_maps_and_the_output_of_attention():
+def test_remat_dots_keeps_linear_maps_and_attention_outputs():
     """So the backward pass computes nothing again but the rotation of queries and keys, and the scores."""
     params = params_of(create(CFG, jax.random.key(0)))
     count = {
@@ -142,7 +142,7 @@ def test_dots_keeps_linear_maps_and_the_output_of_attention():
 
 
 @pytest.mark.parametrize("preset", [BERT_PRESETS["tiny"], ADALN_PRESETS["tiny"]], ids=["bert", "adaln"])
-def test_dots_computes_only_the_scores_of_other_networks_again(preset):
+def test_remat_dots_recomputes_only_scores_in_other_networks(preset):
     cfg = dataclasses.replace(preset, codebook_size=32, num_classes=3, grid=GRID, depth=2)
     params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))
     count = {
@@ -154,7 +154,7 @@ def test_dots_computes_only_the_scores_of_other_networks_again(preset):
     assert count["dots"] - count["none"] == cfg.depth * 2.0 * 2 * 17 * 17 * cfg.width
 
 
-def test_kernels_are_what_a_tpu_gets():
+def test_flash_attention_lowers_to_kernels_on_a_tpu():
     cfg = LlamaConfig(codebook_size=32, num_classes=3, width=128, depth=1, heads=2, attention="flash", dtype="bfloat16")
     params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))
     tokens, condition = jnp.zeros((2, 256), jnp.int32), ClassCondition(jnp.zeros((2,), jnp.int32))
@@ -170,7 +170,7 @@ def test_kernels_are_what_a_tpu_gets():
     assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
-def test_what_the_kernels_do_not_know_is_refused():
+def test_flash_attention_refuses_unsupported_options():
     large = {"grid": (32, 32), "dtype": "bfloat16"}
     LlamaConfig(width=128, heads=4, attention="flash", **large)
     for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (24, 24)}, large | {"grid": (32, 33)}):

@@ -16,7 +16,7 @@ def angles_1d(count: int, head_dim: int, base: float, trained: int | None = None
     """Angles (count, head_dim / 2): position p times base^(-2k / head_dim).
 
     `trained` and `scaling` bring a side longer than the trained one back to angles the network knows, with r = count / trained:
-    "none": nothing; far positions turn by angles never seen in training.
+    "none": nothing; far positions have angles never seen in training.
     "interpolate": positions are divided by r, so the whole side spans the trained angles and neighbours stand closer
     (position interpolation, 2306.15595).
     "ntk": the base grows to base * r^(d / (d - 2)), which slows the slowest pair by r exactly and leaves the fastest as it
@@ -63,7 +63,7 @@ def rotation_table(
 
     Prefix rows are either the identity or, as in LlamaGen, cos = sin = 0: queries and keys vanish there, so the
     prefix is attended with logit 0 whatever it holds. `positions="1d_shifted"` is the published MaskGIL code: its zero row
-    stands first although its class token stands last: token 0 vanishes, token i turns by i - 1, the class by the last angle.
+    comes first although its class token comes last: token 0 vanishes, token i turns by i - 1, the class by the last angle.
 
     `trained`: the training canvas, if not `grid`; `scaling`: see `angles_1d`.
 

@@ -78,7 +78,7 @@ def masked_cross_entropy(
 
     Returns (loss, metrics): sums and counts from which `mean_metrics` makes masked and unmasked loss and accuracy, and
     which add up over parts of a batch; the loss is `loss_sum / weight_sum`. z_loss: weight of log(sum(exp(logits)))^2 per
-    token (PaLM), which keeps logits from drifting away; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
+    token (PaLM), which bounds the logits; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
     """
     loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
     hit_bl = (best_class(logits_blv) == targets_bl).astype(jnp.float32)
