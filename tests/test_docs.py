@@ -82,7 +82,7 @@ def commands_of(path: pathlib.Path) -> list[tuple[int, list[str]]]:
 def program_commands(program: str) -> list:
     """One test parameter for each command line of `program` in the documentation."""
     return [
-        pytest.param(words[1:], id=f"{page_id(path)}:{number}: {' '.join(words)[:60]}")
+        pytest.param(words[1:], id=f"{page_id(path)}:{number}: {' '.join(words)}")
         for path in PAGES
         for number, words in commands_of(path)
         if words[0].removeprefix(".venv/bin/") == program
@@ -181,7 +181,7 @@ def test_maskgil_commands_parse(words, capsys):
 def launched() -> list:
     """The commands that hand options to `maskgil train`: those of launch/."""
     return [
-        pytest.param(words, id=f"{page_id(path)}:{number}: {' '.join(words)[:60]}")
+        pytest.param(words, id=f"{page_id(path)}:{number}: {' '.join(words)}")
         for path in PAGES
         for number, words in commands_of(path)
         if any(word.startswith("launch/") for word in words[:3])
@@ -201,7 +201,7 @@ def module_commands() -> list:
     for path in PAGES:
         for number, words in commands_of(path):
             if words[0].removeprefix(".venv/bin/") == "python" and words[1] != "-c":
-                found.append(pytest.param(words[1:], id=f"{page_id(path)}:{number}: {' '.join(words)[:60]}"))
+                found.append(pytest.param(words[1:], id=f"{page_id(path)}:{number}: {' '.join(words)}"))
     return found
 
 
