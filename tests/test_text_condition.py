@@ -132,7 +132,7 @@ def test_text_llama_names_invalid_conditions():
         model(tokens, ClassCondition(jnp.zeros(2, jnp.int32)))
     with pytest.raises(ConfigError, match=r"expected features \(2, 4, 6\) and a mask \(2, 4\), got \(1, 4, 6\)"):
         model(tokens, text(1))
-    with pytest.raises(ConfigError, match="a text stands first"):
+    with pytest.raises(ConfigError, match=r"condition: a text .*class_position"):
         LlamaConfig(condition="text", class_position="last")
     with pytest.raises(ConfigError, match="Did you mean 'text'"):
         LlamaConfig(condition="texts")

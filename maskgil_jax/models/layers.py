@@ -102,14 +102,13 @@ def padded_attention(
     q_blhk, k_bshk, v_bshk = (
         jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x, more in ((q_blhk, more_l), (k_bshk, more_s), (v_bshk, more_s))
     )
-    lengths: dict[str, jax.Array] = {}
+    lengths: dict[str, Any] = {}
     if mask is not None:
         mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more_l), (0, more_s)))
     elif more_l or more_s:
         lengths = dict(query_seq_lengths=jnp.full(b, l, jnp.int32), key_value_seq_lengths=jnp.full(b, s, jnp.int32))
-    out_blhk = jax.nn.dot_product_attention(
-        q_blhk, k_bshk, v_bshk, mask=mask, is_causal=causal, implementation=implementation, **lengths
-    )
+    options: dict[str, Any] = dict(mask=mask, is_causal=causal, implementation=implementation, **lengths)
+    out_blhk = jax.nn.dot_product_attention(q_blhk, k_bshk, v_bshk, **options)
     return out_blhk[:, :l]
 
 

@@ -35,7 +35,7 @@ from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
-from maskgil_jax.models.condition import select
+from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
@@ -94,7 +94,9 @@ def corrupt_batch(key: jax.Array, codes_bl, condition, cfg: GeneratorConfig, obj
     if cfg.causal:  # every token is a target, and the network shifts the inputs
         inputs_bl, mask_bl = codes_bl, jnp.ones(codes_bl.shape, bool)
     else:
-        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, objective.schedule, cfg.mask_id, objective.masking)
+        valid_bl = valid_tokens(condition, codes_bl.shape[1])
+        options = objective.schedule, cfg.mask_id, objective.masking
+        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, *options, valid_bl=valid_bl)
     return {
         "inputs": inputs_bl,
         "targets": codes_bl,
@@ -113,12 +115,13 @@ def loss_sum(params: dict, part: dict, cfg: GeneratorConfig, objective: Objectiv
         condition = select(part["drop"], model.null_condition(condition), condition)
     hidden_bld, logged = model.training_states(part["inputs"], condition, grid=grid, key_b=part["key"])
     options = objective.label_smoothing, objective.unmasked_weight, objective.z_loss
-    tokens = part["targets"], part["mask"]
+    tokens, valid_bl = (part["targets"], part["mask"]), valid_tokens(condition, part["targets"].shape[1])
     with jax.named_scope("loss"):
         if objective.loss_chunks == 1:
-            sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options)[1]
+            sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options, valid_bl=valid_bl)[1]
         else:
-            sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks, *options)
+            chunks = objective.loss_chunks
+            sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, chunks, *options, valid_bl=valid_bl)
     return sums["loss_sum"], sums | logged
 
 
@@ -164,7 +167,8 @@ def jitted_step(
     """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated.
 
     batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`. The
-    grid is that of the codes: another one compiles another program.
+    grid is that of the codes: another one compiles another program. With "rows" and "columns", int (b,), the codes are those
+    of images of several sizes, each at the start of a padded canvas (`SizedCondition`): one program for all of them.
     """
 
     # The Pallas kernels read the sharding from the abstract mesh.
@@ -177,6 +181,8 @@ def jitted_step(
         codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
         grid, codes_bl = codes.shape[1:], codes.reshape(codes.shape[0], -1).astype(jnp.int32)
         step_key, condition = jax.random.fold_in(key, state.step), conditioner.from_batch(batch)
+        if "rows" in batch:
+            condition = SizedCondition(condition, batch["rows"], batch["columns"])
         examples = corrupt_batch(step_key, codes_bl, condition, cfg, objective)
         with with_mesh():
             grads, sums = gradients(state.params, examples, cfg, objective, grid)
