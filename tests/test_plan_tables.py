@@ -1,4 +1,4 @@
-"""The tables of docs/results/tpu_plans.md: which layouts are tried, what is compiled again, what a row says. Nothing is compiled here."""
+"""The tables of docs/results/tpu_plans.md: which layouts are tried and compiled again, what a row says. Nothing is compiled."""
 
 import json
 import pathlib
