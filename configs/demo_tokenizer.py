@@ -9,7 +9,7 @@ import runpy
 from ml_collections import ConfigDict, config_dict
 
 # What may be changed against the preset, e.g. --config.model.codebook_size=1024; None leaves the preset's value.
-MODEL_CHANGES = ("channels", "res_blocks", "latent_dim", "codebook_size", "codebook_dim", "norm_groups", "bits")
+MODEL_CHANGES = ("channels", "res_blocks", "latent_dim", "codebook_size", "codebook_dim", "norm_groups", "patch", "bits")
 
 
 def get_config() -> ConfigDict:

@@ -73,6 +73,16 @@ VQ_PRESETS = {
     "small": VQConfig(
         channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, latent_dim=64, codebook_size=512, norm_groups=4, image_size=64
     ),
+    "patches": VQConfig(  # of 4x4 pixels; all layers at the resolution of the codes, in the middle alone with attention
+        channels=64,
+        multipliers=(1,),
+        attention_levels=(),
+        latent_dim=64,
+        codebook_size=1024,
+        norm_groups=8,
+        patch=4,
+        image_size=64,
+    ),
 }
 
 
