@@ -12,7 +12,9 @@ from ml_collections import ConfigDict, config_dict
 IMAGENET_IMAGES = 1_281_167
 
 # What may be changed against the preset, e.g. --config.model.post_norm=sandwich; None leaves the preset's value.
-MODEL_CHANGES = dict(width=int, depth=int, heads=int, kv_heads=int, mlp_width=int, dropout=float, qk_norm=str, post_norm=str)
+MODEL_CHANGES = dict(
+    patch=int, width=int, depth=int, heads=int, kv_heads=int, mlp_width=int, dropout=float, qk_norm=str, post_norm=str
+)
 MODEL_CHANGES |= dict(class_position=str, positions=str, mask_logit=bool, causal=bool, layers=str, attention=str)
 
 

@@ -29,6 +29,10 @@ class LlamaConfig:
 
     The paper's reading is the default; `positions="1d_shifted"`, `class_position="last"` and `mask_logit=True`
     together are the layout of the published code.
+
+    With `patch` 2, the layers run on one position for every 2x2 tokens: their vectors, of width / 4 each, are laid side by
+    side, and after the last layer a linear map gives each token a state of its own. A quarter of the positions, and of the
+    time; masks, logits and sampling are those of single tokens as before.
     """
 
     codebook_size: int = 16384
@@ -37,6 +41,7 @@ class LlamaConfig:
     condition: str = "class"  # "class": one learned vector each; "text": features of a text encoder through an MLP (LlamaGen)
     text_tokens: int = 120  # length of a text, padded on the left
     text_dim: int = 2048  # width of its features
+    patch: int = 1  # tokens along a side that share one position of the sequence; not causal
     width: int = 768
     depth: int = 12
     heads: int = 12
@@ -90,7 +95,7 @@ class LlamaConfig:
             f'condition {self.condition!r} and {self.kv_heads} of {self.heads} kv_heads; use "xla"',
         )
         if self.attention == "flash":
-            check_flash_length(self.grid[0] * self.grid[1] + (not self.causal), self.dtype)
+            check_flash_length(self.grid[0] * self.grid[1] // self.patch**2 + (not self.causal), self.dtype)
         require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
         require(
@@ -101,6 +106,15 @@ class LlamaConfig:
             f"heads: head width {self.head_dim} must be a multiple of 4 for 2-D positions (of 2 for 1-D)",
         )
         require(min(self.grid) >= 1, f"grid: sides must be at least 1, got {self.grid}")
+        require(self.patch >= 1, f"patch: must be at least 1 token, got {self.patch}")
+        require(not (self.causal and self.patch > 1), f"patch: a causal network has one token a position, got {self.patch}")
+        require(
+            self.width % self.patch**2 == 0, f"width: {self.width} is not a multiple of the {self.patch**2} tokens of a patch"
+        )
+        require(
+            not any(side % self.patch for side in self.grid),
+            f"grid: sides must be multiples of patch {self.patch}, got {self.grid}",
+        )
 
     @property
     def mask_id(self) -> int:
@@ -115,6 +129,11 @@ class LlamaConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def state_width(self) -> int:
+        """Width of the state of one token, which the head reads."""
+        return self.width // self.patch
 
     @property
     def hidden(self) -> int:

@@ -39,7 +39,8 @@ class Levels:
 class VQConfig(Levels):
     """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it.
 
-    With `patch` > 1 the first level works on patches instead of pixels (pixel unshuffle): no convolution runs at full resolution.
+    With `patch` > 1 the first level works on patches instead of pixels (pixel unshuffle), so that no convolution runs at full
+    resolution.
     """
 
     channels: int = 128

@@ -142,7 +142,7 @@ class Llama(nnx.Module):
         if cfg.causal and cfg.class_position != "first":
             raise ConfigError("class_position: a causal model needs its class token first")
         self.cfg = cfg
-        self.tokens = embedding(cfg.codebook_size + 1, cfg.width, rngs=rngs)  # the last row is [MASK]
+        self.tokens = embedding(cfg.codebook_size + 1, cfg.width // cfg.patch**2, rngs=rngs)  # the last row is [MASK]
         if cfg.condition == "text":
             self.caption_up = linear(cfg.text_dim, cfg.width, dtype=cfg.dtype, rngs=rngs)
             self.caption_down = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs)
@@ -152,7 +152,10 @@ class Llama(nnx.Module):
             self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
         self.layers: Any = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
-        self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
+        if cfg.patch > 1:
+            self.expand = linear(cfg.width, cfg.patch**2 * cfg.state_width, dtype=cfg.dtype, rngs=rngs)
+            self.expand_norm = RMSNorm(cfg.state_width, eps=cfg.norm_eps, rngs=rngs)
+        self.head = linear(cfg.state_width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
 
     unstacked = unstacked
 
@@ -174,15 +177,35 @@ class Llama(nnx.Module):
 
     def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
-        return self.norm(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b))
+        return self.states(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b), grid=grid)
+
+    def states(self, output_bnd: jax.Array, *, grid=None) -> jax.Array:
+        """`last_output` -> normalised states (b, l, state_width) of the single tokens, in raster order."""
+        output_bnd, patch = self.norm(output_bnd), self.cfg.patch
+        if patch == 1:
+            return output_bnd
+        rows, columns = (side // patch for side in grid or self.cfg.grid)
+        states_brcpqd = self.expand(output_bnd).reshape(len(output_bnd), rows, columns, patch, patch, -1)
+        return self.expand_norm(states_brcpqd.swapaxes(2, 3).reshape(len(output_bnd), -1, self.cfg.state_width))
+
+    def embedded(self, tokens_bl: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Vectors (b, n, width) of the positions: one for every token, or for every `patch` by `patch` of them."""
+        x_bld, patch = self.tokens(tokens_bl), self.cfg.patch
+        if patch == 1:
+            return x_bld
+        (b, l, _), (rows, columns) = x_bld.shape, grid
+        if rows % patch or columns % patch:
+            raise ConfigError(f"grid: sides must be multiples of patch {patch}, got {grid}")
+        x_brpcqd = x_bld.reshape(b, rows // patch, patch, columns // patch, patch, -1)
+        return x_brpcqd.swapaxes(2, 3).reshape(b, l // patch**2, -1)
 
     def last_output(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
-        """What the last layer gives, before the final norm: `hidden` is `norm` of it. Its size tells how stable training is."""
+        """What the last layer gives (b, n, width), n positions: `states` makes `hidden` of it. Its size shows instability."""
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)
-        count, first = tokens_bl.shape[1], cfg.class_position == "first"
-        parts = [self.prefix(condition), self.tokens(tokens_bl)]
+        count, first = tokens_bl.shape[1] // cfg.patch**2, cfg.class_position == "first"
+        parts = [self.prefix(condition), self.embedded(tokens_bl, grid)]
         x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
         rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the end of the prefix) went in
@@ -263,6 +286,7 @@ class Llama(nnx.Module):
     def _rotation(self, grid: tuple[int, int]):
         """(cos, sin) of the whole sequence, prefix included."""
         cfg = self.cfg
+        grid, trained = (tuple(side // cfg.patch for side in sides) for sides in (grid, cfg.grid))
         return rotation_table(
             grid,
             cfg.head_dim,
@@ -271,7 +295,7 @@ class Llama(nnx.Module):
             prefix=cfg.prefix_tokens,
             prefix_rotation=cfg.prefix_rotation,
             class_position=cfg.class_position,
-            trained=cfg.grid,
+            trained=trained,
             scaling=cfg.rope_scaling,
         )
 

@@ -14,6 +14,7 @@ from flax import nnx
 
 from maskgil_jax.config import MagvitConfig, VQConfig, require
 from maskgil_jax.platforms import better_alone, one_by_one, platform
+from maskgil_jax.tokenizers.patches import fold_patches, unfold_patches
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 
 
@@ -230,24 +231,6 @@ class Decoder(nnx.Module):
 
     def __call__(self, z_bhwd: jax.Array) -> jax.Array:
         return unfold_patches(self.conv_out(self.features(z_bhwd)), self.patch)
-
-
-def fold_patches(x_bhwc: jax.Array, patch: int) -> jax.Array:
-    """(b, h, w, c) -> (b, h / patch, w / patch, patch * patch * c): row and column inside the patch, then the channel."""
-    if patch == 1:
-        return x_bhwc
-    b, h, w, c = x_bhwc.shape
-    x_bhpwqc = x_bhwc.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x_bhpwqc.swapaxes(2, 3).reshape(b, h // patch, w // patch, patch * patch * c)
-
-
-def unfold_patches(x_bhwc: jax.Array, patch: int) -> jax.Array:
-    """Inverse of `fold_patches`."""
-    if patch == 1:
-        return x_bhwc
-    b, h, w, c = x_bhwc.shape
-    x_bhwpqc = x_bhwc.reshape(b, h, w, patch, patch, c // patch**2)
-    return x_bhwpqc.swapaxes(2, 3).reshape(b, h * patch, w * patch, c // patch**2)
 
 
 def double(x_bhwc: jax.Array) -> jax.Array:

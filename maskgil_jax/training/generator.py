@@ -106,7 +106,7 @@ def loss_sum(params: dict, part: dict, cfg, objective: Objective):
     inputs, condition, sizes = part["inputs"], ClassCondition(part["label"]), {}
     if hasattr(model, "last_output"):  # where there is one, its size is worth watching (the paper's Fig. 4c)
         output_bld = model.last_output(inputs, condition, key_b=part["key"])
-        hidden_bld = model.norm(output_bld)
+        hidden_bld = model.states(output_bld)
         norm_bl = jnp.linalg.norm(jax.lax.stop_gradient(output_bld).astype(jnp.float32), axis=-1)
         sizes = {"output_norm": jnp.sum(norm_bl), "outputs": jnp.float32(norm_bl.size)}
     else:
