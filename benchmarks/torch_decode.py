@@ -64,14 +64,16 @@ class Block(nn.Module):
         self.q, self.k, self.v, self.o = (_linear(params["attn"][n]["kernel"]) for n in "qkvo")
         self.gate, self.up, self.down = (_linear(params["mlp"][n]["kernel"]) for n in ("gate", "up", "down"))
 
-    def forward(self, x_bld, cos_lk, sin_lk):
+    def forward(self, x_bld, cos_lk, sin_lk, rate: float = 0.0):
+        """`rate`: of dropout on the outputs of attention and MLP."""
         b, l, d = x_bld.shape
         y_bld = self.attn_norm(x_bld)
         q, k, v = (f(y_bld).view(b, l, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
         q, k = _rotate(q, cos_lk, sin_lk), _rotate(k, cos_lk, sin_lk)
-        x_bld = x_bld + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, l, d))
+        out_bld = self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, l, d))
+        x_bld = x_bld + F.dropout(out_bld, rate, rate > 0)
         y_bld = self.mlp_norm(x_bld)
-        return x_bld + self.down(F.silu(self.gate(y_bld)) * self.up(y_bld))
+        return x_bld + F.dropout(self.down(F.silu(self.gate(y_bld)) * self.up(y_bld)), rate, rate > 0)
 
 
 def _rotate(x_bhlk, cos_lk, sin_lk):
@@ -86,7 +88,7 @@ class Llama(nn.Module):
         super().__init__()
         cfg, params = generator.cfg, params_of(generator)
         plain = (cfg.condition, cfg.positions, cfg.class_position, cfg.qk_norm, cfg.post_norm, cfg.kv_heads, cfg.causal)
-        if plain != ("class", "2d", "first", "none", "none", None, False):
+        if (*plain, cfg.patch) != ("class", "2d", "first", "none", "none", None, False, 1):
             raise ValueError(f"generator: the PyTorch twin has the default layout only, got {cfg}")
         self.cfg = cfg
         self.tokens, self.classes = (
