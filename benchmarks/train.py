@@ -67,8 +67,7 @@ def beside_torch(file: str, repeats: int) -> list[dict]:
         data = {"image": jax.random.randint(key, (batch, size, size, 3), 0, 256).astype(jnp.uint8)}
         theirs = torch_train.tokenizer_forms(network.build(cfg, state.params), loss, config.optimizer, batch)
     else:
-        tokenizer = runpy.run_path("configs/demo_tokenizer.py")["get_config"]().model.preset
-        vq = VQ_PRESETS[tokenizer]
+        vq = VQ_PRESETS[runpy.run_path("configs/demo_tokenizer.py")["get_config"]().model.preset]
         cfg = model_options(config.model.to_dict(), codebook_size=vq.codebook_size, num_classes=98, grid=vq.grid)
         objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
         state = jax.jit(init_state(lambda k: network.params_of(network.create(cfg, k)), tx, ema=ema > 0))(key)

