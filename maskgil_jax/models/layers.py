@@ -61,10 +61,10 @@ product.defvjp(_product_forward, _product_backward)
 class Linear(nnx.Linear):
     """A linear map without bias; on a CPU by `product`."""
 
-    def __call__(self, x_bld: jax.Array) -> jax.Array:
-        if platform() != "cpu" or self.use_bias:
-            return super().__call__(x_bld)
-        return product(x_bld.astype(self.dtype), self.kernel[...].astype(self.dtype))
+    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+        if platform() != "cpu" or self.use_bias or out_sharding is not None:
+            return super().__call__(inputs, out_sharding=out_sharding)
+        return product(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 
 def linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:

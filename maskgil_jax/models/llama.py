@@ -286,16 +286,16 @@ class Llama(nnx.Module):
     def _rotation(self, grid: tuple[int, int]):
         """(cos, sin) of the whole sequence, prefix included."""
         cfg = self.cfg
-        grid, trained = (tuple(side // cfg.patch for side in sides) for sides in (grid, cfg.grid))
+        (rows, columns), (trained_rows, trained_columns), patch = grid, cfg.grid, cfg.patch
         return rotation_table(
-            grid,
+            (rows // patch, columns // patch),
             cfg.head_dim,
             cfg.rope_base,
             positions=cfg.positions,
             prefix=cfg.prefix_tokens,
             prefix_rotation=cfg.prefix_rotation,
             class_position=cfg.class_position,
-            trained=trained,
+            trained=(trained_rows // patch, trained_columns // patch),
             scaling=cfg.rope_scaling,
         )
 
