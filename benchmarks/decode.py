@@ -16,11 +16,11 @@ from benchmarks.measure import digits, in_turns, measure, options, report, table
 from maskgil_jax.config import LLAMA_PRESETS, VQ_PRESETS, DecodeConfig
 from maskgil_jax.decoding.guidance import guidance_scales
 from maskgil_jax.decoding.masked import decode
+from maskgil_jax.decoding.schedules import reveal_counts
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import normal_init
-from maskgil_jax.params import create
+from maskgil_jax.networks import create
 from maskgil_jax.planning.flops import count_flops
-from maskgil_jax.schedules import reveal_counts
 
 
 def networks(preset: str, tokenizer: str, dtype: str):

@@ -6,7 +6,7 @@ import numpy as np
 
 import maskgil_jax
 from maskgil_jax.data.images import open_images
-from maskgil_jax.pictures import grid_of, save_png
+from maskgil_jax.files.images import contact_sheet, save_png
 
 pipeline = maskgil_jax.load("demo")
 drawings = open_images("emoji", split="test", label="subgroup")
@@ -22,4 +22,4 @@ rows = (
     pipeline.edit_box(real, (16, 16, 48, 48), "hearts"),
     pipeline.vary(real, kinds, share=0.5),
 )
-save_png(sys.argv[1], grid_of(np.concatenate(rows), columns=len(real)))
+save_png(sys.argv[1], contact_sheet(np.concatenate(rows), columns=len(real)))

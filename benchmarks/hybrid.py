@@ -13,7 +13,7 @@ from benchmarks.measure import measure, options, report
 from maskgil_jax.config import LLAMA_PRESETS, VQ_PRESETS, CausalConfig, DecodeConfig
 from maskgil_jax.decoding.hybrid import decode_hybrid, network_calls
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create
+from maskgil_jax.networks import create
 
 
 def main() -> None:

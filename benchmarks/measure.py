@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 
-from maskgil_jax.atomic import write_json
+from maskgil_jax.files.atomic import write_json
 
 
 def measure(function, *args, images: int, repeats: int, fresh=lambda args, result: args) -> dict:

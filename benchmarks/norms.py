@@ -92,7 +92,7 @@ def main() -> None:
             if code not in (0, 3):  # 3: the guard stopped it, which is a result
                 sys.exit(f"{folder}: stopped with exit code {code}; the same command goes on from there")
     report(runs)
-    from maskgil_jax.pictures import save_png
+    from maskgil_jax.files.images import save_png
 
     save_png(out / "norms.png", draw(runs, f"{args.depth} layers, width {args.width}, batch {args.batch_size}"))
     print(out / "norms.png")

@@ -23,7 +23,7 @@ import jax
 
 from maskgil_jax import cli
 from maskgil_jax.config import LLAMA_PRESETS
-from maskgil_jax.params import count_params
+from maskgil_jax.networks import count_params
 from maskgil_jax.planning.chips import CHIPS
 
 SIZES = ("b", "l", "xl", "xxl")

@@ -17,7 +17,6 @@ import sys
 import tempfile
 
 import numpy as np
-
 from tests.file_assembler import write_torch_zip
 
 LISTINGS = pathlib.Path(__file__).parents[1] / "tests" / "golden" / "convert" / "listings.json.gz"

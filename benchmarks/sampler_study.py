@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskgil_jax.atomic import write_json
 from maskgil_jax.config import DECODE_PRESETS, ORDERS, REMASK_RULES, SCHEDULES, DecodeConfig, to_dict
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
 from maskgil_jax.decoding.hybrid import network_calls
+from maskgil_jax.files.atomic import write_json
 
 SHOWN = ("hearts", "country flags", "smiling", "cat faces", "time", "fruit", "birds", "buildings")
 # The cells that become columns of a table, where it has two dimensions.
@@ -117,7 +117,7 @@ TRIED: tuple[dict[str, Any], ...] = (
 
 
 def fast_rows(base: DecodeConfig) -> Iterator[Row]:
-    """The noise on the confidence and the law of the codes, which the other tables leave alone."""
+    """The noise on the confidence and the sampling of codes, which the other tables keep fixed."""
     for changes in TRIED:
         name = ", ".join(f"{option} {value}" for option, value in changes.items())
         yield Row({"changed": name or "nothing", "steps": base.steps}, dataclasses.replace(base, **changes))
@@ -190,16 +190,16 @@ class Study:
     def __init__(self, out: pathlib.Path, count: int, seed: int, batch_size: int):
         from maskgil_jax.checkpoints.weights import load_weights
         from maskgil_jax.data.images import open_images
-        from maskgil_jax.evaluation.extractor import load_extractor
-        from maskgil_jax.evaluation.features import FeatureExtractor
+        from maskgil_jax.evaluation.extraction import BatchedApply
+        from maskgil_jax.evaluation.features import load_feature_extractor
         from maskgil_jax.evaluation.generated import labels_like
-        from maskgil_jax.evaluation.image_sets import open_set
+        from maskgil_jax.evaluation.images import open_image_set
         from maskgil_jax.evaluation.reference import open_reference, write_stats
-        from maskgil_jax.pipeline import load
+        from maskgil_jax.pipelines.pipeline import load
 
         self.folder, self.count, self.seed, self.batch_size = out / "rows", count, seed, batch_size
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.pipeline, extractor, source = load("demo", ar="demo_ar"), load_extractor("demo"), open_images("emoji")
+        self.pipeline, extractor, source = load("demo", ar="demo_ar"), load_feature_extractor("demo"), open_images("emoji")
         self.held_out = open_images("emoji", split="test")
         self.weights = {
             "classifier": extractor.hash,
@@ -207,15 +207,15 @@ class Study:
             "ar": load_weights("demo_ar", "generator").hash,
         }
         if not (stats := out / "reference.npz").exists():
-            write_stats(open_set("emoji", image_size=64), extractor, stats)
+            write_stats(open_image_set("emoji", image_size=64), extractor, stats)
         self.reference = open_reference(stats, extractor, moments=("features",), keep=False)
         self.labels = labels_like(np.asarray([source[i]["label"] for i in range(len(source))]), count, 0)
-        self.features = FeatureExtractor(extractor.apply, extractor.network, batch_size=batch_size)
+        self.features = BatchedApply(extractor.apply, extractor.network, batch_size=batch_size)
 
     def images(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 images, the class each is meant to be) of a row."""
         from maskgil_jax.evaluation.generated import generated_set
-        from maskgil_jax.pipeline import reconstruct
+        from maskgil_jax.tokenizers.images import reconstruct
 
         if row.source == "samples":
             more = {"ar_ratio": row.ratio} if row.ratio else None
@@ -231,9 +231,8 @@ class Study:
         """(agreement and Frechet distance, a strip of pictures) of a row, from the folder if it has been drawn before."""
         from PIL import Image
 
-        from maskgil_jax.evaluation.frechet import FeatureStatistics
-        from maskgil_jax.evaluation.metrics import frechet_distance
-        from maskgil_jax.pictures import grid_of, save_png
+        from maskgil_jax.evaluation.metrics import FeatureStatistics, frechet_distance
+        from maskgil_jax.files.images import contact_sheet, save_png
 
         settings = settings_of(row, count=self.count, seed=self.seed, weights=self.weights)
         file = self.folder / f"{name_of(settings)}.json"
@@ -250,7 +249,7 @@ class Study:
         }
         blank = np.full_like(images[:1], 255)  # for a class that is not among the held-out ones
         shown = [np.concatenate([images[labels == label], blank])[0] for label in self.pipeline.label_ids(SHOWN)]
-        strip = grid_of(np.stack(shown), columns=len(SHOWN))
+        strip = contact_sheet(np.stack(shown), columns=len(SHOWN))
         save_png(file.with_suffix(".png"), strip)
         write_json(file, {"settings": settings, "figures": figures})
         return figures, strip

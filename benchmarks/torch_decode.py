@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from maskgil_jax.config import DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.decoding.guidance import guidance_scales, progress
+from maskgil_jax.decoding.schedules import reveal_counts
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.rope import rotation_table
-from maskgil_jax.params import params_of
-from maskgil_jax.schedules import reveal_counts
+from maskgil_jax.networks import params_of
 
 # Logits of order 1 and pixels of order 1, both sums of a few thousand float32 products in another order: about 1e-5 is seen.
 TOLERANCE = 2e-4

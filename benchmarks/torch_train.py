@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.torch_decode import Attention, Llama, Pixels, ResBlock, _conv, _norm, _tensor
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
 from maskgil_jax.models.condition import ClassCondition
 
 TOLERANCE = 1e-4  # of losses, which are sums of float32 products in another order
@@ -185,7 +185,7 @@ def tokenizer_forms(tokenizer, loss_cfg, options, batch: int) -> dict[str, Calla
 
 def generator_forms(generator, objective, options, batch: int) -> dict[str, Callable]:
     """As `tokenizer_forms`, of a class-conditional Llama of the default layout."""
-    from maskgil_jax.masking import masked_cross_entropy
+    from maskgil_jax.training.losses import masked_cross_entropy
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)

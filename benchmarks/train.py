@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measure import in_turns, measure, options, report
-from maskgil_jax import params as network
+from maskgil_jax import networks as network
+from maskgil_jax.conditioning import conditioner_of
 from maskgil_jax.config import LLAMA_PRESETS, VQ_PRESETS, from_dict
 from maskgil_jax.planning.chips import CHIPS
 from maskgil_jax.planning.program import product_flops
-from maskgil_jax.sharding import batch_sharding, make_mesh, replicated
+from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from maskgil_jax.training import tokenizer as tokenizer_training
 from maskgil_jax.training.generator import Objective, jitted_step, model_options
 from maskgil_jax.training.guards import guard_config, guarded
-from maskgil_jax.training.optim import learning_rate, make_optimizer
+from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.state import init_state, sharded_init
 
 # bfloat16 products a second without sparsity, as published; what MFU is a share of. Others show TFLOP/s alone.
@@ -71,7 +72,7 @@ def beside_torch(file: str, repeats: int) -> list[dict]:
         cfg = model_options(config.model.to_dict(), codebook_size=vq.codebook_size, num_classes=98, grid=vq.grid)
         objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
         state = jax.jit(init_state(lambda k: network.params_of(network.create(cfg, k)), tx, ema=ema > 0))(key)
-        step = jitted_step(cfg, objective, tx, schedule, ema, None)
+        step = jitted_step(cfg, objective, tx, schedule, ema, None, conditioner=conditioner_of(cfg, {}))
         codes = jax.random.randint(key, (batch, *cfg.grid), 0, cfg.codebook_size)
         data = {"codes": codes, "label": jnp.arange(batch, dtype=jnp.int32) % 98}
         theirs = torch_train.generator_forms(network.build(cfg, state.params), objective, config.optimizer, batch)
@@ -104,7 +105,7 @@ def main() -> None:
         cfg = dataclasses.replace(LLAMA_PRESETS[preset], dtype=args.dtype, remat=remat, attention=attention)
         init = init_state(lambda k, c=cfg: network.params_of(network.create(c, k)), tx, ema=False)
         state, layout = sharded_init(init, key, mesh)
-        step = jitted_step(cfg, Objective(), tx, lambda _: 1e-4, 0.0, layout)
+        step = jitted_step(cfg, Objective(), tx, lambda _: 1e-4, 0.0, layout, conditioner=conditioner_of(cfg, {}))
         codes = jax.random.randint(key, (int(batch), *cfg.grid), 0, cfg.codebook_size)
         data = jax.device_put({"codes": codes, "label": jnp.zeros(int(batch), jnp.int32)}, batch_sharding(mesh))
 

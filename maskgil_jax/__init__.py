@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 # name -> the module it lives in
-_HOMES = {
+_LAZY_IMPORTS = {
     "BertConfig": "maskgil_jax.config",
     "CausalConfig": "maskgil_jax.config",
     "ClassCondition": "maskgil_jax.models.condition",
     "DecodeConfig": "maskgil_jax.config",
     "LlamaConfig": "maskgil_jax.config",
     "MagvitConfig": "maskgil_jax.config",
-    "Pipeline": "maskgil_jax.pipeline",
+    "Pipeline": "maskgil_jax.pipelines.pipeline",
     "TextCondition": "maskgil_jax.models.condition",
     "TrainState": "maskgil_jax.training.state",
     "VQConfig": "maskgil_jax.config",
-    "corrupt": "maskgil_jax.masking",
+    "corrupt": "maskgil_jax.training.losses",
     "decode": "maskgil_jax.decoding.masked",
     "decode_causal": "maskgil_jax.decoding.causal",
     "decode_hybrid": "maskgil_jax.decoding.hybrid",
-    "load": "maskgil_jax.pipeline",
+    "load": "maskgil_jax.pipelines.pipeline",
     "load_generator": "maskgil_jax.checkpoints.weights",
     "load_tokenizer": "maskgil_jax.checkpoints.weights",
-    "make_mesh": "maskgil_jax.sharding",
-    "masked_cross_entropy": "maskgil_jax.masking",
-    "reveal_counts": "maskgil_jax.schedules",
-    "shardings": "maskgil_jax.sharding",
+    "make_mesh": "maskgil_jax.runtime.mesh",
+    "masked_cross_entropy": "maskgil_jax.training.losses",
+    "reveal_counts": "maskgil_jax.decoding.schedules",
+    "shardings": "maskgil_jax.runtime.mesh",
 }
 
 if TYPE_CHECKING:  # what editors and type checkers see: the same names, from the same homes
@@ -41,11 +41,11 @@ if TYPE_CHECKING:  # what editors and type checkers see: the same names, from th
     from maskgil_jax.decoding.causal import decode_causal
     from maskgil_jax.decoding.hybrid import decode_hybrid
     from maskgil_jax.decoding.masked import decode
-    from maskgil_jax.masking import corrupt, masked_cross_entropy
+    from maskgil_jax.decoding.schedules import reveal_counts
     from maskgil_jax.models.condition import ClassCondition, TextCondition
-    from maskgil_jax.pipeline import Pipeline, load
-    from maskgil_jax.schedules import reveal_counts
-    from maskgil_jax.sharding import make_mesh, shardings
+    from maskgil_jax.pipelines.pipeline import Pipeline, load
+    from maskgil_jax.runtime.mesh import make_mesh, shardings
+    from maskgil_jax.training.losses import corrupt, masked_cross_entropy
     from maskgil_jax.training.state import TrainState
 
 __all__ = [
@@ -75,9 +75,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
     globals()[name] = value  # found without this function from now on
     return value
 

@@ -20,10 +20,10 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
+from helpers.tiny_world import classifier_folder, extractor, pipeline_folder, tiny_preset  # noqa: F401
 from PIL import Image
-from tiny_world import judge, judge_folder, pipeline_folder, tiny_preset  # noqa: F401
 
-from maskgil_jax.data import demo
+from maskgil_jax.data.sources import emoji as demo
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

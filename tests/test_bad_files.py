@@ -6,9 +6,9 @@ import pathlib
 import subprocess
 import sys
 
-import bad_networks
 import pytest
-from bad_files import Case, build, hostile
+from helpers import bad_networks
+from helpers.bad_files import Case, build, hostile
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
 ROOT = pathlib.Path(__file__).parent.parent
@@ -55,7 +55,7 @@ results = {name: measured(by_reading, path) for name, path in given["files"]}
 ran_reading, torch = list(ran), "torch" in sys.modules
 
 from maskgil_jax import cli
-import maskgil_jax.convert.main, maskgil_jax.training.log, maskgil_jax.checkpoints.training
+import maskgil_jax.convert.main, maskgil_jax.training.metrics_log, maskgil_jax.checkpoints.train_state
 by_converting(given["files"][0][1])  # what is imported on the first call is not the file's doing
 by_converting(given["networks"][0][1])
 ran.clear()

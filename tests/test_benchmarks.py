@@ -10,7 +10,7 @@ import pytest
 from benchmarks.decode import measured, network_flops, networks
 from maskgil_jax.config import DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.params import create
+from maskgil_jax.networks import create
 from maskgil_jax.training.generator import Objective
 from maskgil_jax.training.vq_losses import VQLossConfig
 

@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from file_assembler import args_of, call, mapping, number, tensors_of, text, torch_zip
-from gpt_weights import llama_config, published_tensors
-from recipe import draw, load_case
+from helpers.file_assembler import args_of, call, mapping, number, tensors_of, text, torch_zip
+from helpers.gpt_weights import llama_config, published_tensors
+from helpers.recipe import draw, load_case
+from helpers.torch_names import draw_all, golden
 from safetensors.numpy import save_file
-from torch_names import draw_all, golden
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights

@@ -14,7 +14,7 @@ from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.commands.sample import split_labels
 from maskgil_jax.config import VQConfig
-from maskgil_jax.params import create, params_of
+from maskgil_jax.networks import create, params_of
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=64)
@@ -110,7 +110,7 @@ def test_interrupted_step_counts_match_exactly(tmp_path, tokenizer, images, monk
     run = [f"--config.data.path={images}", "--config.total_steps=6", "--config.log_every=1", "--config.checkpoint.every=2"]
     run += ["--config.sample_every=0"]
     assert train(tmp_path / "whole", tokenizer, *run) == 0
-    from maskgil_jax.training import log
+    from maskgil_jax.training import metrics_log as log
 
     step = log.StepLog.step
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import llama_config, published_tensors
-from recipe import GOLDEN, draw, load_case
+from helpers.gpt_weights import llama_config, published_tensors
+from helpers.recipe import GOLDEN, draw, load_case
+from helpers.torch_names import draw_all, generated, golden, state_hash
 from safetensors.numpy import load_file, save_file
-from torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights
@@ -280,11 +280,11 @@ def test_room_on_the_disk_is_asked_for_first(maskgil_file, tmp_path, monkeypatch
     monkeypatch.setattr("maskgil_jax.convert.main._sha256", lambda _: pytest.fail("the work had begun"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
     assert cli.main(["convert", str(maskgil_file), str(tmp_path / "new" / "out"), *heads]) == 2
-    assert "kB, 1.0 kB are free there; make room" in capsys.readouterr().err
+    assert "kB, 1.0 kB are free there; delete files" in capsys.readouterr().err
     monkeypatch.undo()
     (tmp_path / "file").touch()
     assert cli.main(["convert", str(maskgil_file), str(tmp_path / "file" / "out"), *heads]) == 2
-    assert f"cannot be written; {tmp_path / 'file'} is closed to you or no folder" in capsys.readouterr().err
+    assert f"cannot write: {tmp_path / 'file'} is not a directory" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -3,9 +3,10 @@
 import pytest
 from PIL import Image
 
-from maskgil_jax import cli, demo
+from maskgil_jax import cli
+from maskgil_jax.commands import demo_run as demo
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.pipeline import load
+from maskgil_jax.pipelines.pipeline import load
 
 SHORT = ["--config.total_steps=2", "--config.log_every=1", "--config.sample_every=0", "--config.batch_size=16"]
 SHORT += ["--config.data.split=test"]  # 543 images instead of 4,617

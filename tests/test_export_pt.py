@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 import pytest
-from gpt_weights import llama_config, published_tensors
-from recipe import draw, load_case
+from helpers.gpt_weights import llama_config, published_tensors
+from helpers.recipe import draw, load_case
 from safetensors.numpy import save_file
 
 from maskgil_jax import cli

@@ -3,10 +3,10 @@
 import gzip
 import json
 
-import google_twin
 import numpy as np
 import pytest
-from recipe import GOLDEN
+from helpers import google_twin
+from helpers.recipe import GOLDEN
 
 from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, MAGVIT_PRESETS, VQ_PRESETS, LPIPSConfig
 from maskgil_jax.convert.checkpoint import Problem

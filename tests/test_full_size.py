@@ -1,7 +1,7 @@
 """Published networks at full size, from a file to the reference's numbers (`full_size.py` also prints them as a table)."""
 
 import pytest
-from full_size import gpt_b, vq16
+from helpers.full_size import gpt_b, vq16
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A training process killed without warning goes on, by the same command, as if nothing had happened."""
+"""A killed training process is continued by the same command, bit for bit."""
 
 import json
 import os
@@ -13,10 +13,10 @@ import pytest
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.step_folders import steps_in
-from maskgil_jax.checkpoints.training import CheckpointError, Checkpoints
+from maskgil_jax.checkpoints.train_state import CheckpointError, Checkpoints
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import VQConfig
-from maskgil_jax.params import create, params_of
+from maskgil_jax.networks import create, params_of
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
 VQ = VQConfig(channels=4, multipliers=(1, 1, 1), res_blocks=1, latent_dim=4, codebook_size=32, codebook_dim=4, image_size=16)
@@ -40,7 +40,7 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_kill_nine_and_continue_is_exact(tmp_path):
+def test_killed_run_continues_bit_for_bit(tmp_path):
     save_weights(tmp_path / "tokenizer", VQ, params_of(create(VQ, jax.random.key(0))))
     assert cli.main(command(tmp_path / "whole", tmp_path / "tokenizer")) == 0
 
@@ -60,7 +60,7 @@ def test_kill_nine_and_continue_is_exact(tmp_path):
     assert hashes[0] == hashes[1]
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_keeps_earlier_checkpoint(tmp_path, monkeypatch):
     state = {"norm": {"scale": jax.numpy.ones(4)}}
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, state, {}, wait=True)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from launch_stubs import LAUNCH, OVER_SSH, answers, calls, launch, make_room
+from helpers.launch_stubs import LAUNCH, OVER_SSH, answers, calls, launch, make_room
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]

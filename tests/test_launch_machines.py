@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from launch_stubs import LAUNCH, answers, calls, launch, make_room
+from helpers.launch_stubs import LAUNCH, answers, calls, launch, make_room
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_weights import published_tensors
-from judge_weights import SCALING, lpips_network, lpips_state
+from helpers.feature_network_weights import SCALING, lpips_network, lpips_state
+from helpers.gpt_weights import published_tensors
+from helpers.torch_names import generated, golden, state_hash
 from safetensors.numpy import load_file, save_file
-from torch_names import generated, golden, state_hash
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_network

@@ -83,7 +83,7 @@ def test_star_import_and_editors_see_the_same_names():
         for home, names in re.findall(r"^    from (\S+) import (.+)$", source, flags=re.MULTILINE)
         for name in names.split(",")
     }
-    assert shown == maskgil_jax._HOMES
+    assert shown == maskgil_jax._LAZY_IMPORTS
 
 
 def test_version():

@@ -8,7 +8,7 @@ import pytest
 
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ConfigError
-from maskgil_jax.params import abstract_params
+from maskgil_jax.networks import abstract_params
 from maskgil_jax.training.generator import model_options
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

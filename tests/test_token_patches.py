@@ -11,7 +11,7 @@ from maskgil_jax.config import ConfigError, DecodeConfig, LlamaConfig
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.layers import normal_init
-from maskgil_jax.params import abstract_params, create, flatten
+from maskgil_jax.networks import abstract_params, create, flatten
 from maskgil_jax.planning.program import product_flops
 
 CFG = LlamaConfig(codebook_size=11, num_classes=3, grid=(4, 6), patch=2, width=32, depth=1, heads=2, mlp_width=48, dropout=0.0)

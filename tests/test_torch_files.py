@@ -8,8 +8,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from file_assembler import FOUR, call, flipped, legacy, mapping, number, storage, tensor, text, torch_zip
-from recipe import draw
+from helpers.file_assembler import FOUR, call, flipped, legacy, mapping, number, storage, tensor, text, torch_zip
+from helpers.recipe import draw
 
 from maskgil_jax.convert.checkpoint import BadWeightFile, strip_prefixes
 from maskgil_jax.convert.torch_files import read

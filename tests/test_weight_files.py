@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from file_assembler import about, legacy, mapping, npz, number, tensor, torch_zip
-from file_assembler import safetensors as safetensors_bytes
+from helpers.file_assembler import about, legacy, mapping, npz, number, tensor, torch_zip
+from helpers.file_assembler import safetensors as safetensors_bytes
 
 import maskgil_jax.convert.checkpoint as checkpoint_module
 from maskgil_jax.convert.checkpoint import BadWeightFile, check_finite

@@ -17,8 +17,8 @@ def run(args, rest) -> int:
 
     from maskgil_jax.checkpoints.step_folders import listing
     from maskgil_jax.config import ConfigError
-    from maskgil_jax.storage import size_text
-    from maskgil_jax.training.events import goodput
+    from maskgil_jax.files.paths import size_text
+    from maskgil_jax.training.run_events import goodput
 
     folder = epath.Path(args.folder)
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder

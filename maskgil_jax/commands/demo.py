@@ -20,7 +20,7 @@ def add(command) -> None:
 
 def run(args, rest) -> None:
     """maskgil demo"""
-    from maskgil_jax import demo
+    from maskgil_jax.commands import demo_run as demo
 
     prepare_jax()
     demo.run(pathlib.Path(args.workdir), report=args.report, weights=args.weights, read_run_file=read_run_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-from maskgil_jax.commands.sample import add_decoding_options, chosen, parse_pair, split_labels
+from maskgil_jax.commands.sample import add_decoding_options, parse_pair, split_labels, with_cli_options
 from maskgil_jax.commands.start import prepare_jax
 
 # mode -> what it does
@@ -55,9 +55,9 @@ def run(args, rest) -> None:
     import numpy as np
 
     from maskgil_jax.config import ConfigError, choose, require
-    from maskgil_jax.editing import MASKED_ONLY
-    from maskgil_jax.pictures import grid_of, save_png
-    from maskgil_jax.pipeline import load
+    from maskgil_jax.files.images import contact_sheet, save_png
+    from maskgil_jax.pipelines.editing import MASKED_ONLY
+    from maskgil_jax.pipelines.pipeline import load
 
     prepare_jax()
     mode = choose("MODE", args.mode, MODES)
@@ -66,7 +66,7 @@ def run(args, rest) -> None:
     require(args.ar is None and args.ar_ratio is None, f"--ar: {MASKED_ONLY}")
     _refuse_strangers(mode, args)
     canvas = parse_pair("canvas", args.canvas)
-    pipeline = chosen(load(args.weights, rope_scaling=args.rope_scaling), args)
+    pipeline = with_cli_options(load(args.weights, rope_scaling=args.rope_scaling), args)
     options = dict(seed=args.seed, batch_size=args.batch_size)
     labels = None if args.labels is None else split_labels(args.labels, pipeline.class_names)
     if mode == "interpolate":
@@ -96,7 +96,7 @@ def run(args, rest) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         save_png(out / f"{mode}-{i:03d}.png", image)
-    save_png(out / "grid.png", grid_of(np.stack(sheet), columns=len(sheet) if mode == "interpolate" else None))
+    save_png(out / "grid.png", contact_sheet(np.stack(sheet), columns=len(sheet) if mode == "interpolate" else None))
     print(f"{len(images)} images and grid.png in {out}")
 
 
@@ -128,8 +128,8 @@ def read_picture(path, mask_path, size: int | None, *, mask_wanted: bool):
     """
     import numpy as np
 
-    from maskgil_jax.data.crops import adm_center_crop
-    from maskgil_jax.data.pixels import read_alpha, read_image
+    from maskgil_jax.data.transforms import adm_center_crop
+    from maskgil_jax.files.images import read_alpha, read_image
 
     image_hwc, mask_hw = read_image(path), None
     if mask_wanted:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import pathlib
 
-from maskgil_jax.commands.start import add_process_options, prepare_jax
+from maskgil_jax.commands.start import add_process_options, join_processes, prepare_jax
 
 SHEET = 256  # the most images that make a contact sheet by themselves
 WATCHED = 64  # the most whose every step is drawn
@@ -54,13 +54,12 @@ def run(args, rest) -> None:
     """maskgil sample"""
     import jax
 
-    from maskgil_jax.batch_sampling import balanced_labels, read_samples, sample_to_folder
     from maskgil_jax.config import require
-    from maskgil_jax.distributed import initialize
-    from maskgil_jax.pictures import grid_of, save_png
-    from maskgil_jax.pipeline import load
+    from maskgil_jax.files.images import contact_sheet, save_png
+    from maskgil_jax.pipelines.jobs import balanced_labels, read_samples, sample_to_folder
+    from maskgil_jax.pipelines.pipeline import load
 
-    initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
+    join_processes(args)
     prepare_jax()
     require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
     pipeline = load(args.weights, ar=args.ar, rope_scaling=args.rope_scaling)
@@ -68,7 +67,7 @@ def run(args, rest) -> None:
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
         return
     ar_ratio = 0.0 if args.ar is None else 0.25 if args.ar_ratio is None else args.ar_ratio
-    pipeline = chosen(pipeline, args)
+    pipeline = with_cli_options(pipeline, args)
     wanted = (
         range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
     )
@@ -97,7 +96,7 @@ def run(args, rest) -> None:
     made = [f"{len(labels)} images"]
     if args.grid or (args.grid is None and len(labels) <= SHEET):
         row = len(labels) // len(wanted) if len(labels) % len(wanted) == 0 else len(labels)
-        save_png(out / "grid.png", grid_of(read_samples(out), columns=row if len(labels) > row else None))
+        save_png(out / "grid.png", contact_sheet(read_samples(out), columns=row if len(labels) > row else None))
         made.append("grid.png")
     if args.trajectory:
         film = ".webp" if args.format == "webp" else ".gif"
@@ -111,12 +110,12 @@ def draw_steps(pipeline, labels, out: pathlib.Path, film: str, **options) -> Non
     fills."""
     import numpy as np
 
-    from maskgil_jax.pictures import grid_of, save_animation, save_png
+    from maskgil_jax.files.images import contact_sheet, save_animation, save_png
 
     steps_tbhwc = pipeline.trajectory(labels, **options)
     rows = steps_tbhwc.swapaxes(0, 1)
-    save_png(out / "trajectory.png", grid_of(rows.reshape(-1, *rows.shape[2:]), columns=len(steps_tbhwc)))
-    save_animation(out / f"trajectory{film}", np.stack([grid_of(images) for images in steps_tbhwc]))
+    save_png(out / "trajectory.png", contact_sheet(rows.reshape(-1, *rows.shape[2:]), columns=len(steps_tbhwc)))
+    save_animation(out / f"trajectory{film}", np.stack([contact_sheet(images) for images in steps_tbhwc]))
 
 
 def parse_pair(option: str, text: str | None, least: int = 1) -> tuple[int, int] | None:
@@ -131,7 +130,7 @@ def parse_pair(option: str, text: str | None, least: int = 1) -> tuple[int, int]
     return int(sides[0]), int(sides[1])
 
 
-def chosen(pipeline, args):
+def with_cli_options(pipeline, args):
     """The pipeline with the preset and the decoding options of the command line."""
     from maskgil_jax.config import decode_preset, require
 

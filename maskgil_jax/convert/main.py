@@ -15,11 +15,11 @@ import numpy as np
 from flax.serialization import msgpack_serialize
 from tqdm import tqdm
 
-from maskgil_jax.atomic import writing
 from maskgil_jax.checkpoints.shards import SHARD_BYTES, write_tensors
-from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_about, replace_folder, require_room
+from maskgil_jax.checkpoints.weights import FORMAT, load_weights, read_metadata, replace_folder, require_room
 from maskgil_jax.config import ConfigError, choose, require, to_dict
-from maskgil_jax.params import abstract_params, family_of, flatten, unflatten
+from maskgil_jax.files.atomic import writing
+from maskgil_jax.networks import abstract_params, family_of, flatten, unflatten
 
 from .beside import read_beside
 from .checkpoint import BadWeightFile, Checkpoint, Problem, check_finite, shown
@@ -105,7 +105,7 @@ def _earlier(out: pathlib.Path) -> str | None:
     if not os.path.lexists(out):
         return None
     try:
-        return str(read_about(out)["source"]["sha256"])
+        return str(read_metadata(out)["source"]["sha256"])
     except (OSError, ValueError, TypeError, KeyError):
         raise ConfigError(f"{out}: exists and is no earlier conversion; remove it or choose another folder") from None
 

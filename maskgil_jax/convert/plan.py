@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskgil_jax.params import abstract_params, flatten
+from maskgil_jax.networks import abstract_params, flatten
 
 from .checkpoint import Problem, shown
 from .families import Family, detect, named

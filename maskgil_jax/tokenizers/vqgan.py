@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import MagvitConfig, VQConfig, require
-from maskgil_jax.platforms import better_alone, one_by_one, platform
+from maskgil_jax.runtime.platform import map_batch, platform, prefer_sequential
 from maskgil_jax.tokenizers.patches import fold_patches, unfold_patches
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 
@@ -345,5 +345,5 @@ class VQGAN(nnx.Module):
         def images(codes_bhw):
             return self.decode_latents(self.codebook.lookup(codes_bhw))
 
-        apart = better_alone(codes_bhw, math.prod(codes_bhw.shape[1:]))
-        return one_by_one(images, codes_bhw) if apart else images(codes_bhw)
+        apart = prefer_sequential(codes_bhw, math.prod(codes_bhw.shape[1:]))
+        return map_batch(images, codes_bhw) if apart else images(codes_bhw)

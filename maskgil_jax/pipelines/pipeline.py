@@ -1,0 +1,347 @@
+"""Pipeline: labels or prompts in, images out. The object that users hold; `load` makes one from a weights folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
+from maskgil_jax.config import (
+    CausalConfig,
+    ConfigError,
+    DecodeConfig,
+    GeneratorConfig,
+    choose,
+    decode_preset,
+    from_dict,
+    is_causal,
+    renamed,
+    require,
+)
+from maskgil_jax.decoding.generate import generate_tokens
+from maskgil_jax.files.images import to_pil
+from maskgil_jax.models.condition import batch_size as rows_of
+from maskgil_jax.models.condition import repeat, take
+from maskgil_jax.pipelines import editing
+from maskgil_jax.pipelines.draw import draw
+from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
+from maskgil_jax.runtime.rng import keys_of_seeds
+
+# What other libraries call a decoding option.
+FOREIGN_NAMES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "num_steps": "steps",
+    "generator": "seed",
+}
+
+
+MAX_BATCH = 64  # images that a call without `batch_size` generates at once
+
+
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
+class Pipeline:
+    """A generator with its tokenizer and its conditioner.
+
+    `pipeline(["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its index in the
+    request, its label and the decoding options; not on batch size or device count.
+
+    conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a `ClassConditioner`.
+    cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator, for
+    `ar_ratio`; ar_cfg: its decoding options. mesh: the devices that share every batch (`over`); None leaves it to JAX.
+    """
+
+    tokenizer: Any
+    generator: Any
+    conditioner: Conditioner
+    cfg: DecodeConfig | CausalConfig
+    name: str = ""
+    ar: Any = None
+    ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
+    mesh: Any = None
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        generator: Any,
+        conditioner: Conditioner | Sequence[str] | None = None,
+        cfg: DecodeConfig | CausalConfig | None = None,
+        name: str = "",
+        ar: Any = None,
+        ar_cfg: CausalConfig | None = None,
+        mesh: Any = None,
+        *,
+        class_names: Sequence[str] | None = None,
+    ):
+        given: Any = class_names if conditioner is None else conditioner
+        if given is None:
+            given = conditioner_of(generator.cfg, {})
+        elif isinstance(given, (tuple, list)):
+            given = ClassConditioner(tuple(given))
+        cfg = cfg or (CausalConfig() if is_causal(generator.cfg) else DecodeConfig())
+        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+
+    inpaint = editing.inpaint
+    edit_box = editing.edit_box
+    vary = editing.vary
+    interpolate = editing.interpolate
+    outpaint = editing.outpaint
+    trajectory = editing.trajectory
+
+    def __repr__(self) -> str:
+        height, width = (side * self.tokenizer.cfg.downsample for side in self.generator.cfg.grid)
+        kind = type(self.generator).__name__ + (" (causal)" if isinstance(self.cfg, CausalConfig) else "")
+        parts = [self.name or "unnamed", f"{kind}, {self.generator.cfg.condition}-conditional", f"{height} x {width} pixels"]
+        return f"Pipeline({'; '.join(parts + (['with a causal network'] if self.ar is not None else []))})"
+
+    @property
+    def masked(self) -> bool:
+        """Whether the generator fills in masked tokens, rather than sampling one after the other."""
+        return isinstance(self.cfg, DecodeConfig)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty for a generator that is conditioned on something else."""
+        return self.conditioner.class_names if isinstance(self.conditioner, ClassConditioner) else ()
+
+    def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
+        """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
+        return np.asarray(self.conditioner.encode(labels).label_b)
+
+    def __call__(
+        self,
+        labels: Any = None,
+        *,
+        prompts: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        num_per_label: int = 1,
+        key: jax.Array | None = None,
+        cfg: DecodeConfig | CausalConfig | str | None = None,
+        grid: tuple[int, int] | None = None,
+        batch_size: int | None = None,
+        ar_ratio: float = 0.0,
+        on_step: Callable[[int, jax.Array], Any] | None = None,
+        output: str = "numpy",
+        **decoding: Any,
+    ) -> Any:
+        """Generates one image per label or prompt: uint8 (b, height, width, 3).
+
+        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. height, width: pixels;
+        default the training size. grid: (rows, columns) of codes, instead of height and width. seeds: one for each image, or
+        several for one label, instead of `seed`; an image is then the first image of a request with its seed alone. key: used
+        instead of `seed`. num_per_label: images of each label, one after the other. cfg: default `self.cfg`, the options
+        stored with the weights; or the name of a preset (`config.DECODE_PRESETS`). decoding: decoding options that replace
+        those of `cfg` (steps=, guidance=, ...). batch_size: images per network call; default a power of two up to
+        `MAX_BATCH`, padded, so that few sizes are compiled. ar_ratio: share of the tokens that the causal network `ar`
+        samples before masked decoding (0..1; needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after
+        each step of masked decoding, 1 to `cfg.steps`, of each batch, with the codes so far ([MASK] =
+        `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
+        """
+        choose("output", output, ("numpy", "pil"))
+        require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
+        condition, grid = repeat(self.condition(labels, prompts), num_per_label), self.grid_of(height, width, grid)
+        count = rows_of(condition)
+        if seeds is not None:
+            require(key is None and seed == 0, "seeds: give them, seed or key")
+            require(count in (1, len(seeds)), f"seeds: {len(seeds)} seeds for {count} images; give one for each")
+            condition, key = take(condition, np.arange(len(seeds)) % count), keys_of_seeds(seeds)
+        padded = batch_size is None
+        if padded:
+            batch_size = min(1 << (rows_of(condition) - 1).bit_length(), MAX_BATCH)
+        options: dict[str, Any] = dict(seed=seed, key=key, cfg=self.options(cfg, **decoding), grid=grid, batch_size=batch_size)
+        images = np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step, padded=padded)))
+        return images if output == "numpy" else to_pil(images)
+
+    def condition(self, labels: Any = None, prompts: Any = None) -> Any:
+        """The condition of labels or of prompts, whichever is given."""
+        require((labels is None) != (prompts is None), "labels, prompts: give one of them")
+        kind = self.generator.cfg.condition
+        if prompts is not None and kind != "text":
+            raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
+        return self.conditioner.encode(labels if prompts is None else prompts)
+
+    def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+        """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
+        trained, cell = self.generator.cfg.grid, self.tokenizer.cfg.downsample
+        if height is None and width is None:
+            return tuple(grid or trained)
+        require(grid is None, f"grid: give it or height and width, got {grid} and {height} x {width}")
+        height = trained[0] * cell if height is None else height
+        width = trained[1] * cell if width is None else width
+        for name, side in (("height", height), ("width", width)):
+            whole = isinstance(side, (int, np.integer)) and side >= cell and side % cell == 0
+            near = max(cell, round(side / cell) * cell) if isinstance(side, (int, float)) else cell
+            require(whole, f"{name}: must be a multiple of {cell} pixels, the size of a token, got {side!r}; e.g. {near}")
+        return height // cell, width // cell
+
+    @renamed(places="indices")
+    def batches(
+        self,
+        labels: Any,
+        *,
+        seed: int = 0,
+        key: jax.Array | None = None,
+        cfg: DecodeConfig | CausalConfig | str | None = None,
+        grid: tuple[int, int] | None = None,
+        batch_size: int | None = None,
+        ar_ratio: float = 0.0,
+        on_step: Callable[[int, jax.Array], Any] | None = None,
+        indices: np.ndarray | None = None,
+        padded: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """As a call, but yields the images of `batch_size` requests at a time; one batch shape, so one compilation.
+
+        labels: what the conditioner encodes, or a condition. indices: the index in the request that each of these has; default
+        0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
+        key: one, or one for each request. padded: see `request`.
+        """
+        condition = self.conditioner.encode(labels)
+        count = len(jax.tree.leaves(condition)[0])
+        indices_n = np.arange(count) if indices is None else np.asarray(indices)
+        require(indices_n.shape == (count,), f"indices: expected one for each of {count} requests, got {indices_n.shape}")
+        key, size = self.request(count, seed, key, batch_size, padded)
+        drawn = draw(self, condition, key, indices_n, size=size, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=on_step)
+        for images_bhwc, num_valid in drawn:
+            yield jax.device_get(images_bhwc)[:num_valid]
+
+    def request(
+        self, count: int, seed: int, key: jax.Array | None, batch_size: int | None, padded: bool = False
+    ) -> tuple[jax.Array, int]:
+        """The key and the batch size of a request for `count` images; several devices get equal shares.
+
+        padded: a batch size above `count` is kept, and the batch is filled up.
+        """
+        require(batch_size is None or batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
+        require(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed!r}")
+        size = batch_size or count
+        size, devices = size if padded else min(size, count), 1 if self.mesh is None else self.mesh.size
+        return jax.random.key(seed) if key is None else key, -(-size // devices) * devices
+
+    def over(self, devices: Any = None, mesh: Any = None) -> Pipeline:
+        """The same pipeline on several devices, those of this process by default: each makes its share of every batch."""
+        mesh = mesh or make_mesh(devices=jax.local_devices() if devices is None else devices)
+        tokenizer, generator, ar = place((self.tokenizer, self.generator, self.ar), replicated(mesh))
+        return dataclasses.replace(self, tokenizer=tokenizer, generator=generator, ar=ar, mesh=mesh)
+
+    def shard(self, batch: Any) -> Any:
+        """Arrays with a leading batch axis, split over the devices of `over`; as they are without it."""
+        return batch if self.mesh is None else place(batch, batch_sharding(self.mesh))
+
+    def tokens(
+        self,
+        condition: Any,
+        key: jax.Array,
+        *,
+        cfg: DecodeConfig | CausalConfig | str | None = None,
+        grid: tuple[int, int] | None = None,
+        tokens_bl: jax.Array | None = None,
+        ar_ratio: float = 0.0,
+        on_step: Callable[[int, jax.Array], Any] | None = None,
+    ) -> jax.Array:
+        """The codes behind the images of a condition, or of labels: int32 (b, rows * columns). See `generate_tokens`."""
+        if not dataclasses.is_dataclass(condition):
+            condition = self.conditioner.encode(condition)
+        return generate_tokens(
+            self.generator,
+            condition,
+            key,
+            self.options(cfg),
+            grid=grid,
+            tokens_bl=tokens_bl,
+            ar=self.ar,
+            ar_cfg=self.ar_cfg,
+            ar_ratio=ar_ratio,
+            on_step=on_step,
+        )
+
+    def options(self, cfg: DecodeConfig | CausalConfig | str | None = None, **changes: Any) -> Any:
+        """Decoding options: `cfg`, the preset of that name, or the stored ones (None), with `changes` to single options."""
+        cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
+        if not isinstance(cfg, type(self.cfg)):
+            raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
+        known = [field.name for field in dataclasses.fields(cfg)]
+        for name in changes:
+            if name in FOREIGN_NAMES:
+                raise ConfigError(f"{name}: is called {FOREIGN_NAMES[name]!r} here")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; they are {', '.join(known)}"
+                raise ConfigError(f"{name}: is not an option of {type(cfg).__name__}{hint}")
+        return dataclasses.replace(cfg, **changes) if changes else cfg
+
+
+def pack(path, out) -> None:
+    """Writes the pipeline folder `path` to `out` in half precision, with the hash of the rounded tokenizer: to be shared."""
+    load(path)  # refuses a folder whose parts do not fit together
+    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
+    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about), dtype="float16")
+    about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
+    save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
+
+
+def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
+    """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
+
+    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
+    rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
+    "ntk" (`models.rope.angles_1d`); default what the folder says.
+
+    Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
+    """
+    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
+    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
+    for part, sound in parts:
+        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
+    _check_tokenizer(path, generator, tokenizer)
+    generator = _scaled(path, generator, rope_scaling)
+    conditioner, cfg = conditioner_of(generator.cfg, generator.about), _decoding(generator)
+    if ar is None:
+        return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path))
+    causal = load_weights(ar, "generator")
+    require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
+    require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
+    _check_tokenizer(ar, causal, tokenizer, str(path))
+    same = conditioner_of(causal.cfg, causal.about) == conditioner
+    require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
+    ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
+    return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path), causal.build(), ar_cfg)
+
+
+def _scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
+    """The generator of `path` with another `rope_scaling`, if any is given."""
+    if rope_scaling is None:
+        return generator
+    require(
+        generator.cfg.rope_scaling is not None,
+        f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
+    )
+    return dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
+
+
+def _check_tokenizer(path, generator: Weights, tokenizer: Weights, holder: str = "this folder") -> None:
+    """Refuses the generator of `path` if its codes are not those of this tokenizer, which lies in `holder`."""
+    if generator.cfg.codebook_size != tokenizer.cfg.codebook_size:
+        raise ConfigError(
+            f"{path}: the generator has {generator.cfg.codebook_size} codes, the tokenizer {tokenizer.cfg.codebook_size}"
+        )
+    trained_with = generator.about.get("tokenizer_hash")
+    if trained_with and trained_with != tokenizer.hash:
+        raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, {holder} has {tokenizer.hash}")
+
+
+def _decoding(generator: Weights) -> Any:
+    """The decoding options stored with a generator, of the kind its network needs."""
+    kind = CausalConfig if is_causal(generator.cfg) else DecodeConfig
+    return from_dict(kind, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")
