@@ -103,11 +103,7 @@ class Masked(nn.Module):
         self.network, self.smoothing, self.rate = Llama(generator), smoothing, generator.cfg.dropout
 
     def forward(self, inputs_bl, targets_bl, mask_bl, label_b):
-        net, rate = self.network, self.rate
-        x_bld = torch.cat([net.classes(label_b)[:, None], net.tokens(inputs_bl)], dim=1)
-        for block in net.layers:
-            x_bld = block(x_bld, net.cos, net.sin, rate if self.training else 0.0)
-        logits_blv = net.head(net.norm(x_bld[:, 1:]))
+        logits_blv = self.network(inputs_bl, label_b, self.rate if self.training else 0.0)
         loss_bl = F.cross_entropy(
             logits_blv.flatten(0, 1), targets_bl.flatten(), label_smoothing=self.smoothing, reduction="none"
         )

@@ -23,8 +23,8 @@ from maskgil_jax.planning.program import product_flops
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from maskgil_jax.training import tokenizer as tokenizer_training
 from maskgil_jax.training.generator import Objective, jitted_step, model_options
-from maskgil_jax.training.guards import guard_config, guarded
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
+from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config
 from maskgil_jax.training.state import init_state, sharded_init
 
 # bfloat16 products a second without sparsity, as published; what MFU is a share of. Others show TFLOP/s alone.
@@ -57,7 +57,7 @@ def beside_torch(file: str, repeats: int) -> list[dict]:
         raise SystemExit(f"--torch: needs PyTorch, run: pip install maskgil_jax[bench] ({error})") from None
     config = runpy.run_path(file)["get_config"]()
     key, batch, size = jax.random.key(0), config.batch_size, config.data.image_size
-    tx = guarded(make_optimizer(config.optimizer, config.total_steps), guard_config(config))
+    tx = skip_bad_updates(make_optimizer(config.optimizer, config.total_steps), skip_config(config))
     schedule, ema = learning_rate(config.optimizer, config.total_steps), config.optimizer.ema_decay
     if config.task == "tokenizer":
         changes = {name: value for name, value in config.model.items() if name != "preset" and value is not None}

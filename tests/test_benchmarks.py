@@ -66,7 +66,7 @@ def test_the_pytorch_training_twin_has_the_same_losses(monkeypatch):
     before = step.module.codes.detach().clone()
     step()
     assert not torch.equal(before, step.module.codes)
-    llama = LlamaConfig(codebook_size=16, num_classes=3, grid=(3, 4), width=16, depth=2, heads=2, mlp_width=24)
+    llama = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 6), patch=2, width=16, depth=2, heads=2, mlp_width=24)
     generator = create(llama, jax.random.key(0))
     generator.head.kernel[...] = jax.random.normal(jax.random.key(1), generator.head.kernel.shape)
     step = torch_train.generator_forms(generator, Objective(), options, batch=4)["PyTorch, eager"]
