@@ -19,11 +19,11 @@ from maskgil_jax.config.training import (
 
 
 def get_config() -> ConfigDict:
-    """64x64 images <-> 8x8 codes."""
+    """64x64 images <-> 16x16 codes, from 8,000 images."""
     config = ConfigDict()
     config.task = "tokenizer"
     config.seed = 0
-    config.total_steps = 440
+    config.total_steps = 500
     config.batch_size = 16
     config.data = section(
         DataConfig,
@@ -35,16 +35,16 @@ def get_config() -> ConfigDict:
         crop="none",
         flip=True,
     )
-    config.model = changes(VQConfig, MagvitConfig, skip=("image_size",), preset="small")
+    config.model = changes(VQConfig, MagvitConfig, skip=("image_size",), preset="patches")
 
     # No adversarial and no perceptual loss: neither improves the result within two minutes.
     config.loss = section(VQLossConfig, l1=1.0, l2=1.0, perceptual=0.0, adversarial=0.0, disc_start=0)
     config.lpips = ""
     adam = dict(beta2=0.99, weight_decay=0.0, warmup_steps=20, decay="cosine")
-    config.optimizer = section(OptimizerConfig, learning_rate=3e-3, **adam)
+    config.optimizer = section(OptimizerConfig, learning_rate=2e-3, ema_decay=0.99, **adam)
     config.discriminator = ConfigDict()
     config.discriminator.net = section(DiscriminatorConfig, width=32, layers=2, norm="group")
-    config.discriminator.optimizer = section(OptimizerConfig, learning_rate=1e-3, **adam)
+    config.discriminator.optimizer = section(OptimizerConfig, learning_rate=1e-3, ema_decay=0.99, **adam)
     config.restart_after = 25
     config.usage_window = 50
 

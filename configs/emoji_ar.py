@@ -11,4 +11,6 @@ from maskgil_jax.configs import c2i_ar_b, emoji
 
 def get_config() -> ConfigDict:
     """`emoji.py` made causal."""
-    return c2i_ar_b.make_causal(emoji.get_config())
+    config = c2i_ar_b.make_causal(emoji.get_config())
+    config.model.patch = None  # patches of tokens are predicted together, which token by token cannot be
+    return config
