@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from maskgil_jax.checkpoints.weights import SHIPPED
 from maskgil_jax.config import InceptionConfig
 from maskgil_jax.convert.main import convert, export
-from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.convert.planner import make_plan
 from maskgil_jax.evaluation import protocols
 from maskgil_jax.evaluation.features import FeatureExtractor, local_mesh, rebatch
 from maskgil_jax.evaluation.inception import inception_features, load_inception

@@ -34,6 +34,7 @@ class LlamaConfig:
     codebook_size: int = 16384
     num_classes: int = 1000
     grid: tuple[int, int] = (16, 16)  # training canvas; with 2-D positions any other grid works too
+    null_class: bool = True  # False: trained without class dropout, so there is no null class and no guidance
     condition: str = "class"  # "class": one learned vector each; "text": features of a text encoder through an MLP (LlamaGen)
     text_tokens: int = 120  # length of a text, padded on the left
     text_dim: int = 2048  # width of its features

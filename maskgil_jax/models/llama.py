@@ -149,7 +149,7 @@ class Llama(nnx.Module):
             null_td = jax.random.normal(rngs.params(), (cfg.text_tokens, cfg.text_dim)) * cfg.text_dim**-0.5
             self.caption_null = nnx.Param(null_td)
         else:
-            self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
+            self.classes = embedding(cfg.num_classes + cfg.null_class, cfg.width, rngs=rngs)  # the last row is the null class
         self.layers: Any = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
         self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
@@ -160,7 +160,10 @@ class Llama(nnx.Module):
         """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
 
         The null text is as long as the text it stands for: LlamaGen keeps the text's mask. It is random and never trained.
+        Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
         """
+        if not self.cfg.null_class:
+            raise ConfigError("guidance: this network was trained without a null class; decode with guidance=1")
         if self.cfg.condition == "class":
             return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
         null_td = jax.lax.stop_gradient(self.caption_null[...]).astype(condition.features_btd.dtype)
