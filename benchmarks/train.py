@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from benchmarks.measure import measure, options, report
 from maskgil_jax import networks as network
+from maskgil_jax.conditioning import conditioner_of
 from maskgil_jax.config import LLAMA_PRESETS
 from maskgil_jax.planning.chips import CHIPS
 from maskgil_jax.planning.program import product_flops
@@ -48,7 +49,7 @@ def main() -> None:
         cfg = dataclasses.replace(LLAMA_PRESETS[preset], dtype=args.dtype, remat=remat, attention=attention)
         init = init_state(lambda k, c=cfg: network.params_of(network.create(c, k)), tx, ema=False)
         state, layout = sharded_init(init, key, mesh)
-        step = jitted_step(cfg, Objective(), tx, lambda _: 1e-4, 0.0, layout)
+        step = jitted_step(cfg, Objective(), tx, lambda _: 1e-4, 0.0, layout, conditioner=conditioner_of(cfg, {}))
         codes = jax.random.randint(key, (int(batch), *cfg.grid), 0, cfg.codebook_size)
         data = jax.device_put({"codes": codes, "label": jnp.zeros(int(batch), jnp.int32)}, batch_sharding(mesh))
 

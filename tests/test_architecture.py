@@ -1,8 +1,9 @@
-"""The floor picture of docs/architecture.md, held by reading the source: what each room may import, and what no file may do."""
+"""The import levels of docs/architecture.md against the source, and what no file may contain."""
 
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -13,48 +14,39 @@ import maskgil_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Every room of the package and the floor it stands on. Imports go down, or sideways within a floor, never round in a circle.
-FLOORS = {
-    1: (
-        "config",
-        "schedules",
-        "sharding",
-        "distributed",
-        "peers",
-        "storage",
-        "atomic",
-        "pictures",
-        "keys",
-        "platforms",
-        "data",
-        "text",
-        "speech",
-    ),
-    2: ("models", "tokenizers", "decoding", "masking", "params"),
-    3: ("checkpoints",),
-    4: ("training", "pipeline", "editing", "convert"),
-    5: ("evaluation", "planning", "app", "batch_sampling"),
-    6: ("demo", "commands", "cli", "__main__"),
-}
-# Sideways or downwards, but not here: (room, what it must not import, why).
-CLOSED_DOORS = [
+TABLE = re.compile(r"^\| (\d+) \| `(\w+)` \| .* \|([^|]*)\|$", re.MULTILINE)
+
+
+def stated() -> tuple[dict[str, int], set[tuple[str, str]]]:
+    """(package -> level, imports within a level) of the table in docs/architecture.md."""
+    rows = TABLE.findall((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    levels = {name: int(level) for level, name, _ in rows}
+    return levels, {(name, other) for _, name, beside in rows for other in re.findall(r"`(\w+)`", beside)}
+
+
+LEVELS, WITHIN = stated()
+# (package, what it must not import even if its level allows it, why).
+FORBIDDEN_IMPORTS = [
     ("config", "maskgil_jax", "config knows nothing of the package"),
     ("decoding", "maskgil_jax.tokenizers", "decoders turn tokens into tokens"),
     ("decoding", "maskgil_jax.networks", "decoders know networks only by calling them"),
+    ("tokenizers", "maskgil_jax.data", "tokenizers see arrays"),
+    ("training", "maskgil_jax.pipelines", "a trainer does not know the object that users hold"),
     *(
         ("decoding", f"maskgil_jax.models.{name}", "decoders know networks only by calling them")
-        for name in ("adaln", "attention", "bert", "layers", "llama", "maskgit", "rope")
+        for name in ("adaln", "experimental", "bert", "layers", "llama", "maskgit", "rope")
     ),
 ]
-# Outside packages that are not for everybody: name -> (who may import it, why).
-GUESTS = {
+# Outside packages that only some packages may import: name -> (which, why).
+RESTRICTED_PACKAGES = {
     "torch": (("convert",), "only convert/ writes .pt files"),
     "tensorflow": ((), "nothing here needs TensorFlow"),
+    "jax._src": ((), "private names of JAX change without notice"),
     "clu.metric_writers": ((), "it imports TensorFlow"),
     "clu.periodic_actions": ((), "it imports TensorFlow"),
     "tensorflow_datasets": (("data",), "images enter through data/"),
     "PIL": (
-        ("pictures", "data", "training", "pipeline", "evaluation", "app", "demo", "commands"),
+        ("files", "data", "training", "evaluation", "commands", "pipelines"),
         "networks and decoders see arrays",
     ),
     **dict.fromkeys(
@@ -62,7 +54,7 @@ GUESTS = {
     ),
 }
 # Slow to import, or an extra: inside the function that needs them, so the command starts at once and works without.
-LATE = {"torch", "tensorflow_datasets", "matplotlib", "scipy", "gradio", "huggingface_hub"}
+LATE = {"tokenizers", "torch", "tensorflow_datasets", "matplotlib", "scipy", "gradio", "huggingface_hub"}
 # Calls that run code from files or strings, and the parts of NNX this package does without: its modules are stateless pytrees.
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load", "yaml.load", "yaml.unsafe_load"} | {
     f"nnx.{name}" for name in ("jit", "scan", "vmap", "grad", "value_and_grad", "remat", "Optimizer", "Dropout", "BatchNorm")
@@ -86,7 +78,7 @@ MODULES = {module_of(path): path for path in PACKAGE}
 
 
 def room_of(module: str) -> str:
-    """The room a module of the package belongs to; empty for the package's own __init__."""
+    """The package or top-level module that a module belongs to; empty for the package's own __init__."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -144,29 +136,42 @@ def report(problems: list[str]) -> None:
     assert not problems, "\n" + "\n".join(sorted(problems))
 
 
-def test_every_module_has_a_floor():
-    known = {room for rooms in FLOORS.values() for room in rooms}
-    report([f"{m}: room {room_of(m)!r} is in no row of FLOORS" for m in MODULES if room_of(m) and room_of(m) not in known])
+def test_every_package_has_a_level():
+    packages = {room_of(m) for m in MODULES} - {"", "__main__"}
+    assert packages == set(LEVELS), "docs/architecture.md: the table and the packages differ"
 
 
-def test_imports_only_go_down():
-    floor = {room: number for number, rooms in FLOORS.items() for room in rooms}
-    problems = []
+def test_at_most_three_modules_at_the_top_level():
+    top = {path.stem for path in (ROOT / "maskgil_jax").glob("*.py")} - {"__init__", "__main__"}
+    assert len(top) <= 3, top
+
+
+def test_imports_go_to_lower_levels_or_as_the_table_says():
+    problems, seen = [], set()
     for module, line, target, name in own_imports():
         if target == "maskgil_jax":
             if name in PUBLIC_NAMES:
-                problems.append(f"{module}:{line}: {name} through the front door; import it from the module it lives in")
-        elif (high := floor.get(room_of(target), 0)) > (low := floor.get(room_of(module), 6)):
-            problems.append(f"{module}:{line}: imports {name}, which goes up from floor {low} to floor {high}")
+                problems.append(f"{module}:{line}: {name} by its public name; import it from the module it lives in")
+            continue
+        low, high = room_of(module), room_of(target)
+        if low == high or low == "__main__":
+            continue
+        if LEVELS[high] == LEVELS[low]:
+            seen.add((low, high))
+        elif LEVELS[high] > LEVELS[low]:
+            problems.append(f"{module}:{line}: imports {name}, from level {LEVELS[low]} to level {LEVELS[high]}")
     report(problems)
+    assert seen == WITHIN, (
+        "docs/architecture.md: imports within a level that the table has and the source has not, or the reverse"
+    )
 
 
-def test_closed_doors():
+def test_no_package_imports_what_it_must_not_know():
     report(
         [
             f"{module}:{line}: imports {name}; {why}"
             for module, line, target, name in own_imports()
-            for room, closed, why in CLOSED_DOORS
+            for room, closed, why in FORBIDDEN_IMPORTS
             if room_of(module) == room != room_of(target) and within(name, closed)
         ]
     )
@@ -197,7 +202,7 @@ def test_outside_packages_stay_in_their_rooms():
     for module, path in MODULES.items():
         tree = tree_of(path)
         for line, name in imports_of(tree, module):
-            for guest, (rooms, why) in GUESTS.items():
+            for guest, (rooms, why) in RESTRICTED_PACKAGES.items():
                 if within(name, guest) and room_of(module) not in rooms:
                     problems.append(f"{module}:{line}: imports {name}; {why}")
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])

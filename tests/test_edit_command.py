@@ -90,7 +90,7 @@ COMMAND_MISTAKES = {
     "far place": (["outpaint", "image.png", "--canvas", "4x6", "--place", "0x3"], "place: must be (row, column)"),
     "overlap": (["outpaint", "image.png", "--canvas", "4x6", "--overlap", "0x4"], "overlap: must be (rows, columns)"),
     "not placed": (["vary", "image.png", "--place", "0x0"], "--place: is an option of outpaint, not of vary"),
-    "hybrid": (["vary", "image.png", "--ar", "w"], "--ar: editing is masked decoding alone"),
+    "hybrid": (["vary", "image.png", "--ar", "w"], "--ar: editing uses masked decoding alone"),
     "one class": (["interpolate", "--labels", "ant"], "--labels: interpolate goes from one class to another"),
 }
 

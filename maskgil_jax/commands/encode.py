@@ -28,7 +28,7 @@ def run(args, rest) -> None:
 
     from maskgil_jax.checkpoints.weights import load_weights
     from maskgil_jax.data.images import open_images
-    from maskgil_jax.pipelines.pipeline import encode_source
+    from maskgil_jax.pipelines.encoding import encode_source
 
     prepare_jax()
     weights = load_weights(args.tokenizer, "tokenizer")
@@ -38,7 +38,7 @@ def run(args, rest) -> None:
         weights,
         source,
         args.out,
-        image_size=image_size,
+        size=image_size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         flip=args.flip,

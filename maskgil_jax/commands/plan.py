@@ -52,6 +52,7 @@ def plan(args, config, tokenizer) -> int:
         with contextlib.suppress(RuntimeError):  # too late: JAX has its devices already
             jax.config.update("jax_num_cpu_devices", int(wanted))
 
+    from maskgil_jax.conditioning import ClassConditioner
     from maskgil_jax.files.atomic import write_json
     from maskgil_jax.networks import count_params
     from maskgil_jax.planning.chips import open_topology
@@ -63,13 +64,15 @@ def plan(args, config, tokenizer) -> int:
     devices, chip = open_topology(args.topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     codes = args.codebook_size or tokenizer.codebook_size
-    cfg = network_options(config, codebook_size=codes, num_classes=args.num_classes, downsample=tokenizer.downsample)
+    conditioner = ClassConditioner(tuple(map(str, range(args.num_classes))))
+    cfg = network_options(config, codebook_size=codes, conditioner=conditioner, downsample=tokenizer.downsample)
     with target_platform("tpu" if chip else jax.default_backend()):
         if args.decode:
-            program = decode_program(config, cfg, mesh, dataclasses.replace(tokenizer, codebook_size=codes), args.decode)
+            planned = dataclasses.replace(tokenizer, codebook_size=codes)
+            program = decode_program(config, cfg, conditioner, mesh, planned, args.decode)
         else:
-            program = train_program(config, cfg, mesh)
-        found = make_plan(program, mesh.size, chip, top=args.top, quick=args.quick)
+            program = train_program(config, cfg, conditioner, mesh)
+        found = make_plan(program, mesh.size, chip, top=args.top, low_effort=args.quick)
     rows, columns = cfg.grid
     model = config.model
     heading = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.start import add_process_options, prepare_jax
+from maskgil_jax.commands.start import add_process_options, join_processes, prepare_jax
 
 
 def add(command) -> None:
@@ -24,19 +24,18 @@ def run(args, rest) -> None:
     import jax
 
     from maskgil_jax.config import choose
-    from maskgil_jax.runtime.distributed import initialize
 
     config = read_run_file(args.config, rest)
     choose("config.task", config.task, ("generator", "tokenizer", "classifier"))
-    initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
+    join_processes(args)
     prepare_jax()
     lead = jax.process_index() == 0
-    if not lead:  # one commentary is enough
+    if not lead:  # one process logs
         logging.getLogger("maskgil_jax").setLevel(logging.WARNING)
     if config.task == "generator":
         from maskgil_jax.training import generator
 
-        weights = generator.train(config, args.workdir, judge_of(config))
+        weights = generator.train(config, args.workdir, evaluator_of(config))
     elif config.task == "tokenizer":
         from maskgil_jax.training import tokenizer
 
@@ -49,8 +48,8 @@ def run(args, rest) -> None:
         print(f"weights: {weights}")
 
 
-def judge_of(config):
-    """What measures samples of a generator in training, if `config.evaluate` asks for it: training knows no evaluation."""
+def evaluator_of(config):
+    """The evaluator of a generator in training, None unless `config.evaluate` asks for it."""
     if not config.get("evaluate") or not config.evaluate.every:
         return None
     from maskgil_jax.evaluation.during import SampleEvaluator

@@ -1,13 +1,26 @@
 """Sizes and options as frozen dataclasses: hashable, so they can be static under `jax.jit`, and plain enough for `config.json`.
 
-Each network has one dataclass and, beside it, its table of `*_PRESETS`. This room knows nothing else of the package.
+Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports nothing else of the package.
 """
 
-from .base import ConfigError, choose, from_dict, require, to_dict
-from .decoding import DECODE_PRESETS, ORDERS, PLANS, REMASK_RULES, SCHEDULES, CausalConfig, DecodeConfig, decode_preset
+from .base import ConfigError, choose, from_dict, renamed, require, to_dict
+from .data import LoaderConfig, height_width
+from .decoding import DECODE_PRESETS, PLANS, REMASK_RULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
-from .generators import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, AdaLNConfig, BertConfig, LlamaConfig, check_flash_length
+from .generators import (
+    ADALN_PRESETS,
+    BERT_PRESETS,
+    LLAMA_PRESETS,
+    AdaLNConfig,
+    BertConfig,
+    GeneratorConfig,
+    LlamaConfig,
+    check_flash_length,
+    is_causal,
+)
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
+from .orders import ORDERS
+from .schedules import SCHEDULES
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 
 __all__ = [
@@ -29,9 +42,11 @@ __all__ = [
     "ClassifierConfig",
     "ConfigError",
     "DecodeConfig",
+    "GeneratorConfig",
     "InceptionConfig",
     "LPIPSConfig",
     "LlamaConfig",
+    "LoaderConfig",
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
@@ -40,6 +55,9 @@ __all__ = [
     "choose",
     "decode_preset",
     "from_dict",
+    "height_width",
+    "is_causal",
+    "renamed",
     "require",
     "to_dict",
 ]

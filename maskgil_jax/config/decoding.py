@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from .base import choose, require
+from .orders import ORDERS
+from .schedules import SCHEDULES
 
-SCHEDULES = ("root", "linear", "square", "cosine", "arccos")
 PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
-ORDERS = ("confidence", "halton", "halton_rolled", "random", "raster")
 GUIDANCE_RAMPS = ("constant", "linear", "cosine", "power-cosine", "interval")
 REMASK_RULES = ("cap", "rescale")
 REMASK_PICKS = ("even", "confidence")

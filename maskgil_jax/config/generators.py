@@ -14,33 +14,89 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+REMAT = ("none", "dots", "full", "offload")
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+    """Options that every generator has. What decoders and trainers ask of a network's options is declared here.
+
+    layers: "scan" compiles one layer and loops over them, "unroll" writes all of them out, "auto" unrolls on a CPU alone.
+    remat: what the backward pass keeps: everything ("none"), matrix products ("dots", or "offload" to host memory), or
+    nothing ("full").
+    """
+
+    codebook_size: int = 16384
+    num_classes: int = 1000
+    grid: tuple[int, int] = (16, 16)  # (rows, columns) of the training canvas
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    dropout: float = 0.1  # in training only
+    dtype: str = "float32"  # compute dtype; parameters stay float32
+    layers: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self):
+        choose("layers", self.layers, ("auto", "scan", "unroll"))
+        choose("remat", self.remat, REMAT)
+        choose("dtype", self.dtype, ("float32", "bfloat16"))
+        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
+        require(min(self.grid) >= 1, f"grid: sides must be at least 1, got {self.grid}")
+
+    @property
+    def mask_id(self) -> int:
+        """Token id of [MASK]: one past the codebook."""
+        return self.codebook_size
+
+    @property
+    def causal(self) -> bool:
+        """Whether the network predicts the next token instead of the masked ones."""
+        return False
+
+    @property
+    def condition(self) -> str:
+        """Kind of condition: "class" or "text"."""
+        return "class"
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Positions that the condition takes up in the sequence."""
+        return 1
+
+    @property
+    def rope_scaling(self) -> str | None:
+        """Treatment of canvases larger than `grid`; None for networks with learned positions, which know `grid` alone."""
+        return None
+
+
+def is_causal(cfg: object) -> bool:
+    """Whether a network of these options predicts the next token."""
+    return isinstance(cfg, GeneratorConfig) and cfg.causal
+
+
 def check_flash_length(positions: int, dtype: str) -> None:
-    """Raises a `ConfigError` if the attention kernels do not know so long a sequence."""
+    """Raises a `ConfigError` if the Pallas attention kernels do not support so long a sequence."""
     require(
         positions <= FLASH_LENGTH[dtype],
-        f'attention: "flash" knows sequences of at most {FLASH_LENGTH[dtype]} positions in {dtype}, the condition among them, '
+        f'attention: "flash" supports sequences of at most {FLASH_LENGTH[dtype]} positions in {dtype}, prefix included, '
         f'got {positions}; use "xla", or a smaller grid',
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(GeneratorConfig):
     """LLaMA over VQ tokens (paper 3.2, Table 2): bidirectional for MaskGIL, `causal=True` for the AR model.
 
     The paper's reading is the default; `positions="1d_shifted"`, `class_position="last"` and `mask_logit=True`
-    together are the layout of the published code.
+    together are the layout of the published code. With 2-D positions any grid works beside the training one. Dropout acts on
+    the outputs of attention and MLP.
     """
 
-    codebook_size: int = 16384
-    num_classes: int = 1000
-    grid: tuple[int, int] = (16, 16)  # training canvas; with 2-D positions any other grid works too
     null_class: bool = True  # False: trained without class dropout, so there is no null class and no guidance
     condition: str = "class"  # "class": one learned vector each; "text": features of a text encoder through an MLP (LlamaGen)
     text_tokens: int = 120  # length of a text, padded on the left
     text_dim: int = 2048  # width of its features
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
     kv_heads: int | None = None  # fewer than `heads`: grouped-query attention
     mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
     positions: str = "2d"  # "2d": rotary by (row, col); "1d_shifted": one zero row first, so token i gets angle i - 1
@@ -52,21 +108,16 @@ class LlamaConfig:
     qk_norm_kind: str = "layer"  # "layer" (with bias, as Chameleon) or "rms"
     post_norm: str = "none"  # "sandwich": x + norm(f(norm(x))); "swin": x + norm(f(x))
     norm_eps: float = 1e-5
-    dropout: float = 0.1  # on the outputs of attention and MLP, in training only
     mask_logit: bool = False  # train the head on codebook_size + 1 classes (the published code); never sampled
     causal: bool = False
-    dtype: str = "float32"  # compute dtype; parameters stay float32
-    layers: str = "auto"  # "scan", "unroll", or by platform: unrolled on CPU, scanned elsewhere
-    remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
-    attention: str = (
-        "xla"  # "flash": in training on a TPU by the kernels of models/attention.py, compiled but not yet run on one
-    )
+    attention: str = "xla"  # "cudnn": on a GPU (XLA elsewhere); "flash": models/experimental/flash_attention.py, on a TPU
 
     def __post_init__(self):
+        super().__post_init__()
         choose("condition", self.condition, ("class", "text"))
         require(
             self.condition == "class" or (self.positions, self.class_position) == ("2d", "first"),
-            'condition: a text stands first and needs positions "2d", got '
+            'condition: a text comes first and needs positions "2d", got '
             f"positions {self.positions!r}, class_position {self.class_position!r}",
         )
         require(min(self.text_tokens, self.text_dim) >= 1, "text_tokens and text_dim: must be at least 1")
@@ -81,18 +132,18 @@ class LlamaConfig:
         choose("qk_norm", self.qk_norm, ("none", "per_head", "full"))
         choose("qk_norm_kind", self.qk_norm_kind, ("layer", "rms"))
         choose("post_norm", self.post_norm, ("none", "sandwich", "swin"))
-        choose("layers", self.layers, ("auto", "scan", "unroll"))
-        choose("remat", self.remat, ("none", "dots", "full", "offload"))
-        choose("dtype", self.dtype, ("float32", "bfloat16"))
-        choose("attention", self.attention, ("xla", "flash"))
+        choose("attention", self.attention, ("xla", "cudnn", "flash"))
         require(
-            self.attention == "xla" or (self.condition == "class" and self.kv_heads in (None, self.heads)),
-            'attention: "flash" knows no text and no grouped queries, got '
+            self.attention != "cudnn" or self.dtype == "bfloat16",
+            f'attention: "cudnn" computes in bfloat16, got dtype {self.dtype!r}; use dtype="bfloat16" or attention="xla"',
+        )
+        require(
+            self.attention != "flash" or (self.condition == "class" and self.kv_heads in (None, self.heads)),
+            'attention: "flash" supports neither text nor grouped queries, got '
             f'condition {self.condition!r} and {self.kv_heads} of {self.heads} kv_heads; use "xla"',
         )
         if self.attention == "flash":
             check_flash_length(self.grid[0] * self.grid[1] + (not self.causal), self.dtype)
-        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
         require(
             self.heads % (self.kv_heads or self.heads) == 0, f"kv_heads: {self.kv_heads} does not divide heads {self.heads}"
@@ -101,12 +152,6 @@ class LlamaConfig:
             self.head_dim % (4 if self.positions == "2d" else 2) == 0,
             f"heads: head width {self.head_dim} must be a multiple of 4 for 2-D positions (of 2 for 1-D)",
         )
-        require(min(self.grid) >= 1, f"grid: sides must be at least 1, got {self.grid}")
-
-    @property
-    def mask_id(self) -> int:
-        """Token id of [MASK]: one past the codebook."""
-        return self.codebook_size
 
     @property
     def prefix_tokens(self) -> int:
@@ -135,35 +180,17 @@ LLAMA_PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class BertConfig(GeneratorConfig):
     """Bidirectional Transformer baseline (paper 3.1.2): learned positions, LayerNorm, GELU, head tied to the token table."""
 
-    codebook_size: int = 16384
-    num_classes: int = 1000
-    grid: tuple[int, int] = (16, 16)
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
     mlp_width: int = 3072
-    dropout: float = 0.1
     class_position: str = "last"  # where the class token stands (and which learned position it has)
     mask_logit: bool = False
-    dtype: str = "float32"
-    layers: str = "auto"
-    remat: str = "none"
 
     def __post_init__(self):
+        super().__post_init__()
         choose("class_position", self.class_position, ("first", "last"))
-        choose("layers", self.layers, ("auto", "scan", "unroll"))
-        choose("remat", self.remat, ("none", "dots", "full", "offload"))
-        choose("dtype", self.dtype, ("float32", "bfloat16"))
-        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
-
-    @property
-    def mask_id(self) -> int:
-        """Token id of [MASK]: one past the codebook."""
-        return self.codebook_size
 
 
 BERT_PRESETS = {
@@ -174,38 +201,21 @@ BERT_PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaLNConfig:
+class AdaLNConfig(GeneratorConfig):
     """Halton-MaskGIT's Transformer: the class modulates every norm (AdaLN-zero), learned positions, register tokens, tied head.
 
-    Besnier et al. 2025 (arXiv 2503.17076); the defaults are its published base size.
+    Besnier et al. 2025 (arXiv 2503.17076); the defaults are its published base size. A head is int(width / heads) wide, so all
+    heads together may be narrower than the width. Dropout acts on the output of attention and inside the MLP.
     """
 
-    codebook_size: int = 16384
-    num_classes: int = 1000
-    grid: tuple[int, int] = (16, 16)
-    width: int = 768
-    depth: int = 12
-    heads: int = 12  # each int(width / heads) wide, so all of them together may be narrower than the width
     mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
-    registers: int = 1  # learned tokens after those of the image, which only lend room to think
-    dropout: float = 0.1  # on the output of attention and inside the MLP, in training only
+    registers: int = 1  # number of register tokens (Darcet et al. 2023) appended to the sequence
     mask_logit: bool = True  # train the head on codebook_size + 1 classes, as published; [MASK] is never sampled
-    dtype: str = "float32"
-    layers: str = "auto"
-    remat: str = "none"
 
     def __post_init__(self):
-        choose("layers", self.layers, ("auto", "scan", "unroll"))
-        choose("remat", self.remat, ("none", "dots", "full", "offload"))
-        choose("dtype", self.dtype, ("float32", "bfloat16"))
-        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
+        super().__post_init__()
         require(1 <= self.heads <= self.width, f"heads: must be between 1 and width {self.width}, got {self.heads}")
         require(self.registers >= 0, f"registers: must be at least 0, got {self.registers}")
-
-    @property
-    def mask_id(self) -> int:
-        """Token id of [MASK]: one past the codebook."""
-        return self.codebook_size
 
     @property
     def head_dim(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import choose, require
+from .base import require
+from .generators import GeneratorConfig
 from .tokenizers import Levels
 
 
@@ -28,36 +29,21 @@ class MaskGITVQConfig(Levels):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskGITConfig:
+class MaskGITConfig(GeneratorConfig):
     """Google's Transformer, a BERT: norms after each residual sum, learned positions, one table for all that is embedded.
 
-    It has no null class, so it cannot be guided.
+    It has no null class, so it cannot be guided. Dropout acts on the embeddings and on the outputs of attention and MLP.
+    [MASK] is one past the codebook, as in every generator here; the published code writes -1.
     """
 
     codebook_size: int = 1024
-    num_classes: int = 1000
-    grid: tuple[int, int] = (16, 16)  # the only one: each place has a learned position
-    width: int = 768
     depth: int = 24
     heads: int = 16
     mlp_width: int = 3072
-    dropout: float = 0.1  # on the embeddings and on the outputs of attention and MLP, in training only
-    dtype: str = "float32"  # compute dtype; parameters stay float32
-    layers: str = "auto"  # "scan", "unroll", or by platform: unrolled on CPU, scanned elsewhere
-    remat: str = "none"  # "none", "dots" (keep matrix products), "full", "offload" (keep them in host memory)
 
     def __post_init__(self):
-        choose("layers", self.layers, ("auto", "scan", "unroll"))
-        choose("remat", self.remat, ("none", "dots", "full", "offload"))
-        choose("dtype", self.dtype, ("float32", "bfloat16"))
-        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
+        super().__post_init__()
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
-        require(min(self.grid) >= 1, f"grid: sides must be at least 1, got {self.grid}")
-
-    @property
-    def mask_id(self) -> int:
-        """Token id of [MASK]: one past the codebook, as in every generator here (the published code writes -1)."""
-        return self.codebook_size
 
     @property
     def vocabulary(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskgil_jax.checkpoints.shards import write_tensors
-from maskgil_jax.checkpoints.weights import FORMAT, read_metadata, replace_folder, require_room
+from maskgil_jax.checkpoints.weights import FORMAT, read_metadata, replace_folder, require_free_space
 from maskgil_jax.config import ConfigError, require, to_dict
 from maskgil_jax.networks import abstract_params, family_of, flatten
 
@@ -43,7 +43,7 @@ def write(
     does not fit on its disk. Nothing is left behind in either case.
     """
     earlier = source_hash_of(out)
-    require_room(out, plan.parameters * np.dtype(dtype).itemsize)
+    require_free_space(out, plan.parameters * np.dtype(dtype).itemsize)
     digest = _sha256(checkpoint)
     require(earlier in (None, digest), f"{out}: exists and was converted from another file; remove it or choose another folder")
     source = {

@@ -8,9 +8,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, require
-from maskgil_jax.decoding.guidance import mix, ready
-from maskgil_jax.decoding.token_sampling import draw
+from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, is_causal, require
+from maskgil_jax.decoding.guidance import alternate, mix
+from maskgil_jax.decoding.token_sampling import sample_tokens
+from maskgil_jax.models.condition import batch_size
+from maskgil_jax.models.generator import unstack_layers
 from maskgil_jax.runtime.rng import fold_keys, image_keys, typed_key
 
 # Folded into an image's key before its tokens' numbers, so that masked decoding with the same key draws independently.
@@ -27,7 +29,7 @@ def decode_causal(
     end: int | None = None,
     kept_bl=None,
 ):
-    """Writes the tokens of a batch of canvases, one network call each.
+    """Samples the tokens of a batch of canvases in raster order, one network call a token.
 
     Keys and values of earlier positions are kept in a cache that the loop carries and updates in place. It holds
     `2 * rows * layers * positions * kv_heads * head_width * bytes of a number` bytes, where rows is the batch, or twice the
@@ -46,15 +48,14 @@ def decode_causal(
         batch. Default: none given.
       grid: (rows, columns) of the canvas. Default: the generator's training grid.
       end: how many tokens there are in the end, given ones included. Default: rows * columns.
-      kept_bl: int (b, end), tokens that are not drawn but kept, -1 where one is to be drawn: any number of them per image,
-        anywhere after the first n. The network goes on from them as if they were its own, and sees none before it gets
-        there. Default: none.
+      kept_bl: int (b, end), tokens to keep instead of sampling, -1 where one is to be sampled: any number per image, anywhere
+        after the first n. The network attends to a kept token from its position on, as to sampled ones. Default: none.
 
     Returns:
       int32 (b, end).
 
     Raises:
-      ConfigError: the generator is not causal, or sizes of condition, key, tokens, grid and end do not belong together.
+      ConfigError: the generator is not causal, or sizes of condition, key, tokens, grid and end disagree.
     """
     rows, columns = generator.cfg.grid if grid is None else grid
     grid = (int(rows), int(columns))
@@ -80,34 +81,34 @@ def decode_causal(
 
 def check_causal(generator) -> None:
     """Raises a `ConfigError` for a network that was not trained on the next token."""
-    if not getattr(generator.cfg, "causal", False):
-        raise ConfigError("generator: is not causal; only a network trained on the next token (causal=true) writes in order")
+    if not is_causal(generator.cfg):
+        raise ConfigError("generator: is not causal; decoding token by token needs a network trained with causal=true")
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "end"))
 def _decode_causal(generator, condition, key, tokens_bn, kept_bl, cfg: CausalConfig, grid, end: int):
-    """Nothing is donated: canvas and cache begin in here, and what is passed may be the caller's."""
-    b = jax.tree.leaves(condition)[0].shape[0]
+    """Donates nothing: canvas and cache are allocated inside, and the arguments may be the caller's."""
+    b = batch_size(condition)
     tokens_bn = jnp.zeros((b, 0), jnp.int32) if tokens_bn is None else tokens_bn.astype(jnp.int32)
-    return write(generator, condition, image_keys(key, b), tokens_bn, kept_bl, cfg, grid, end)
+    return causal_decode_loop(generator, condition, image_keys(key, b), tokens_bn, kept_bl, cfg, grid, end)
 
 
-def write(generator, condition, key_b, tokens_bn, kept_bl, cfg: CausalConfig, grid: tuple[int, int], end: int):
-    """The loop itself, to be called under jit: the given tokens and those drawn or kept after them, int32 (b, end)."""
+def causal_decode_loop(generator, condition, key_b, tokens_bn, kept_bl, cfg: CausalConfig, grid: tuple[int, int], end: int):
+    """The loop, to be called under jit: the given tokens and those sampled or kept after them, int32 (b, end)."""
     b, n = tokens_bn.shape
     if end == n:
         return tokens_bn
-    generator = ready(generator)
-    law = DecodeConfig(temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, draw=cfg.draw)
+    generator = unstack_layers(generator)
+    sampling = DecodeConfig(temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, draw=cfg.draw)
     key_b = fold_keys(key_b, _CAUSAL_DRAWS)
     guided, rows_bn = cfg.guidance != 1.0, tokens_bn
     if guided:  # the two rows of an image are neighbours, so a batch sharded over devices keeps its branches together
-        condition = jax.tree.map(_alternate, condition, generator.null_condition(condition))
+        condition = jax.tree.map(alternate, condition, generator.null_condition(condition))
         rows_bn = jnp.repeat(tokens_bn, 2, axis=0)
 
     def pick(i, logits_bv):
         logits_bv = logits_bv / cfg.temperature if cfg.temperature > 0 else logits_bv
-        drawn_b = draw(fold_keys(key_b, i), logits_bv[:, None], law)[:, 0].astype(jnp.int32)
+        drawn_b = sample_tokens(fold_keys(key_b, i), logits_bv[:, None], sampling)[:, 0].astype(jnp.int32)
         return drawn_b if kept_bl is None else jnp.where(kept_bl[:, i] < 0, drawn_b, kept_bl[:, i].astype(jnp.int32))
 
     def step(i, carry, guided: bool):
@@ -134,8 +135,3 @@ def _joined(logits_xv, scale: float, guided: bool):
     """float32 logits (b, v) of alternating conditional and unconditional rows; without guidance the rows themselves."""
     logits_xv = logits_xv.astype(jnp.float32)
     return mix(logits_xv[::2], logits_xv[1::2], scale) if guided else logits_xv
-
-
-def _alternate(cond, uncond):
-    """(b, ...) twice to (2b, ...), alternating."""
-    return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])

@@ -14,7 +14,7 @@ _TIE = 1e-9  # far above float64 rounding, far below the distance of two steps
 
 
 def progress(steps: int) -> np.ndarray:
-    """Where each step stands between the first (0) and the last (1), float64 (steps,); a single step is the last."""
+    """Position of each step from the first (0) to the last (1), float64 (steps,); a single step is the last."""
     return np.linspace(0.0, 1.0, steps) if steps > 1 else np.ones(1)
 
 
@@ -54,11 +54,6 @@ def guided_runs(scales: np.ndarray) -> list[tuple[int, int, bool]]:
     return [(first, end, bool(guided[first])) for first, end in itertools.pairwise(edges)]
 
 
-def ready(generator):
-    """The network for a loop that calls it often: what its method `unstacked` gives, if it has one."""
-    return generator.unstacked() if hasattr(generator, "unstacked") else generator
-
-
 def mix(cond, uncond, scale):
     """`uncond + scale * (cond - uncond)`."""
     return uncond + scale * (cond - uncond)
@@ -67,23 +62,22 @@ def mix(cond, uncond, scale):
 def guided_logits(generator, tokens_bl, condition, scale, grid: tuple[int, int], at_bm=None):
     """Logits float32 (b, l, v) of one network call; with a `scale` other than None both branches share a batch of 2b.
 
-    The two rows of an image are neighbours, so a batch sharded over devices keeps each image's branches together. With
-    positions `at_bm` int (b, m) the logits are those of these positions only, (b, m, v).
+    With positions `at_bm` int (b, m) the logits are those of these positions only, (b, m, v).
 
     Raises:
       ConfigError: the generator's logits are not (rows, positions, codebook_size).
     """
     if scale is None:
         return _call(generator, tokens_bl, condition, grid, at_bm)
-    pairs = jax.tree.map(_pair, condition, generator.null_condition(condition))
-    at_xm = None if at_bm is None else _pair(at_bm, at_bm)
-    logits_xmv = _call(generator, _pair(tokens_bl, tokens_bl), pairs, grid, at_xm)
+    pairs = jax.tree.map(alternate, condition, generator.null_condition(condition))
+    at_xm = None if at_bm is None else alternate(at_bm, at_bm)
+    logits_xmv = _call(generator, alternate(tokens_bl, tokens_bl), pairs, grid, at_xm)
     logits_b2mv = logits_xmv.reshape(-1, 2, *logits_xmv.shape[1:])
     return mix(logits_b2mv[:, 0], logits_b2mv[:, 1], scale)
 
 
-def _pair(cond, uncond):
-    """(b, ...) twice to (2b, ...), alternating."""
+def alternate(cond, uncond):
+    """Interleaves two (b, ...) arrays to (2b, ...), so that the rows of an image stay on one device of a sharded batch."""
     return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])
 
 

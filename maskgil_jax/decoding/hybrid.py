@@ -8,13 +8,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, require
+from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, is_causal, require
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
 
 
 def causal_tokens(ratio: float, grid: tuple[int, int]) -> int:
-    """How many tokens of a canvas the causal network writes: `ratio` (0..1) of them, to the nearest whole number."""
+    """Number of tokens that the causal network writes: `ratio` (0..1) of the canvas, to the nearest integer."""
     require(0.0 <= ratio <= 1.0, f"ar_ratio: must be between 0 (masked only) and 1 (AR only), got {ratio}")
     return round(ratio * math.prod(grid))
 
@@ -41,8 +41,8 @@ def decode_hybrid(
 ):
     """Fills a batch of canvases in `network_calls(ratio, grid, cfg.steps)` network calls, all in one compiled program.
 
-    Masked decoding plans its steps on the tokens that are left. Both networks must speak the codes of one tokenizer; with
-    `ratio` 0 the result is `decode`'s, with 1 `decode_causal`'s, for the same key.
+    Masked decoding plans its steps on the tokens that are left. Both networks need the codes of one tokenizer. With `ratio` 0
+    the result is that of `decode`, with 1 that of `decode_causal`, for the same key.
 
     Args:
       ar, ar_cfg: the causal network, as in `decoding.causal`, and how it samples.
@@ -60,7 +60,7 @@ def decode_hybrid(
     Raises:
       ConfigError: the networks differ in codebook or are not of these kinds, or sizes do not belong together.
     """
-    if getattr(generator.cfg, "causal", False):
+    if is_causal(generator.cfg):
         raise ConfigError("generator: is causal; hybrid decoding fills the rest with a masked one")
     if ar.cfg.codebook_size != generator.cfg.codebook_size:
         raise ConfigError(

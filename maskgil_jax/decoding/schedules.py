@@ -1,7 +1,7 @@
-"""How many tokens each decoding step reveals, and how many a training example hides.
+"""Number of tokens that each decoding step reveals, and mask ratio of training examples.
 
-Everything follows from one curve per schedule, `gamma(t)`: the share still masked at progress t. A *plan* is a way of
-reading the curve; the same schedule gives very different counts under different plans (arccos, 8 steps, 256 tokens):
+Each schedule is one curve `gamma(t)`: the fraction still masked at progress t. A *plan* turns it into counts; one schedule
+gives different counts under different plans (arccos, 8 steps, 256 tokens):
 
     density      1 18 26 32 38 43 48 50     gamma is the density of reveals, normalised (the published MaskGIL code)
     gamma        21 21 21 23 25 28 35 82    floor(gamma(t/T) N) tokens stay masked (MaskGIT)
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.config import PLANS, REMASK_RULES, SCHEDULES, choose, require
+from maskgil_jax.config import PLANS, REMASK_RULES, SCHEDULES, choose, renamed, require
 
 # Larger than any rounding error of float64 here and smaller than any real distance from a tie.
 _TIE = 1e-9
@@ -36,40 +36,32 @@ def gamma(schedule: str, t):
     Raises:
       ConfigError: unknown schedule.
     """
-    choose("schedule", schedule, SCHEDULES)
     xp = jnp if isinstance(t, jax.Array) else np
-    if schedule == "root":
-        return 1 - xp.sqrt(t)
-    if schedule == "linear":
-        return 1 - t
-    if schedule == "square":
-        return 1 - t**2
-    if schedule == "cosine":
-        return xp.cos(xp.pi / 2 * t)
-    return xp.arccos(t) * (2 / np.pi)
+    return SCHEDULES[choose("schedule", schedule, SCHEDULES)].gamma(t, xp)
 
 
 def mask_ratio(schedule: str, r, convention: str = "gamma"):
-    """Share of tokens to hide in a training example for a uniform draw `r` in [0, 1).
+    """Share of tokens to mask in a training example for a uniform draw `r` in [0, 1).
 
-    `convention="gamma"` is the decoding curve itself. `"release"` is the published code, which differs where it matters
-    for `square`: r^2 (a third masked on average) instead of 1 - r^2 (two thirds); linear is r, cosine and arccos are the
-    same in both, and root, absent there, is sqrt(r) by the same rule.
+    `convention="gamma"` is the decoding curve itself; `"release"` is the published code (`config.schedules.Schedule`).
 
     Raises:
       ConfigError: unknown schedule or convention.
     """
     choose("convention", convention, ("gamma", "release"))
     ratio = gamma(schedule, r)
-    rising = convention == "release" and schedule in ("root", "linear", "square")
-    return 1 - ratio if rising else ratio
+    return 1 - ratio if convention == "release" and SCHEDULES[schedule].release_complement else ratio
 
 
-def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: int = 4096, pause: tuple[int, int] = (0, 0)):
+@renamed(pause="hold_steps")
+def reveal_counts(
+    plan: str, schedule: str, steps: int, num_masked, max_masked: int = 4096, hold_steps: tuple[int, int] = (0, 0)
+):
     """Number of tokens to reveal at each step; never negative, always sums to `num_masked`.
 
-    Where the published plans are valid (nothing negative) the counts are theirs. Otherwise every step reveals at least one
-    token while `steps <= num_masked`; with more steps than tokens the first `num_masked` steps reveal one each.
+    Where the published plans are valid (nothing negative) the counts are theirs; "cumulative" may then have steps that reveal
+    nothing. Otherwise every step reveals at least one token while `steps <= num_masked`; with more steps than tokens the first
+    `num_masked` steps reveal one each.
 
     Args:
       plan: one of `config.PLANS` (see the module's table).
@@ -77,7 +69,7 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
       steps: at least 1.
       num_masked: a Python int, or an integer array (b,), possibly traced, for a plan per image.
       max_masked: static upper bound of a traced `num_masked` (the canvas length); larger entries give -1.
-      pause: (first, end) of steps that reveal nothing; the plan is that of the other steps.
+      hold_steps: (first, end) of steps that reveal nothing; the plan is that of the other steps.
 
     Returns:
       int32 NumPy array (steps,) for an int, otherwise a JAX array (b, steps).
@@ -87,28 +79,30 @@ def reveal_counts(plan: str, schedule: str, steps: int, num_masked, max_masked: 
     """
     if isinstance(num_masked, (int, np.integer)):
         require(bool(num_masked >= 0), f"num_masked: must be at least 0, got {num_masked}")
-        return _counts(plan, schedule, steps, np.array([num_masked]), pause)[0]
+        return _counts(plan, schedule, steps, np.array([num_masked]), hold_steps)[0]
     if not isinstance(num_masked, jax.core.Tracer):
         num_masked = np.asarray(num_masked)
         require(bool(num_masked.min(initial=0) >= 0), f"num_masked: must be at least 0, got {num_masked.min(initial=0)}")
-        return jnp.asarray(_counts(plan, schedule, steps, num_masked, pause))
+        return jnp.asarray(_counts(plan, schedule, steps, num_masked, hold_steps))
     # Tabulated for every possible number, so that the traced plan is the NumPy plan bit for bit.
-    table = jnp.asarray(_table(plan, schedule, steps, max_masked, pause))
+    table = jnp.asarray(_table(plan, schedule, steps, max_masked, hold_steps))
     return table.at[num_masked].get(mode="fill", fill_value=-1)
 
 
-def max_masked_per_step(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
+def max_masked_per_step(
+    plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int] = (0, 0)
+) -> np.ndarray:
     """Int64 (steps,): at most this many tokens are masked when each step begins, if `max_masked` are at the first.
 
     A bound for every smaller number at the first step, too, so that it can size arrays whatever an image starts with.
     """
-    table = _table(plan, schedule, steps, max_masked, pause)
+    table = _table(plan, schedule, steps, max_masked, hold_steps)
     revealed = np.cumsum(table, axis=1) - table
     return (np.arange(max_masked + 1)[:, None] - revealed).max(axis=0)
 
 
 def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
-    """(first, end) of the steps i with `start <= i / steps < stop` that can hide anything: neither the first nor the last.
+    """(first, end) of the steps i with `start <= i / steps < stop` that can mask tokens again: neither the first nor the last.
 
     In ReMDM's time, which runs from 1 to 0, these are t_on = 1 - start >= t > t_off = 1 - stop.
     """
@@ -118,20 +112,20 @@ def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
 
 
 def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, window: tuple[int, int] | None = None):
-    """How many of the tokens made so far ReMDM (2503.00307) hides again at each step: int32 JAX array (b, steps).
+    """How many of the tokens revealed so far ReMDM (2503.00307) masks again at each step: int32 JAX array (b, steps).
 
     A step that reveals n tokens then reveals n + this many, so the plan of what stays masked holds all the same. In
-    ReMDM every token made so far is hidden with a probability sigma, at most sigma_max = min(1, left / made), where `left`
-    counts those masked after the step and `made` those made before it. Here the number is fixed, floor(sigma * made), and
-    only which ones is drawn, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
-    eta * sigma_max. Nothing is hidden at the first step (nothing is made yet) nor at the last (nothing may be left).
+    ReMDM every revealed token is masked with a probability sigma, at most sigma_max = min(1, left / made), where `left`
+    counts those masked after the step and `made` those revealed before it. Here the number is fixed, floor(sigma * made), and
+    only which ones is random, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
+    eta * sigma_max. Nothing is masked at the first step (nothing is revealed yet) nor at the last (nothing may be left).
 
     Args:
       rule: one of `config.REMASK_RULES`.
       eta: strength in [0, 1].
       counts_bt: the plan, integers (b, steps), possibly traced: what `reveal_counts` gives.
       max_masked: static upper bound of a plan's sum (the canvas length).
-      window: (first, end) of the steps that hide (`remask_steps`), the others hide nothing. Default: all.
+      window: (first, end) of the steps that mask tokens again (`remask_steps`). Default: all.
 
     Raises:
       ConfigError: unknown rule.
@@ -148,13 +142,13 @@ def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, wind
 
 
 @functools.lru_cache(maxsize=64)
-def _table(plan: str, schedule: str, steps: int, max_masked: int, pause: tuple[int, int]) -> np.ndarray:
-    return _counts(plan, schedule, steps, np.arange(max_masked + 1), pause)
+def _table(plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int]) -> np.ndarray:
+    return _counts(plan, schedule, steps, np.arange(max_masked + 1), hold_steps)
 
 
-def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, pause: tuple[int, int] = (0, 0)) -> np.ndarray:
+def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, hold_steps: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Counts (b, steps) for each number of masked tokens in `n_b`."""
-    first, end = pause
+    first, end = hold_steps
     if end > first:
         moving_bt = _counts(plan, schedule, steps - (end - first), n_b)
         return np.insert(moving_bt, [first] * (end - first), 0, axis=1)
@@ -166,16 +160,17 @@ def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, pause: tuple[
     if plan == "density":
         known_bt = _density(schedule, steps, n_b1)
         # The last step takes the remainder. Raising zeros to 1 can spend more than there is, and the published code then
-        # reveals a negative number: only those rows are bent into range, the others stay as published.
+        # reveals a negative number: only those rows are clipped, the others stay as published.
         fits_b1 = np.where(steps == 1, 0, known_bt[:, -2:-1].sum(axis=1, keepdims=True)) <= n_b1
         return _differences(np.where(fits_b1, known_bt, _fit(known_bt, n_b1)), n_b1)
     if plan == "cumulative":
         known_bt = np.floor((1 - gamma(schedule, _linspace32(steps))) * n_b1 + _TIE).astype(np.int64)
-    else:
-        masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
-        masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
-        known_bt = n_b1 - masked_bt.astype(np.int64)
-    return _differences(_fit(known_bt, n_b1), n_b1)
+        # At least i + 1 tokens are known after step i. A schedule that reveals more than that early has idle steps later, which
+        # the published sampler keeps.
+        return _differences(np.minimum(np.maximum(known_bt, np.arange(steps) + 1), n_b1), n_b1)
+    masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
+    masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
+    return _differences(_fit(n_b1 - masked_bt.astype(np.int64), n_b1), n_b1)
 
 
 def _differences(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:
@@ -192,15 +187,15 @@ def _density(schedule: str, steps: int, n_b1: np.ndarray) -> np.ndarray:
 
 
 def _linspace32(steps: int) -> np.ndarray:
-    """0..1 in float32, counted from both ends as PyTorch does: the published counts at exact ties depend on it."""
-    index = np.arange(steps, dtype=np.float32)
-    step = np.float32(1) / np.float32(max(steps - 1, 1))
-    t = np.where(index < steps // 2, index * step, np.float32(1) - (np.float32(steps - 1) - index) * step)
+    """0..1 in float32 as `torch.linspace` computes it: from both ends, each value rounded once (a fused multiply-add)."""
+    index = np.arange(steps)
+    step = np.float64(np.float32(1) / np.float32(max(steps - 1, 1)))  # products with a float32 are exact in float64
+    t = np.where(index < steps // 2, index * step, 1 - (steps - 1 - index) * step).astype(np.float32)
     return np.clip(t.astype(np.float64), 0.0, 1.0)
 
 
 def _fit(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:
-    """Bends cumulative counts into range: at least one token a step while there are enough, never more than there are."""
+    """Clips cumulative counts: at least one token a step while there are enough, never more than there are."""
     steps = known_bt.shape[1]
     lowest_t = np.arange(steps) + 1
     highest_bt = np.maximum(n_b1 - steps + lowest_t, lowest_t)

@@ -1,6 +1,6 @@
-"""Editing on tokens: which ones a hole in the picture hides, variations, between two conditions, wide canvases by windows.
+"""Preparation of edits for `masked.decode`: the tokens under a hole, variations, mixtures of conditions, wide canvases.
 
-All of it is preparation for `masked.decode`, whose promise it keeps: tokens that are given never change.
+Tokens that are given to the decoder never change.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig, require
 from maskgil_jax.decoding.masked import decode, topk_mask
+from maskgil_jax.models.condition import concatenate
 from maskgil_jax.runtime.rng import fold_keys
 
-# Folded into an image's key before anything else is, so that these draws have nothing to do with those of the decoder.
+# Folded into an image's key first, so that these draws are independent of those of the decoder.
 _VARIATION_DRAWS, _WINDOW_DRAWS = 2**32 - 2, 2**32 - 3
 
 
 def dilate(mask_bhw: np.ndarray) -> np.ndarray:
-    """A mask and all cells that touch it, corners included: bool (b, h, w)."""
+    """Dilates a mask by one cell in all eight directions: bool (b, h, w)."""
     h, w = mask_bhw.shape[1:]
     padded = np.pad(mask_bhw, ((0, 0), (1, 1), (1, 1)))
     return np.logical_or.reduce([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)])
 
 
 def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np.ndarray:
-    """The tokens that a hole in the picture hides: bool (b, h, w) of pixels -> bool (b, rows * columns).
+    """The tokens under a hole: bool (b, h, w) of pixels -> bool (b, rows * columns).
 
-    A token goes if any pixel of its cell is masked, and so do the tokens up to `grow` cells further: they were encoded with
-    the hole in sight. The sides of the picture must be multiples of those of the grid.
+    A token is masked if any pixel of its cell is, and so are the tokens up to `grow` cells further, because the receptive
+    field of the encoder reaches into the hole. The sides of the picture must be multiples of those of the grid.
     """
     (b, h, w), (rows, columns) = mask_bhw.shape, grid
     if h % rows or w % columns:
-        raise ValueError(f"masks: {h} x {w} pixels do not fall into {rows} x {columns} cells")
+        raise ValueError(f"masks: {h} x {w} pixels cannot be divided into {rows} x {columns} cells")
     cells_bhw = np.logical_or.reduce(mask_bhw.reshape(b, rows, h // rows, columns, w // columns), axis=(2, 4))
     for _ in range(grow):
         cells_bhw = dilate(cells_bhw)
@@ -43,7 +44,7 @@ def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np
 
 
 def feather_mask(mask_bhw: np.ndarray, width: int) -> np.ndarray:
-    """How much of the new picture is seen: float32 (b, h, w), 1 in the hole, falling to 0 over `width` pixels around it."""
+    """Weight of the new picture: float32 (b, h, w), 1 in the hole, falling linearly to 0 over `width` pixels around it."""
     alpha_bhw: np.ndarray = mask_bhw.astype(np.float32)
     ring_bhw = mask_bhw
     for distance in range(1, width + 1):
@@ -54,16 +55,16 @@ def feather_mask(mask_bhw: np.ndarray, width: int) -> np.ndarray:
 
 
 def fill_holes(images_bhwc: np.ndarray, mask_bhw: np.ndarray) -> np.ndarray:
-    """The images with smooth nothing in their holes, uint8: what stands there is not seen, and the rest is encoded undisturbed.
+    """Fills masked pixels by pull-push interpolation, so that the tokenizer's encoder sees no edge at the hole; uint8.
 
-    Pulled up and pushed down a pyramid: a hole gets the mean of what is known near it. Without anything known it is grey.
+    A hole gets the mean of the known pixels near it, coarser the larger the hole; an image without any is grey.
     """
     known_bhw1 = (~mask_bhw)[..., None].astype(np.float32)
     return np.where(mask_bhw[..., None], _pyramid(images_bhwc * known_bhw1, known_bhw1).round().astype(np.uint8), images_bhwc)
 
 
 def _pyramid(sums_bhwc, counts_bhw1):
-    """Means of the known pixels, and where there is none that of a coarser level: float32 (b, h, w, c)."""
+    """Means of the known pixels, and where there is none, of the next coarser level: float32 (b, h, w, c)."""
     b, h, w, _ = sums_bhwc.shape
     if h == w == 1:
         return np.where(counts_bhw1 > 0, sums_bhwc / np.maximum(counts_bhw1, 1), 128.0).astype(np.float32)
@@ -73,19 +74,19 @@ def _pyramid(sums_bhwc, counts_bhw1):
     return np.where(counts_bhw1 > 0, sums_bhwc / np.maximum(counts_bhw1, 1), finer)
 
 
-def mask_fraction(tokens_bl, key_b, share: float, mask_id: int):
-    """Masks round(share * l) tokens of each image, drawn evenly from its own key: int32 (b, l). share: 0..1."""
-    require(0.0 <= share <= 1.0, f"share: must be between 0 (nothing is made anew) and 1 (everything), got {share}")
+def mask_fraction(tokens_bl, key_b, strength: float, mask_id: int):
+    """Masks round(strength * l) tokens of each image, at positions drawn from its own key: int32 (b, l). strength: 0..1."""
+    require(0.0 <= strength <= 1.0, f"strength: must be between 0 (reconstruction) and 1 (a new image), got {strength}")
     b, l = tokens_bl.shape
     key_b = fold_keys(key_b, _VARIATION_DRAWS)
     chance_bl = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(key_b)
-    hidden_bl = topk_mask(jnp.ones((b, l), bool), chance_bl, jnp.full(b, round(share * l))) if round(share * l) else False
+    hidden_bl = topk_mask(jnp.ones((b, l), bool), chance_bl, jnp.full(b, round(strength * l))) if round(strength * l) else False
     return jnp.where(hidden_bl, mask_id, tokens_bl)
 
 
 @flax.struct.dataclass
 class ConditionPair:
-    """Conditions of one kind and batch size, and where between them to be: `weight_b` float32 (b,), 0 first, 1 second."""
+    """Two conditions of one kind and batch size, and the weight between them: `weight_b` float32 (b,), 0 first, 1 second."""
 
     first: Any
     second: Any
@@ -94,11 +95,10 @@ class ConditionPair:
 
 @flax.struct.dataclass
 class InterpolatedGenerator:
-    """A generator that takes `ConditionPair`: its logits are `(1 - weight) first + weight second`.
+    """A generator that takes a `ConditionPair`: its logits are `(1 - weight) first + weight second`.
 
-    Mixing logits is a geometric mean of the two predictions. It asks nothing of the network, so any generator and any kind
-    of condition will do; mixing class embeddings would be half the work, and at the weights in between give the network
-    inputs it was not trained on. Each call of the network has twice the rows.
+    Mixed logits are the geometric mean of the two distributions. That works for any network and any kind of condition; mixed
+    class embeddings would halve the work, but are inputs that the network was not trained on. Each call has twice the rows.
     """
 
     generator: Any
@@ -112,7 +112,7 @@ class InterpolatedGenerator:
         return ConditionPair(null(condition.first), null(condition.second), condition.weight_b)
 
     def __call__(self, tokens_bl, condition: ConditionPair, *, grid: tuple[int, int] | None = None):
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition.first, condition.second)
+        both = concatenate(condition.first, condition.second)
         logits_xlv = self.generator(jnp.concatenate([tokens_bl, tokens_bl]), both, grid=grid).astype(jnp.float32)
         first_blv, second_blv = jnp.split(logits_xlv, 2)
         weight_b11 = condition.weight_b[:, None, None]
@@ -147,8 +147,8 @@ def decode_windows(
 ) -> np.ndarray:
     """Fills a canvas at least as large as the training grid, one window of the training grid after the other.
 
-    Each window is given what is known of it, by the images and by earlier windows, so the network never sees a position or a
-    size it was not trained on: this works for learned positions too. All windows share one compiled program.
+    Each window is given its known tokens, from the images and from earlier windows. The network gets only positions and sizes
+    it was trained on, so learned positions work too. All windows share one compiled program.
 
     Args:
       key_b: one key per image; each window folds its number into them.
@@ -169,7 +169,7 @@ def decode_windows(
     tokens_bhw = np.array(tokens_bhw, np.int32)
     key_b = fold_keys(key_b, _WINDOW_DRAWS)
     for number, (top, left) in enumerate(windows((h, w), (rows, columns), overlap, anchor)):
-        window = tokens_bhw[:, top : top + rows, left : left + columns]  # a view: what is written here is written there
+        window = tokens_bhw[:, top : top + rows, left : left + columns]  # a view of the canvas
         if (window == generator.cfg.mask_id).any():
             keys_b = fold_keys(key_b, number)
             given_bl = jnp.asarray(window.reshape(len(window), -1))

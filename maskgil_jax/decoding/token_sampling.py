@@ -1,8 +1,6 @@
-"""The token law: which code is drawn at a position. Every draw uses its own image's key, never its neighbours'."""
+"""Samples token ids from logits (top-k, top-p, Gumbel-max or inverse CDF), with one key per image."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,42 +8,29 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig
 from maskgil_jax.decoding.guidance import progress
-from maskgil_jax.runtime.rng import keys_for_indices
 
 _BLOCK = 128  # codes per block of the two-level inverse CDF
 _ONE_BITS = 0x3F800000  # float32 1.0 as an integer
 
 
-def batch_requests(key, places_n: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array, int]]:
-    """A request in batches of one shape: (rows (size,) of the request, a key for each, how many of them are wanted).
-
-    The image with place p in the request gets `fold_in(key, p)` whatever batch it falls into. The last batch is filled up;
-    what is made of the padding is to be thrown away.
-    """
-    for start in range(0, len(places_n), size):
-        rows = np.minimum(np.arange(start, start + size), len(places_n) - 1)
-        keys_b = keys_for_indices(key, np.asarray(places_n)[rows])
-        yield rows, keys_b, min(size, len(places_n) - start)
-
-
 def temperatures(cfg: DecodeConfig) -> np.ndarray:
-    """What the logits are divided by at each step, float32 (steps,): on a straight line to `temperature_end` if given."""
+    """The temperature of each step, float32 (steps,): linear from `temperature` to `temperature_end` if that is given."""
     end = cfg.temperature if cfg.temperature_end is None else cfg.temperature_end
     return (cfg.temperature + (end - cfg.temperature) * progress(cfg.steps)).astype(np.float32)
 
 
-def draw(key_b, logits_bmv, cfg: DecodeConfig, length: int | None = None, at_bm=None):
+def sample_tokens(key_b, logits_bmv, cfg: DecodeConfig, length: int | None = None, at_bm=None):
     """Codes int32 (b, m) from softmax(logits) after top-k and top-p, or the most likely ones if `cfg.temperature` is 0.
 
-    With `at_bm` the logits are those of these positions out of `length`; each gets the random numbers of its position, so
-    it makes no difference to a position which others are asked for.
+    With `at_bm` the logits are those of these positions out of `length`. Each position has its own random numbers, so its
+    sample does not depend on which other positions are asked for.
     """
     if cfg.temperature == 0:
         return jnp.argmax(logits_bmv, axis=-1)
     logits_bmv = filter_logits(logits_bmv, cfg.top_k, cfg.top_p)
-    # Not by platform: the same key is the same image everywhere.
-    law = gumbel_max if cfg.draw == "gumbel" else inverse_cdf
-    return law(key_b, logits_bmv, length, at_bm)
+    # Not chosen by platform: a key gives the same image everywhere.
+    sample_fn = gumbel_max if cfg.draw == "gumbel" else inverse_cdf
+    return sample_fn(key_b, logits_bmv, length, at_bm)
 
 
 def gumbel_max(key_b, logits_bmv, length: int | None = None, at_bm=None):
@@ -57,10 +42,9 @@ def gumbel_max(key_b, logits_bmv, length: int | None = None, at_bm=None):
 
 
 def inverse_cdf(key_b, logits_bmv, length: int | None = None, at_bm=None):
-    """One sample per position by inverse CDF: two random numbers, one for a block of codes and one for a code inside it.
+    """One sample per position by inverse CDF: one random number picks a block of codes, another a code inside it.
 
-    Summing whole blocks first needs one pass over the codes where a running sum over all of them needs many, and keeps
-    the rounding of long float32 sums out of the law.
+    Sums of blocks take one pass over the codes; a cumulative sum over all of them takes many, and rounds more.
     """
     b, m, v = logits_bmv.shape
     blocks = -(-v // _BLOCK)

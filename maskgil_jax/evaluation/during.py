@@ -1,19 +1,22 @@
-"""Figures of a generator while it trains: samples of the averaged weights, drawn and looked at on all devices of the run."""
+"""Figures of a generator in training: samples of the averaged weights, generated and evaluated on all devices of the run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from maskgil_jax.conditioning import Conditioner
 from maskgil_jax.config import ConfigError, choose, require
-from maskgil_jax.evaluation.collect import feature_rows, split_batch
-from maskgil_jax.evaluation.extractor import load_extractor
-from maskgil_jax.evaluation.frechet import FeatureStatistics, frechet_distance
-from maskgil_jax.evaluation.generated import cycled_labels, draw_images
+from maskgil_jax.evaluation.extraction import feature_rows, split_batch
+from maskgil_jax.evaluation.features import load_feature_extractor
+from maskgil_jax.evaluation.generated import cycled_labels
+from maskgil_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from maskgil_jax.evaluation.reference import open_reference
+from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.pipelines.pipeline import Pipeline
 
 # figure -> whether more of it is better
@@ -21,7 +24,7 @@ FIGURES = {"fid": False, "agreement": True}
 
 
 class SampleEvaluator:
-    """`(pipeline, mesh) -> {"fid": ..., "agreement": ...}`, given to a trainer as its `score`.
+    """Figures of a generator in training, `{"fid": ..., "agreement": ...}`; given to `training.generator.train`.
 
     options: the `evaluate` part of a run file: features, reference, split, count, batch_size, seed and best, the figure by
     which the best weights are kept. The reference is opened and measured once, when this is made. `agreement`, the share of
@@ -34,7 +37,7 @@ class SampleEvaluator:
         require(options.count >= 2, f"config.evaluate.count: must be at least 2, got {options.count}")
         require(bool(options.reference), "config.evaluate.reference: is empty; give an .npz, a stats file or images")
         self.best = choose("config.evaluate.best", options.best, FIGURES)
-        self.options, self.extractor = options, load_extractor(options.features)
+        self.options, self.extractor = options, load_feature_extractor(options.features)
         self.reference = open_reference(
             options.reference,
             self.extractor,
@@ -48,8 +51,9 @@ class SampleEvaluator:
         )
         self._features: dict[Mesh, Callable] = {}
 
-    def __call__(self, pipeline: Pipeline, mesh: Mesh) -> dict[str, float]:
-        """The figures of a pipeline whose networks lie on the mesh; the same samples for the same weights."""
+    def __call__(self, tokenizer: Any, generator: Any, conditioner: Conditioner, cfg: Any, mesh: Mesh) -> dict[str, float]:
+        """The figures of networks that lie on the mesh; the same samples for the same weights."""
+        pipeline = Pipeline(tokenizer, generator, conditioner, cfg, mesh=mesh)
         count, size = self.options.count, split_batch(self.options.batch_size, mesh)
         knows_classes = tuple(pipeline.class_names) == self.extractor.class_names
         if self.best == "agreement" and not knows_classes:
@@ -62,11 +66,11 @@ class SampleEvaluator:
             self._features[mesh] = feature_rows(self.extractor, mesh)
         features_of, key = self._features[mesh], jax.random.key(self.options.seed)
         statistics, hits = FeatureStatistics(), 0
-        for start in range(0, count, size):
-            images_bhwc = draw_images(pipeline, label_n, start, size, key, pipeline.cfg, mesh)
+        drawn = draw(pipeline, pipeline.conditioner.encode(label_n), key, np.arange(count), size=size)
+        for start, (images_bhwc, num_valid) in zip(range(0, count, size), drawn):
             rows = jax.device_get(features_of(images_bhwc))
-            statistics.update(rows["features"][: count - start])
-            hits += int((np.argmax(rows["logits"], axis=1)[: count - start] == label_n[start : start + size]).sum())
+            statistics.update(rows["features"][:num_valid])
+            hits += int((np.argmax(rows["logits"], axis=1)[:num_valid] == label_n[start : start + size]).sum())
         figures = {"fid": frechet_distance(*self.reference.moments["features"], statistics.mean, statistics.covariance)}
         return {**figures, "agreement": hits / count} if knows_classes else figures
 

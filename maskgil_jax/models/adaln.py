@@ -8,28 +8,29 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import AdaLNConfig
 from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.generator import TransformerGenerator, check_inputs
 from maskgil_jax.models.layers import (
+    ATTENTION_OUT,
     RMSNorm,
     apply_layers,
-    attended,
     check_learned_grid,
     dot_product_attention,
     dropout,
     embedding,
+    stack_layers,
     unit_rms,
-    unstacked,
 )
-from maskgil_jax.models.llama import check_inputs
 from maskgil_jax.runtime.rng import fold_keys
 
 EPS = 1e-5
 
 
 def _linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:
-    """A linear map that starts as published: Glorot's uniform law, or zero."""
+    """A linear map that starts as published: Glorot's uniform initialisation, or zero."""
     init = nnx.initializers.zeros if zero else nnx.initializers.xavier_uniform()
     return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
 
@@ -51,7 +52,7 @@ class Attention(nnx.Module):
         b, l, _ = x_bld.shape
         q, k, v = unit_rms(self.q(x_bld), EPS), unit_rms(self.k(x_bld), EPS), self.v(x_bld)
         q, k, v = (y.reshape(b, l, self.heads, -1) for y in (q, k, v))
-        return self.o(attended(dot_product_attention(q, k, v).reshape(b, l, -1)))
+        return self.o(checkpoint_name(dot_product_attention(q, k, v).reshape(b, l, -1), ATTENTION_OUT))
 
 
 class Mlp(nnx.Module):
@@ -97,29 +98,23 @@ class LastNorm(nnx.Module):
         return modulate(self.norm(x_bld) + bias_bld, shift, scale)
 
 
-class AdaLN(nnx.Module):
+class AdaLN(TransformerGenerator):
     """Tokens and a class -> logits over the codebook; the same interface as `Llama`, for the training grid only.
 
     Dropout acts on the output of attention and inside the MLP. The published trainer also drops attention weights; here they
     never exist as an array, so that attention can be computed in one fused operation.
     """
 
-    def __init__(self, cfg: AdaLNConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: AdaLNConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         self.cfg = cfg
         self.tokens = embedding(cfg.codebook_size + 1, cfg.width, rngs=rngs)  # the last row is [MASK]
         self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
         self.positions = embedding(cfg.grid[0] * cfg.grid[1], cfg.width, rngs=rngs)
         if cfg.registers:
             self.registers = embedding(cfg.registers, cfg.width, rngs=rngs)
-        self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
+        self.layers = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
         self.last_norm = LastNorm(cfg, rngs=rngs)
         self.head_bias = nnx.Param(jnp.zeros((cfg.codebook_size + 1,), jnp.float32))
-
-    unstacked = unstacked
-
-    def null_condition(self, condition: ClassCondition) -> ClassCondition:
-        """The same batch with the learned null class, for classifier-free guidance."""
-        return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
 
     def hidden(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
@@ -153,9 +148,3 @@ class AdaLN(nnx.Module):
         table = self.tokens.embedding[:classes].astype(self.cfg.dtype)
         logits_blv = jnp.einsum("bld,vd->blv", hidden_bld, table).astype(jnp.float32)
         return logits_blv + self.head_bias[:classes][None, None]
-
-    def __call__(
-        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
-    ) -> jax.Array:
-        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
-        return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]

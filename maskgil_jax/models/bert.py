@@ -8,21 +8,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import BertConfig
 from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.generator import TransformerGenerator, check_inputs
 from maskgil_jax.models.layers import (
+    ATTENTION_OUT,
     LayerNorm,
     apply_layers,
-    attended,
     check_learned_grid,
     dot_product_attention,
     dropout,
     embedding,
     linear,
-    unstacked,
+    stack_layers,
 )
-from maskgil_jax.models.llama import check_inputs
 from maskgil_jax.runtime.rng import fold_keys
 
 OUTER_EPS = 1e-12  # norms outside the blocks, as published
@@ -39,7 +40,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array) -> jax.Array:
         b, l, _ = x_bld.shape
         q, k, v = (f(x_bld).reshape(b, l, self.heads, -1) for f in (self.q, self.k, self.v))
-        return self.o(attended(dot_product_attention(q, k, v).reshape(b, l, -1)))
+        return self.o(checkpoint_name(dot_product_attention(q, k, v).reshape(b, l, -1), ATTENTION_OUT))
 
 
 class Mlp(nnx.Module):
@@ -69,10 +70,10 @@ class Block(nnx.Module):
         return x_bld + dropout(self.mlp(self.mlp_norm(x_bld)), self.cfg.dropout, fold_keys(key_b, 1))
 
 
-class Bert(nnx.Module):
+class Bert(TransformerGenerator):
     """Tokens and a class -> logits over the codebook; the same interface as `Llama`, for the training grid only."""
 
-    def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         self.cfg = cfg
         count, rows = cfg.grid[0] * cfg.grid[1] + 1, cfg.codebook_size + 1
         self.tokens = embedding(rows, cfg.width, rngs=rngs)  # the last row is [MASK]
@@ -82,18 +83,12 @@ class Bert(nnx.Module):
         self.first_up = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
         self.first_mid_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
         self.first_down = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
-        self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
+        self.layers = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
         self.last_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
         self.last_linear = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
         self.head_norm = LayerNorm(cfg.width, eps=OUTER_EPS, rngs=rngs)
         # One bias per position and token, classes included: the published network scores its whole joint table.
         self.head_bias = nnx.Param(jnp.zeros((count, rows + cfg.num_classes + 1), jnp.float32))
-
-    unstacked = unstacked
-
-    def null_condition(self, condition: ClassCondition) -> ClassCondition:
-        """The same batch with the learned null class, for classifier-free guidance."""
-        return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
 
     def hidden(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
@@ -131,9 +126,3 @@ class Bert(nnx.Module):
             self.head_bias[start : start + count, :classes][None] if at_bl is None else self.head_bias[start + at_bl, :classes]
         )
         return jnp.einsum("bld,vd->blv", hidden_bld, table).astype(jnp.float32) + bias_blv
-
-    def __call__(
-        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
-    ) -> jax.Array:
-        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
-        return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]

@@ -1,24 +1,24 @@
-"""Parts shared by the transformers: linear maps, norms, stateless dropout, and the walk over stacked layers."""
+"""Parts shared by the transformers: linear maps, norms, attention, stateless dropout, and the loop over layers."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError
 from maskgil_jax.runtime.mesh import constrain_batch
 from maskgil_jax.runtime.platform import platform
 from maskgil_jax.runtime.rng import fold_keys
 
-# Names of what `remat="dots"` keeps beside the outputs of linear maps: an attention's output, and the states between the two
-# halves of a layer.
-ATTENTION, BETWEEN = "attention", "between"
+ATTENTION_MULTIPLE = 8  # cuDNN refuses odd lengths; a multiple of 8 also aligns masks
+# Names (`checkpoint_name`) of what `remat="dots"` keeps beside the outputs of linear maps: the output of attention, and, where
+# layers are unrolled, the states after the residual sum of attention. In a scan, a TPU takes longer to fetch the latter from
+# memory than to add them again.
+ATTENTION_OUT, ATTENTION_RESIDUAL = "attn_out", "attn_residual"
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
 
@@ -79,8 +79,8 @@ def dot_product_attention(
 ) -> jax.Array:
     """Attention (b, l, h, k), scores and softmax in float32: `jax.nn.dot_product_attention`.
 
-    Where everything sees everything, a CPU gets its heads brought together first: products of (length, k) by (k, length)
-    that lie in memory in one piece take two thirds of the time.
+    Without a mask, heads are moved in front of the positions on a CPU: products of contiguous (length, k) by (k, length)
+    matrices take two thirds of the time.
     """
     if platform() != "cpu" or mask is not None or causal or q_blhk.shape[2] != k_bshk.shape[2]:
         return jax.nn.dot_product_attention(q_blhk, k_bshk, v_bshk, mask=mask, is_causal=causal)
@@ -90,12 +90,34 @@ def dot_product_attention(
     return jnp.einsum("bhls,bhsk->bhlk", weights_bhls, v_bhsk).transpose(0, 2, 1, 3)
 
 
+def padded_attention(
+    q_blhk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, mask=None, causal: bool = False, implementation: str = "cudnn"
+) -> jax.Array:
+    """Attention (b, l, h, k) by an implementation that needs lengths in multiples of `ATTENTION_MULTIPLE`, as cuDNN's does.
+
+    Queries and keys are padded with zeros; padded keys are masked by their lengths or, with a `mask` (b, 1, l, s), by it.
+    """
+    b, l, s = q_blhk.shape[0], q_blhk.shape[1], k_bshk.shape[1]
+    more_l, more_s = -l % ATTENTION_MULTIPLE, -s % ATTENTION_MULTIPLE
+    q_blhk, k_bshk, v_bshk = (
+        jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x, more in ((q_blhk, more_l), (k_bshk, more_s), (v_bshk, more_s))
+    )
+    lengths: dict[str, Any] = {}
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more_l), (0, more_s)))
+    elif more_l or more_s:
+        lengths = dict(query_seq_lengths=jnp.full(b, l, jnp.int32), key_value_seq_lengths=jnp.full(b, s, jnp.int32))
+    options: dict[str, Any] = dict(mask=mask, is_causal=causal, implementation=implementation, **lengths)
+    out_blhk = jax.nn.dot_product_attention(q_blhk, k_bshk, v_bshk, **options)
+    return out_blhk[:, :l]
+
+
 def dropout(x_bld: jax.Array, rate: float, key_b: jax.Array | None) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the rest; `key_b=None` (sampling) returns the input.
 
-    One key per image, so the draw does not depend on how a batch is split over devices or accumulation steps. Each key
-    gives one random word, which `hash_uint32` spreads over the image's entries: JAX's own generator would cost as much as the
-    matrix products do.
+    One key per image, so the mask does not depend on how a batch is split over devices or accumulation steps. Each key gives
+    one random word, and `hash_uint32` makes the bits of every entry of the image from it. Threefry bits for every entry would
+    take as long as the matrix products.
     """
     if key_b is None or rate == 0.0:
         return x_bld
@@ -107,7 +129,7 @@ def dropout(x_bld: jax.Array, rate: float, key_b: jax.Array | None) -> jax.Array
 
 
 def hash_uint32(bits: jax.Array) -> jax.Array:
-    """uint32 -> uint32, one to one, such that inputs that differ in any bit differ in about half of the output's bits.
+    """Mixes the bits of uint32 numbers: a bijection in which any flipped input bit flips about half of the output bits.
 
     Multiply and xor-shift with the constants that a search for the least bias found (Wellons, "Prospecting for hash
     functions", 2018). Fit for dropout masks, not for statistics.
@@ -115,17 +137,6 @@ def hash_uint32(bits: jax.Array) -> jax.Array:
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)
-
-
-def attended(out: jax.Array) -> jax.Array:
-    """An attention's output, one vector a position, before its last linear map: `remat="dots"` keeps it."""
-    return checkpoint_name(out, ATTENTION)
-
-
-def between(x_bld: jax.Array) -> jax.Array:
-    """A layer's states after attention, which `remat="dots"` keeps where layers are unrolled, and the vectors that were added
-    need not be kept. In a scan a TPU takes longer to fetch them than to add again."""
-    return checkpoint_name(x_bld, BETWEEN)
 
 
 def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
@@ -136,34 +147,25 @@ def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
 # Which intermediate values the backward pass keeps, by whether layers are unrolled; the rest is computed again. "none": all.
 REMAT_POLICIES: dict[str, Callable[[bool], Any]] = {
     "dots": lambda unrolled: jax.checkpoint_policies.save_from_both_policies(
-        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(ATTENTION, *[BETWEEN] * unrolled)
+        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT, *[ATTENTION_RESIDUAL] * unrolled)
     ),
     "full": lambda unrolled: jax.checkpoint_policies.nothing_saveable,
     "offload": lambda unrolled: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
-def unstacked(network: Any) -> Any:
-    """The network for a loop that calls it often: if its layers are not scanned, they are cut out of their stack.
-
-    Each call copies the weights of unrolled layers out of the stack; those cut apart before a loop are copied once.
-    """
-    if not _unrolled(network.cfg.layers):
-        return network
-    loose = copy.copy(network)
-    row = lambda i: jax.tree.map(lambda leaf: leaf[i], network.layers)  # noqa: E731
-    loose.layers = nnx.List([row(i) for i in range(network.cfg.depth)])
-    return loose
+def stack_layers(make: Callable, rngs: nnx.Rngs, depth: int, stacked: bool) -> Any:
+    """`depth` layers `make(rngs)`: one whose parameters have a leading axis of `depth`, or a list of them."""
+    if stacked:
+        return jax.vmap(make)(rngs.split(depth))
+    return nnx.List([make(rngs) for _ in range(depth)])
 
 
 def apply_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable):
     """Runs stacked `layers` (a leading axis of `depth` on every parameter) over `x_bld` with `call(layer, x, key_b)`.
 
-    Both may be pytrees, such as a network's layers with their numbers, and the states with a cache. `layers` may also be a
-    list of what is otherwise stacked (`unstacked`).
-
-    `layers_mode` "scan" compiles one layer and loops (fast to compile, the choice on TPU and GPU), "unroll" writes all out
-    (faster to run on CPU), "auto" chooses by platform. Both give the same numbers.
+    Both may be pytrees, such as layers with their numbers, and states with a cache. `layers` may also be a list of what is
+    otherwise stacked. `layers_mode`: see `GeneratorConfig`; all modes give the same numbers.
     """
 
     def step(x, inputs):
@@ -172,15 +174,16 @@ def apply_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int
         return call(layer, x, fold_keys(key_b, index)), None
 
     if remat != "none":
-        unrolled = _unrolled(layers_mode)
+        unrolled = layers_unrolled(layers_mode)
         step = jax.checkpoint(step, policy=REMAT_POLICIES[remat](unrolled), prevent_cse=unrolled)
     if isinstance(layers, list | nnx.List):
         for index, layer in enumerate(layers):
             x_bld, _ = step(x_bld, (layer, index))
         return x_bld
-    x_bld, _ = jax.lax.scan(step, x_bld, (layers, jnp.arange(depth)), unroll=depth if _unrolled(layers_mode) else 1)
+    x_bld, _ = jax.lax.scan(step, x_bld, (layers, jnp.arange(depth)), unroll=depth if layers_unrolled(layers_mode) else 1)
     return x_bld
 
 
-def _unrolled(layers_mode: str) -> bool:
+def layers_unrolled(layers_mode: str) -> bool:
+    """Whether layers are compiled one by one: "unroll", or "auto" on a CPU."""
     return layers_mode == "unroll" or (layers_mode == "auto" and platform() == "cpu")

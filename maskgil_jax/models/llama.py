@@ -7,47 +7,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition, token_places
 from maskgil_jax.models.experimental.flash_attention import flash_attention
+from maskgil_jax.models.generator import TransformerGenerator, check_condition, check_inputs
 from maskgil_jax.models.kv_cache import KVCache, attention_mask
 from maskgil_jax.models.layers import (
+    ATTENTION_OUT,
+    ATTENTION_RESIDUAL,
     LayerNorm,
     RMSNorm,
     apply_layers,
-    attended,
-    between,
     dot_product_attention,
     dropout,
     embedding,
     linear,
-    unstacked,
+    padded_attention,
+    stack_layers,
 )
-from maskgil_jax.models.rope import rotate, rotation_table
+from maskgil_jax.models.rope import rotate, rotation_at, rotation_table
+from maskgil_jax.runtime.platform import platform
 from maskgil_jax.runtime.rng import fold_keys
-
-
-def check_condition(cfg, condition, batch: int) -> None:
-    """Raises a `ConfigError` unless the condition is of the network's kind and for `batch` images."""
-    kind = getattr(cfg, "condition", "class")
-    if not isinstance(condition, TextCondition if kind == "text" else ClassCondition):
-        raise ConfigError(f"condition: this generator is {kind}-conditional, got {type(condition).__name__}")
-    if isinstance(condition, ClassCondition):
-        if condition.label_b.shape != (batch,):
-            raise ConfigError(f"condition: {condition.label_b.shape} labels for a batch of {batch} images")
-        return
-    expected = (batch, cfg.text_tokens, cfg.text_dim)
-    if condition.features_btd.shape != expected or condition.mask_bt.shape != expected[:2]:
-        found = f"{condition.features_btd.shape} and {condition.mask_bt.shape}"
-        raise ConfigError(f"condition: expected features {expected} and a mask {expected[:2]}, got {found}")
-
-
-def check_inputs(cfg, tokens_bl: jax.Array, condition, grid: tuple[int, int]) -> None:
-    """Raises a `ConfigError` unless tokens, condition and grid fit together."""
-    check_condition(cfg, condition, tokens_bl.shape[0])
-    if tokens_bl.ndim != 2 or tokens_bl.shape[1] != grid[0] * grid[1]:
-        raise ConfigError(f"tokens: expected (batch, {grid[0]} * {grid[1]}) for grid {grid}, got shape {tokens_bl.shape}")
 
 
 class Attention(nnx.Module):
@@ -81,7 +63,7 @@ class Attention(nnx.Module):
         if self.cfg.attention == "flash" and past is None and not jax.sharding.get_abstract_mesh().empty:
             q, k, v = (y.reshape(b, l, -1) for y in (q, k, v))
             out = flash_attention(q, k, v, rotation, self.cfg.head_dim, self.cfg.causal)
-            return self.o(attended(out)), None
+            return self.o(checkpoint_name(out, ATTENTION_OUT)), None
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         cache = None
         if past is not None:
@@ -89,8 +71,9 @@ class Attention(nnx.Module):
             cache = cache.put(layer, start, k, v)
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
-        out = dot_product_attention(q, k, v, mask, causal).reshape(b, l, -1)
-        return self.o(attended(out)), cache
+        fused = self.cfg.attention == "cudnn" and platform() == "gpu" and past is None
+        out = (padded_attention if fused else dot_product_attention)(q, k, v, mask, causal).reshape(b, l, -1)
+        return self.o(checkpoint_name(out, ATTENTION_OUT)), cache
 
 
 class SwiGLU(nnx.Module):
@@ -124,21 +107,21 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):  # names by which profiles and `maskgil plan --top` tell the parts
             y, cache = self.attn(x_bld if self.cfg.post_norm == "swin" else self.attn_norm(x_bld), rotation, mask, past)
             y = y if self.cfg.post_norm == "none" else self.attn_post_norm(y)
-            x_bld = between(x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0)))
+            x_bld = checkpoint_name(x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 0)), ATTENTION_RESIDUAL)
         with jax.named_scope("mlp"):
             y = self.mlp(x_bld if self.cfg.post_norm == "swin" else self.mlp_norm(x_bld))
             y = y if self.cfg.post_norm == "none" else self.mlp_post_norm(y)
             return x_bld + dropout(y, self.cfg.dropout, fold_keys(key_b, 1)), cache
 
 
-class Llama(nnx.Module):
+class Llama(TransformerGenerator):
     """Tokens and a class or a text -> logits over the codebook.
 
     Bidirectional: logits at position i see every token. Causal: they see the condition and tokens 0..i-1, so the same call
     gives the next-token logits of AR training, and `prefill` and `step` the same numbers one token at a time.
     """
 
-    def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         if cfg.causal and cfg.class_position != "first":
             raise ConfigError("class_position: a causal model needs its class token first")
         self.cfg = cfg
@@ -150,11 +133,9 @@ class Llama(nnx.Module):
             self.caption_null = nnx.Param(null_td)
         else:
             self.classes = embedding(cfg.num_classes + cfg.null_class, cfg.width, rngs=rngs)  # the last row is the null class
-        self.layers: Any = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
+        self.layers: Any = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
         self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
-
-    unstacked = unstacked
 
     def null_condition(self, condition):
         """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
@@ -163,7 +144,9 @@ class Llama(nnx.Module):
         Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
         """
         if not self.cfg.null_class:
-            raise ConfigError("guidance: this network was trained without a null class; decode with guidance=1")
+            raise ConfigError("guidance: this network has no null class (null_class=False); decode with guidance=1")
+        if isinstance(condition, SizedCondition):
+            return condition.replace(condition=self.null_condition(condition.condition))
         if self.cfg.condition == "class":
             return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
         null_td = jax.lax.stop_gradient(self.caption_null[...]).astype(condition.features_btd.dtype)
@@ -179,20 +162,31 @@ class Llama(nnx.Module):
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
         return self.norm(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b))
 
+    def training_states(self, tokens_bl, condition, *, grid=None, key_b=None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`hidden`, and the summed norms of the states before the last RMSNorm, whose growth shows instability (Fig. 4c)."""
+        output_bld = self.last_output(tokens_bl, condition, grid=grid, key_b=key_b)
+        hidden_bld = self.norm(output_bld)
+        norm_bl = jnp.linalg.norm(jax.lax.stop_gradient(output_bld).astype(jnp.float32), axis=-1)
+        return hidden_bld, {"output_norm": jnp.sum(norm_bl), "outputs": jnp.float32(norm_bl.size)}
+
     def last_output(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
-        """What the last layer gives, before the final norm: `hidden` is `norm` of it. Its size tells how stable training is."""
+        """The output of the last layer (b, l, d); `hidden` is `norm` of it."""
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)
-        count, first = tokens_bl.shape[1], cfg.class_position == "first"
+        count, first, sized = tokens_bl.shape[1], cfg.class_position == "first", None
+        if isinstance(condition, SizedCondition):
+            sized, condition = condition, condition.condition
         parts = [self.prefix(condition), self.tokens(tokens_bl)]
         x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
         rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the end of the prefix) went in
             start, x, rotation = start - 1, x[:, :-1], tuple(table[:-1] for table in rotation)
-        mask = None
-        if cfg.condition == "text":
-            mask = attention_mask(_visible(condition, x.shape[1]), jnp.arange(x.shape[1]), cfg.causal)
+        visible_bs = _visible(condition, x.shape[1]) if cfg.condition == "text" else None
+        if sized is not None:
+            rotation, valid_bs = self._rotation_of_sizes(sized, count)
+            visible_bs = valid_bs if visible_bs is None else visible_bs & valid_bs
+        mask = None if visible_bs is None else attention_mask(visible_bs, jnp.arange(x.shape[1]), cfg.causal)
         x = apply_layers(
             self.layers,
             x,
@@ -210,10 +204,6 @@ class Llama(nnx.Module):
         `at_bl`: which positions the states are of, if not all; every position has the same head here.
         """
         return self.head(hidden_bld).astype(jnp.float32)
-
-    def __call__(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
-        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
-        return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]
 
     def prefill(self, tokens_bn: jax.Array, condition, *, grid=None) -> tuple[jax.Array, KVCache]:
         """Causal only: the condition and the first n tokens of a canvas (n may be 0, at most all but one) -> what `step` needs.
@@ -251,7 +241,7 @@ class Llama(nnx.Module):
             (number, layer), (x, cache) = place, carry
             return layer(x, rotation, None, mask, (cache, number, start))
 
-        layers: Any = self.layers  # stacked, or a list of them (`unstacked`)
+        layers: Any = self.layers  # stacked, or a list of them (`unstack_layers`)
         x_bqd, cache = apply_layers(
             list(enumerate(layers)) if isinstance(layers, nnx.List) else (jnp.arange(cfg.depth), layers),
             (x_bqd, cache),
@@ -262,6 +252,15 @@ class Llama(nnx.Module):
             call=call,
         )
         return self.logits(self.norm(x_bqd[:, -1:]))[:, 0, : cfg.codebook_size], cache
+
+    def _rotation_of_sizes(self, sized: SizedCondition, count: int) -> tuple[Any, jax.Array]:
+        """((cos, sin), visible positions) of the sequence for images of different sizes; the prefix is visible."""
+        cfg = self.cfg
+        if (cfg.positions, cfg.class_position) != ("2d", "first"):
+            raise ConfigError('condition: sizes of single images need positions "2d" and class_position "first"')
+        row_bl, column_bl, valid_bl = token_places(sized, count)
+        rotation = rotation_at(row_bl, column_bl, cfg.head_dim, cfg.rope_base, cfg.prefix_tokens, cfg.prefix_rotation)
+        return rotation, jnp.pad(valid_bl, ((0, 0), (cfg.prefix_tokens, 0)), constant_values=True)
 
     def _rotation(self, grid: tuple[int, int]):
         """(cos, sin) of the whole sequence, prefix included."""

@@ -13,8 +13,8 @@ from flax import nnx
 from maskgil_jax.config import ConfigError, MaskGITConfig
 from maskgil_jax.models.bert import Attention, Mlp
 from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.models.layers import LayerNorm, apply_layers, check_learned_grid, dropout, embedding, linear, unstacked
-from maskgil_jax.models.llama import check_inputs
+from maskgil_jax.models.generator import TransformerGenerator, check_inputs
+from maskgil_jax.models.layers import LayerNorm, apply_layers, check_learned_grid, dropout, embedding, linear, stack_layers
 from maskgil_jax.runtime.rng import fold_keys
 
 EPS = 1e-12  # of every norm, as published
@@ -35,21 +35,19 @@ class Block(nnx.Module):
         return self.mlp_norm(x_bld + dropout(self.mlp(x_bld), self.cfg.dropout, fold_keys(key_b, 1)))
 
 
-class MaskGIT(nnx.Module):
+class MaskGIT(TransformerGenerator):
     """Tokens and a class -> logits over the codebook; the same interface as `Llama`, for the training grid only."""
 
-    def __init__(self, cfg: MaskGITConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: MaskGITConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         self.cfg = cfg
         self.tokens = embedding(cfg.vocabulary, cfg.width, rngs=rngs)  # codes, then classes, then [MASK]
         self.positions = embedding(cfg.grid[0] * cfg.grid[1] + 1, cfg.width, rngs=rngs)  # the class's first
         self.input_norm = LayerNorm(cfg.width, eps=EPS, rngs=rngs)
-        self.layers = jax.vmap(lambda r: Block(cfg, rngs=r))(rngs.split(cfg.depth))
+        self.layers = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
         self.last_linear = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
         self.head_norm = LayerNorm(cfg.width, eps=EPS, rngs=rngs)
         # The published network scores its whole table, classes and [MASK] too; only the codes' scores are ever used here.
         self.head_bias = nnx.Param(jnp.zeros((cfg.vocabulary,), jnp.float32))
-
-    unstacked = unstacked
 
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
         """Raises ConfigError: there is no null class to guide away from."""
@@ -87,9 +85,3 @@ class MaskGIT(nnx.Module):
         size = self.cfg.codebook_size
         table_vd = self.tokens.embedding[:size].astype(self.cfg.dtype)
         return jnp.einsum("bld,vd->blv", hidden_bld, table_vd).astype(jnp.float32) + self.head_bias[:size][None, None]
-
-    def __call__(
-        self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
-    ) -> jax.Array:
-        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
-        return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))

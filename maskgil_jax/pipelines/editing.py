@@ -1,9 +1,10 @@
-"""Editing images with a pipeline. `Pipeline` has these functions as its methods; none of them calls back into it by name.
+"""Editing images with a pipeline. `Pipeline` has these functions as its methods; none of them calls it by name.
 
-Common to all: images are uint8 (b, height, width, 3), in and out, and sides must be multiples of the tokenizer's cells. labels:
-one class for all images, one per image, or None for no class. seed or key, cfg, batch_size: as in a call of the pipeline. The
-image at place i depends on the key, i, its own pixels, mask and label, and not on its batch or its neighbours. Every batch
-has one shape, so each function compiles once per shape. A `ConfigError` says what does not fit.
+Common to all: images are uint8 (b, height, width, 3), in and out, and their sides are multiples of the tokenizer's cells.
+labels: one request for all images, one per image, or None for none (the null condition); prompts instead for a
+text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image of index i depends on the
+key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so each function compiles once per
+shape. A `ConfigError` says what does not fit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.config import ConfigError, require
+from maskgil_jax.config import ConfigError, renamed, require
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.decoding.token_edits import (
     ConditionPair,
@@ -26,21 +27,22 @@ from maskgil_jax.decoding.token_edits import (
     mask_fraction,
     token_mask,
 )
-from maskgil_jax.decoding.token_sampling import batch_requests
-from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.condition import batch_size as rows_of
+from maskgil_jax.models.condition import take
+from maskgil_jax.pipelines.draw import RequestBatch, batch_requests
 from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
 GREY = 160  # of cells that are still masked
-MASKED_ONLY = "editing is masked decoding alone; a causal network does not see what stands below a hole and to the right of it"
+MASKED_ONLY = "editing uses masked decoding alone; a causal network attends to nothing below a hole or to the right of it"
 
 
 def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | None = None, cfg=None, **options) -> np.ndarray:
     """Fills holes in images: uint8 (b, height, width, 3).
 
-    masks: true where the hole is: bool, or uint8 where 128 and more counts, (b, height, width) or one (height, width) for all.
-    None: the images have a fourth channel, and the hole is where it is 0. What stands in the hole is not looked at. Tokens
-    whose cell the hole touches are made anew, and their neighbours with them. In the picture only the hole changes, and
-    `feather` pixels around it (default: half a cell), in which the old picture fades into the new; 0 for a hard edge.
+    masks: true in the hole: bool, or uint8 where 128 and more counts, (b, height, width) or one (height, width) for all. None:
+    the images have a fourth channel, which is 0 in the hole. The pixels of the hole are ignored. Tokens whose cell overlaps
+    the hole, and their neighbours, are sampled anew. Pixels change in the hole and in `feather` pixels around it (default:
+    half a cell), over which the old picture is blended into the new one; 0 for a hard edge.
     """
     images_bhwc, masks_bhw = _images_and_masks(images, masks)
     cell = pipeline.tokenizer.cfg.downsample
@@ -48,18 +50,18 @@ def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | No
     require(feather >= 0, f"feather: must be 0 or more pixels, got {feather}")
     grid = _grid_of(pipeline, images_bhwc)
     made = []
-    for rows, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
+    for rows, condition, key_b, num_valid in _batches(pipeline, labels, len(images_bhwc), **options):
         old_bhwc, hole_bhw = images_bhwc[rows], masks_bhw[rows]
-        given_bl = to_tokens(pipeline.tokenizer, pipeline.shared(fill_holes(old_bhwc, hole_bhw)))
+        given_bl = to_tokens(pipeline.tokenizer, pipeline.shard(fill_holes(old_bhwc, hole_bhw)))
         tokens_bl = jnp.where(token_mask(hole_bhw, grid), pipeline.generator.cfg.mask_id, given_bl)
-        tokens_bl = pipeline.tokens(label_b, keys_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
+        tokens_bl = pipeline.tokens(condition, key_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
         new_bhwc = jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))
-        made.append(_composite(old_bhwc, new_bhwc, feather_mask(hole_bhw, feather))[:wanted])
+        made.append(_composite(old_bhwc, new_bhwc, feather_mask(hole_bhw, feather))[:num_valid])
     return np.concatenate(made)
 
 
 def edit_box(pipeline: Any, images, box: tuple[int, int, int, int], labels=None, **options) -> np.ndarray:
-    """Draws something of another class into a box of the images: `inpaint` with that hole, uint8 (b, height, width, 3).
+    """Replaces a box of the images, usually by another class: `inpaint` with that hole, uint8 (b, height, width, 3).
 
     box: (left, top, right, bottom) in pixels, right and bottom just outside it, the same for all images.
     """
@@ -75,46 +77,50 @@ def edit_box(pipeline: Any, images, box: tuple[int, int, int, int], labels=None,
     return inpaint(pipeline, images_bhwc, mask_hw, labels, **options)
 
 
-def vary(pipeline: Any, images, labels=None, *, share: float = 0.5, cfg=None, **options) -> np.ndarray:
+@renamed(share="strength")
+def vary(pipeline: Any, images, labels=None, *, strength: float = 0.5, cfg=None, **options) -> np.ndarray:
     """Variations of images, with the class they have or another one: uint8 (b, height, width, 3).
 
-    share: part of the tokens that is made anew, evenly drawn: 0 gives what the tokenizer makes of the image, 1 new images.
+    strength: fraction of the tokens that is sampled anew, at random positions: 0 gives the tokenizer's reconstruction, 1 new
+    images.
     """
     images_bhwc = _images(images)
     grid, made = _grid_of(pipeline, images_bhwc), []
-    for rows, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
-        given_bl = to_tokens(pipeline.tokenizer, pipeline.shared(images_bhwc[rows]))
-        tokens_bl = mask_fraction(given_bl, keys_b, share, pipeline.generator.cfg.mask_id)
-        tokens_bl = pipeline.tokens(label_b, keys_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
-        made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))[:wanted])
+    for rows, condition, key_b, num_valid in _batches(pipeline, labels, len(images_bhwc), **options):
+        given_bl = to_tokens(pipeline.tokenizer, pipeline.shard(images_bhwc[rows]))
+        tokens_bl = mask_fraction(given_bl, key_b, strength, pipeline.generator.cfg.mask_id)
+        tokens_bl = pipeline.tokens(condition, key_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
+        made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))[:num_valid])
     return np.concatenate(made)
 
 
 def interpolate(
     pipeline: Any, first, second, *, weights=(0.0, 0.25, 0.5, 0.75, 1.0), cfg=None, grid=None, **options
 ) -> np.ndarray:
-    """Images on the way from one class to another: uint8 (pairs, weights, height, width, 3).
+    """Images between two classes or prompts: uint8 (pairs, weights, height, width, 3).
 
-    first, second: a class each, or as many of one as of the other. weights: 0 is the first, 1 the second, in between the
-    logits are mixed (`decoding.token_edits.InterpolatedGenerator`). The images of a pair share their key, so only the weight
-    differs.
+    first, second: one each, or as many of one as of the other. weights: 0 is the first, 1 the second; in between the logits
+    are mixed (`decoding.token_edits.InterpolatedGenerator`). The images of a pair share their key, so only the weight differs.
     """
-    first_b, second_b = pipeline.label_ids(first), pipeline.label_ids(second)
-    require(len(first_b) == len(second_b), f"second: {len(first_b)} first and {len(second_b)} second classes; give pairs")
+    _check_masked(pipeline)
+    ends = [pipeline.conditioner.encode(request) for request in (first, second)]
+    pairs, others = map(rows_of, ends)
+    require(pairs == others, f"second: {pairs} first and {others} second classes; give pairs")
     weight_w = np.asarray(weights, np.float32)
     if weight_w.ndim != 1 or not len(weight_w) or not ((weight_w >= 0) & (weight_w <= 1)).all():
         raise ConfigError(f"weights: expected numbers from 0 (first class) to 1 (second), got {weights}")
-    _check_masked(pipeline)
-    places = np.repeat(np.arange(len(first_b)), len(weight_w))
-    weight_n, made = np.tile(weight_w, len(first_b)), []
+    indices_n = np.repeat(np.arange(pairs), len(weight_w))
+    weight_n, made = np.tile(weight_w, pairs), []
     shape = tuple(grid or pipeline.generator.cfg.grid)
-    for rows, keys_b, _, wanted in _batches(pipeline, first_b[places], len(places), places=places, **options):
-        start, end = (ClassCondition(jnp.asarray(ids[places[rows]])) for ids in (first_b, second_b))
-        condition = pipeline.shared(ConditionPair(start, end, jnp.asarray(weight_n[rows])))
-        tokens_bl = decode(InterpolatedGenerator(pipeline.generator), condition, keys_b, pipeline.options(cfg), grid=shape)
-        made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, shape))[:wanted])
+    for rows, start, key_b, num_valid in _batches(
+        pipeline, take(ends[0], indices_n), len(indices_n), indices=indices_n, **options
+    ):
+        end = pipeline.shard(jax.tree.map(jnp.asarray, take(ends[1], indices_n[rows])))
+        condition = ConditionPair(start, end, pipeline.shard(jnp.asarray(weight_n[rows])))
+        tokens_bl = decode(InterpolatedGenerator(pipeline.generator), condition, key_b, pipeline.options(cfg), grid=shape)
+        made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, shape))[:num_valid])
     images_nhwc = np.concatenate(made)
-    return images_nhwc.reshape(len(first_b), len(weight_w), *images_nhwc.shape[1:])
+    return images_nhwc.reshape(pairs, len(weight_w), *images_nhwc.shape[1:])
 
 
 def outpaint(
@@ -133,18 +139,18 @@ def outpaint(
 
     canvas: (rows, columns) of cells, at least as many as the images and the training grid have. place: cell of the canvas
     that the image's top left corner goes to; default: the middle. The rest is filled window by window, each on the training
-    grid (`decoding.editing.decode_windows`, which says what `overlap` is): wide canvases of networks that know only
-    one. feather: pixels inside the image's edge that fade into the new picture; default half a cell.
+    grid (`decoding.token_edits.decode_windows`, which defines `overlap`), so learned positions work too. feather: pixels
+    inside the image's edge that are blended into the new picture; default half a cell.
     """
     images_bhwc, cell = _images(images), pipeline.tokenizer.cfg.downsample
     (rows, columns), (h, w) = canvas, _grid_of(pipeline, images_bhwc)
-    room = (rows - h, columns - w)
-    require(min(room) >= 0, f"canvas: {rows}x{columns} cells are less than the image's {h}x{w}")
-    require(max(room) > 0, f"canvas: {rows}x{columns} cells is the size of the image: nothing to add")
-    top, left = (room[0] // 2, room[1] // 2) if place is None else place
+    margin = (rows - h, columns - w)
+    require(min(margin) >= 0, f"canvas: {rows}x{columns} cells are less than the image's {h}x{w}")
+    require(max(margin) > 0, f"canvas: {rows}x{columns} cells is the size of the image: nothing to add")
+    top, left = (margin[0] // 2, margin[1] // 2) if place is None else place
     require(
-        0 <= top <= room[0] and 0 <= left <= room[1],
-        f"place: must be (row, column) from (0, 0) to {room} for {h}x{w} cells on {rows}x{columns}, got {(top, left)}",
+        0 <= top <= margin[0] and 0 <= left <= margin[1],
+        f"place: must be (row, column) from (0, 0) to {margin} for {h}x{w} cells on {rows}x{columns}, got {(top, left)}",
     )
     feather = cell // 2 if feather is None else feather
     require(feather >= 0, f"feather: must be 0 or more pixels, got {feather}")
@@ -153,80 +159,80 @@ def outpaint(
     outside_1hw[inner] = False
     hidden_1hw, alpha_1hw = token_mask(outside_1hw, canvas).reshape(1, rows, columns), feather_mask(outside_1hw, feather)
     made = []
-    for at, keys_b, label_b, wanted in _batches(pipeline, labels, len(images_bhwc), **options):
-        known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, pipeline.shared(images_bhwc[at]))).reshape(-1, h, w)
-        tokens_bhw = np.pad(known_bhw, ((0, 0), (top, room[0] - top), (left, room[1] - left)))
+    for at, condition, key_b, num_valid in _batches(pipeline, labels, len(images_bhwc), **options):
+        known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, pipeline.shard(images_bhwc[at]))).reshape(-1, h, w)
+        tokens_bhw = np.pad(known_bhw, ((0, 0), (top, margin[0] - top), (left, margin[1] - left)))
         tokens_bhw = np.where(hidden_1hw, pipeline.generator.cfg.mask_id, tokens_bhw)
-        condition = ClassCondition(jnp.asarray(label_b))
         tokens_bhw = decode_windows(
-            pipeline.generator, condition, keys_b, pipeline.options(cfg), tokens_bhw, (top, left), overlap
+            pipeline.generator, condition, key_b, pipeline.options(cfg), tokens_bhw, (top, left), overlap
         )
         flat_bl = tokens_bhw.reshape(len(tokens_bhw), -1)
         new_bhwc = np.array(jax.device_get(to_pixels(pipeline.tokenizer, flat_bl, (rows, columns))))
         old_bhwc = new_bhwc.copy()
         old_bhwc[inner] = images_bhwc[at]
-        made.append(_composite(old_bhwc, new_bhwc, alpha_1hw)[:wanted])
+        made.append(_composite(old_bhwc, new_bhwc, alpha_1hw)[:num_valid])
     return np.concatenate(made)
 
 
-def trajectory(pipeline: Any, labels, *, cfg=None, grid=None, **options) -> np.ndarray:
+def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) -> np.ndarray:
     """The canvas after each step of masked decoding: uint8 (steps, b, height, width, 3), the last ones the images of a call.
 
-    Cells that are still masked are grey. The others show the tokens they hold at that step, drawn with the final tokens
-    around them: a tokenizer cannot draw a hole.
+    Cells that are still masked are grey. The others show their tokens at that step, decoded together with the final tokens of
+    the masked cells, since a tokenizer cannot decode a mask.
     """
     _check_masked(pipeline)
     shape, mask_id = tuple(grid or pipeline.generator.cfg.grid), pipeline.generator.cfg.mask_id
     cell, steps = pipeline.tokenizer.cfg.downsample, []
-    ids = pipeline.label_ids(labels)
-    for _, keys_b, label_b, wanted in _batches(pipeline, ids, len(ids), **options):
+    requests = pipeline.condition(labels, options.pop("prompts", None))
+    for _, condition, key_b, num_valid in _batches(pipeline, requests, rows_of(requests), **options):
         seen: list[jax.Array] = []
-        pipeline.tokens(label_b, keys_b, cfg=cfg, grid=shape, on_step=lambda _, tokens_bl, seen=seen: seen.append(tokens_bl))
+        pipeline.tokens(condition, key_b, cfg=cfg, grid=shape, on_step=lambda _, tokens_bl, seen=seen: seen.append(tokens_bl))
         batch = []
         for tokens_bl in seen:
             masked_bl = tokens_bl == mask_id
             pixels_bhwc = jax.device_get(to_pixels(pipeline.tokenizer, jnp.where(masked_bl, seen[-1], tokens_bl), shape))
             masked_bhw = np.asarray(masked_bl).reshape(-1, *shape).repeat(cell, axis=1).repeat(cell, axis=2)
-            batch.append(np.where(masked_bhw[..., None], np.uint8(GREY), pixels_bhwc)[:wanted])
+            batch.append(np.where(masked_bhw[..., None], np.uint8(GREY), pixels_bhwc)[:num_valid])
         steps.append(np.stack(batch))
     return np.concatenate(steps, axis=1)
 
 
 def _batches(
     pipeline: Any,
-    labels,
+    labels: Any,
     count: int,
     *,
+    prompts: Any = None,
     seed: int = 0,
-    key=None,
+    key: jax.Array | None = None,
     batch_size: int | None = None,
-    places=None,
+    indices: np.ndarray | None = None,
     ar_ratio: float = 0.0,
-) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array, int]]:
-    """(rows of the request, their keys, their classes, how many of them are wanted), a batch at a time."""
+) -> Iterator[RequestBatch]:
+    """The request for `count` images, a batch at a time."""
     _check_masked(pipeline)
     require(not ar_ratio, f"ar_ratio: {MASKED_ONLY}")
-    if labels is None:
-        ids_b = _no_class(pipeline.generator, count)
+    if labels is None and prompts is None:
+        condition = _null_condition(pipeline, count)
     else:
-        ids_b = pipeline.label_ids(labels)
-        require(len(ids_b) in (1, count), f"labels: {len(ids_b)} classes for {count} images; give one, or one for each")
-        ids_b = np.broadcast_to(ids_b, count)
+        condition = pipeline.condition(labels, prompts)
+        given = rows_of(condition)
+        require(given in (1, count), f"labels: {given} classes for {count} images; give one, or one for each")
+        condition = take(condition, np.arange(count) % given)
     key, size = pipeline.request(count, seed, key, batch_size)
-    for rows, keys_b, wanted in batch_requests(key, np.arange(count) if places is None else places, size):
-        yield rows, *pipeline.shared((keys_b, ids_b[rows])), wanted
+    yield from batch_requests(condition, key, np.arange(count) if indices is None else indices, size, pipeline.shard)
 
 
-def _no_class(generator, count: int) -> np.ndarray:
-    """The null class, as often as there are images."""
+def _null_condition(pipeline: Any, count: int) -> Any:
+    """The null condition, as often as there are images."""
     try:
-        return np.asarray(generator.null_condition(ClassCondition(jnp.zeros(count, jnp.int32))).label_b)
+        return pipeline.generator.null_condition(jax.tree.map(jnp.asarray, pipeline.conditioner.examples(count)))
     except ConfigError:
         raise ConfigError("labels: this generator was trained without a null class; give a class") from None
 
 
 def _check_masked(pipeline: Any) -> None:
-    require(pipeline.masked, f"{pipeline.name}: holds a causal generator; this needs one that fills in masked tokens")
+    require(pipeline.masked, f"{pipeline.name}: holds a causal generator; editing needs one that fills in masked tokens")
 
 
 def _images(images, channels: tuple[int, ...] = (3,)) -> np.ndarray:

@@ -1,77 +1,94 @@
-"""Pipeline: labels in, images out. The object that users hold; `load` makes one from a weights folder."""
+"""Pipeline: labels or prompts in, images out. The object that users hold; `load` makes one from a weights folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, decode_preset, from_dict, require
-from maskgil_jax.data.encode import encode_dataset
-from maskgil_jax.data.images import to_uint8, to_unit
-from maskgil_jax.decoding.causal import decode_causal
-from maskgil_jax.decoding.hybrid import decode_hybrid
-from maskgil_jax.decoding.masked import decode
-from maskgil_jax.decoding.token_sampling import batch_requests
-from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
+from maskgil_jax.config import (
+    CausalConfig,
+    ConfigError,
+    DecodeConfig,
+    GeneratorConfig,
+    choose,
+    decode_preset,
+    from_dict,
+    is_causal,
+    renamed,
+    require,
+)
+from maskgil_jax.decoding.generate import generate_tokens
+from maskgil_jax.files.images import to_pil
+from maskgil_jax.models.condition import batch_size as rows_of
+from maskgil_jax.models.condition import repeat, take
 from maskgil_jax.pipelines import editing
+from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
-from maskgil_jax.tokenizers.images import to_pixels
+from maskgil_jax.runtime.rng import keys_of_seeds
+
+# What other libraries call a decoding option.
+FOREIGN_NAMES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "cfg_scale": "guidance",
+    "num_steps": "steps",
+    "generator": "seed",
+}
 
 
-@jax.jit
-def reconstruct(tokenizer, images_bhwc):
-    """uint8 images through the tokenizer and back, uint8."""
-    return to_uint8(tokenizer.decode(tokenizer.encode(to_unit(images_bhwc))))
+MAX_BATCH = 64  # images that a call without `batch_size` generates at once
 
 
-def encoder_of(tokenizer) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 images (b, h, w, 3) -> codes (b, rows, columns) on the host; compiled once per batch shape."""
-    encode = jax.jit(lambda network, images: network.encode(to_unit(images)))
-    return lambda images: jax.device_get(encode(tokenizer, images))
-
-
-def encode_source(tokenizer: Weights, source, out, *, image_size: int, batch_size: int = 32, **options) -> pathlib.Path:
-    """The code store `out` of an image source, under the tokenizer's hash. `options` are those of `encode_dataset`."""
-    return encode_dataset(
-        encoder_of(tokenizer.build()),
-        source,
-        out,
-        tokenizer_hash=tokenizer.hash,
-        grid=(image_size // tokenizer.cfg.downsample,) * 2,
-        codebook_size=tokenizer.cfg.codebook_size,
-        image_size=image_size,
-        batch_size=batch_size,
-        **options,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Pipeline:
-    """A generator with its tokenizer.
+    """A generator with its tokenizer and its conditioner.
 
-    `pipeline(labels=["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its place in
-    the request, its label and the decoding options; not on batch size or device count. cfg: decoding options, a `CausalConfig`
-    if the generator is causal. ar: a causal network beside a masked generator, for `ar_ratio`; ar_cfg: its decoding options.
-    mesh: the devices that share every batch (`over`); None leaves it to JAX.
+    `pipeline(["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its index in the
+    request, its label and the decoding options; not on batch size or device count.
+
+    conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a `ClassConditioner`.
+    cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator, for
+    `ar_ratio`; ar_cfg: its decoding options. mesh: the devices that share every batch (`over`); None leaves it to JAX.
     """
 
     tokenizer: Any
     generator: Any
-    class_names: tuple[str, ...]
+    conditioner: Conditioner
     cfg: DecodeConfig | CausalConfig
     name: str = ""
     ar: Any = None
     ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
     mesh: Any = None
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        generator: Any,
+        conditioner: Conditioner | Sequence[str] | None = None,
+        cfg: DecodeConfig | CausalConfig | None = None,
+        name: str = "",
+        ar: Any = None,
+        ar_cfg: CausalConfig | None = None,
+        mesh: Any = None,
+        *,
+        class_names: Sequence[str] | None = None,
+    ):
+        given: Any = class_names if conditioner is None else conditioner
+        if given is None:
+            given = conditioner_of(generator.cfg, {})
+        elif isinstance(given, (tuple, list)):
+            given = ClassConditioner(tuple(given))
+        cfg = cfg or (CausalConfig() if is_causal(generator.cfg) else DecodeConfig())
+        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
 
     inpaint = editing.inpaint
     edit_box = editing.edit_box
@@ -80,43 +97,99 @@ class Pipeline:
     outpaint = editing.outpaint
     trajectory = editing.trajectory
 
+    def __repr__(self) -> str:
+        height, width = (side * self.tokenizer.cfg.downsample for side in self.generator.cfg.grid)
+        kind = type(self.generator).__name__ + (" (causal)" if isinstance(self.cfg, CausalConfig) else "")
+        parts = [self.name or "unnamed", f"{kind}, {self.generator.cfg.condition}-conditional", f"{height} x {width} pixels"]
+        return f"Pipeline({'; '.join(parts + (['with a causal network'] if self.ar is not None else []))})"
+
     @property
     def masked(self) -> bool:
-        """Whether the generator fills in masked tokens, rather than writing one after the other."""
+        """Whether the generator fills in masked tokens, rather than sampling one after the other."""
         return isinstance(self.cfg, DecodeConfig)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; empty for a generator that is conditioned on something else."""
+        return self.conditioner.class_names if isinstance(self.conditioner, ClassConditioner) else ()
 
     def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
         """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
-        if isinstance(labels, (int, np.integer, str)):
-            labels = [labels]
-        ids = []
-        for label in labels:
-            text = str(label).strip()
-            if text in self.class_names:
-                ids.append(self.class_names.index(text))
-            elif text.lstrip("-").isdigit():
-                require(
-                    0 <= int(text) < len(self.class_names),
-                    f"labels: {text} is out of range; classes are 0..{len(self.class_names) - 1}",
-                )
-                ids.append(int(text))
-            else:
-                near = difflib.get_close_matches(text, self.class_names, n=3, cutoff=0.4)
-                near += [n for n in self.class_names if text and text.lower() in n.lower() and n not in near][:3]
-                raise ConfigError(
-                    f"labels: no class is called {text!r}; "
-                    + (
-                        f"did you mean {', '.join(map(repr, near))}?"
-                        if near
-                        else f"there are {len(self.class_names)}: --labels list shows them"
-                    )
-                )
-        require(bool(ids), "labels: none given")
-        return np.asarray(ids, np.int32)
+        return np.asarray(self.conditioner.encode(labels).label_b)
 
     def __call__(
         self,
-        labels: int | str | Sequence[int | str] | np.ndarray,
+        labels: Any = None,
+        *,
+        prompts: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        num_per_label: int = 1,
+        key: jax.Array | None = None,
+        cfg: DecodeConfig | CausalConfig | str | None = None,
+        grid: tuple[int, int] | None = None,
+        batch_size: int | None = None,
+        ar_ratio: float = 0.0,
+        on_step: Callable[[int, jax.Array], Any] | None = None,
+        output: str = "numpy",
+        **decoding: Any,
+    ) -> Any:
+        """Generates one image per label or prompt: uint8 (b, height, width, 3).
+
+        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. height, width: pixels;
+        default the training size. grid: (rows, columns) of codes, instead of height and width. seeds: one for each image, or
+        several for one label, instead of `seed`; an image is then the first image of a request with its seed alone. key: used
+        instead of `seed`. num_per_label: images of each label, one after the other. cfg: default `self.cfg`, the options
+        stored with the weights; or the name of a preset (`config.DECODE_PRESETS`). decoding: decoding options that replace
+        those of `cfg` (steps=, guidance=, ...). batch_size: images per network call; default a power of two up to
+        `MAX_BATCH`, padded, so that few sizes are compiled. ar_ratio: share of the tokens that the causal network `ar`
+        samples before masked decoding (0..1; needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after
+        each step of masked decoding, 1 to `cfg.steps`, of each batch, with the codes so far ([MASK] =
+        `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
+        """
+        choose("output", output, ("numpy", "pil"))
+        require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
+        condition, grid = repeat(self.condition(labels, prompts), num_per_label), self.grid_of(height, width, grid)
+        count = rows_of(condition)
+        if seeds is not None:
+            require(key is None and seed == 0, "seeds: give them, seed or key")
+            require(count in (1, len(seeds)), f"seeds: {len(seeds)} seeds for {count} images; give one for each")
+            condition, key = take(condition, np.arange(len(seeds)) % count), keys_of_seeds(seeds)
+        padded = batch_size is None
+        if padded:
+            batch_size = min(1 << (rows_of(condition) - 1).bit_length(), MAX_BATCH)
+        options: dict[str, Any] = dict(seed=seed, key=key, cfg=self.options(cfg, **decoding), grid=grid, batch_size=batch_size)
+        images = np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step, padded=padded)))
+        return images if output == "numpy" else to_pil(images)
+
+    def condition(self, labels: Any = None, prompts: Any = None) -> Any:
+        """The condition of labels or of prompts, whichever is given."""
+        require((labels is None) != (prompts is None), "labels, prompts: give one of them")
+        kind = self.generator.cfg.condition
+        if prompts is not None and kind != "text":
+            raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
+        return self.conditioner.encode(labels if prompts is None else prompts)
+
+    def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+        """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
+        trained, cell = self.generator.cfg.grid, self.tokenizer.cfg.downsample
+        if height is None and width is None:
+            return tuple(grid or trained)
+        require(grid is None, f"grid: give it or height and width, got {grid} and {height} x {width}")
+        height = trained[0] * cell if height is None else height
+        width = trained[1] * cell if width is None else width
+        for name, side in (("height", height), ("width", width)):
+            whole = isinstance(side, (int, np.integer)) and side >= cell and side % cell == 0
+            near = max(cell, round(side / cell) * cell) if isinstance(side, (int, float)) else cell
+            require(whole, f"{name}: must be a multiple of {cell} pixels, the size of a token, got {side!r}; e.g. {near}")
+        return height // cell, width // cell
+
+    @renamed(places="indices")
+    def batches(
+        self,
+        labels: Any,
         *,
         seed: int = 0,
         key: jax.Array | None = None,
@@ -125,115 +198,97 @@ class Pipeline:
         batch_size: int | None = None,
         ar_ratio: float = 0.0,
         on_step: Callable[[int, jax.Array], Any] | None = None,
-    ) -> np.ndarray:
-        """Generates one image per label: uint8 (b, height, width, 3).
-
-        key: used instead of `seed`. cfg: default `self.cfg`, the options stored with the weights; or the name of a preset
-        (`config.DECODE_PRESETS`). grid: (rows, columns) of codes; default the training canvas. batch_size: images per network
-        call; default all at once. ar_ratio: share of the tokens that the causal network `ar` writes before masked decoding
-        (0..1; needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after each step of masked decoding, 1
-        to `cfg.steps`, of each batch, with the codes so far ([MASK] = `generator.cfg.mask_id`); the images are the same to
-        the bit.
-        """
-        options: dict[str, Any] = dict(
-            seed=seed, key=key, cfg=cfg, grid=grid, batch_size=batch_size, ar_ratio=ar_ratio, on_step=on_step
-        )
-        return np.concatenate(list(self.batches(labels, **options)))
-
-    def batches(
-        self,
-        labels,
-        *,
-        seed: int = 0,
-        key=None,
-        cfg=None,
-        grid=None,
-        batch_size: int | None = None,
-        ar_ratio: float = 0.0,
-        on_step=None,
-        places=None,
+        indices: np.ndarray | None = None,
+        padded: bool = False,
     ) -> Iterator[np.ndarray]:
-        """As a call, but yields the images of `batch_size` labels at a time; one batch shape, so one compilation.
+        """As a call, but yields the images of `batch_size` requests at a time; one batch shape, so one compilation.
 
-        places: the place in the request that each of these labels has, whole numbers; default 0, 1, 2, ... So the images of a
-        large request can be made in parts, in any order and on any machine, and be the same.
+        labels: what the conditioner encodes, or a condition. indices: the index in the request that each of these has; default
+        0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
+        key: one, or one for each request. padded: see `request`.
         """
-        ids_b = self.label_ids(labels)
-        places_b = np.arange(len(ids_b)) if places is None else np.asarray(places)
-        require(places_b.shape == ids_b.shape, f"places: expected one for each of {len(ids_b)} labels, got {places_b.shape}")
-        key, size = self.request(len(ids_b), seed, key, batch_size)
-        for rows, keys_b, wanted in batch_requests(key, places_b, size):
-            watch = on_step and functools.partial(_watch, on_step, wanted)
-            label_b, keys_b = self.shared((ids_b[rows], keys_b))
-            tokens_bl = self.tokens(label_b, keys_b, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=watch)
-            images = to_pixels(self.tokenizer, tokens_bl, tuple(grid or self.generator.cfg.grid))
-            yield jax.device_get(images)[:wanted]
+        condition = self.conditioner.encode(labels)
+        count = len(jax.tree.leaves(condition)[0])
+        indices_n = np.arange(count) if indices is None else np.asarray(indices)
+        require(indices_n.shape == (count,), f"indices: expected one for each of {count} requests, got {indices_n.shape}")
+        key, size = self.request(count, seed, key, batch_size, padded)
+        drawn = draw(self, condition, key, indices_n, size=size, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=on_step)
+        for images_bhwc, num_valid in drawn:
+            yield jax.device_get(images_bhwc)[:num_valid]
 
-    def request(self, count: int, seed: int, key, batch_size: int | None) -> tuple[jax.Array, int]:
-        """The key and the batch size of a request for `count` images; several devices get equal shares."""
+    def request(
+        self, count: int, seed: int, key: jax.Array | None, batch_size: int | None, padded: bool = False
+    ) -> tuple[jax.Array, int]:
+        """The key and the batch size of a request for `count` images; several devices get equal shares.
+
+        padded: a batch size above `count` is kept, and the batch is filled up.
+        """
         require(batch_size is None or batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
         require(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed!r}")
-        size, devices = min(batch_size or count, count), 1 if self.mesh is None else self.mesh.size
+        size = batch_size or count
+        size, devices = size if padded else min(size, count), 1 if self.mesh is None else self.mesh.size
         return jax.random.key(seed) if key is None else key, -(-size // devices) * devices
 
-    def over(self, devices=None) -> Pipeline:
+    def over(self, devices: Any = None, mesh: Any = None) -> Pipeline:
         """The same pipeline on several devices, those of this process by default: each makes its share of every batch."""
-        mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
+        mesh = mesh or make_mesh(devices=jax.local_devices() if devices is None else devices)
         tokenizer, generator, ar = place((self.tokenizer, self.generator, self.ar), replicated(mesh))
         return dataclasses.replace(self, tokenizer=tokenizer, generator=generator, ar=ar, mesh=mesh)
 
-    def shared(self, batch) -> Any:
+    def shard(self, batch: Any) -> Any:
         """Arrays with a leading batch axis, split over the devices of `over`; as they are without it."""
         return batch if self.mesh is None else place(batch, batch_sharding(self.mesh))
 
     def tokens(
         self,
-        label_b,
-        key,
+        condition: Any,
+        key: jax.Array,
         *,
         cfg: DecodeConfig | CausalConfig | str | None = None,
-        grid=None,
-        tokens_bl=None,
+        grid: tuple[int, int] | None = None,
+        tokens_bl: jax.Array | None = None,
         ar_ratio: float = 0.0,
-        on_step=None,
+        on_step: Callable[[int, jax.Array], Any] | None = None,
     ) -> jax.Array:
-        """The codes behind the images: int32 (b, rows * columns).
+        """The codes behind the images of a condition, or of labels: int32 (b, rows * columns). See `generate_tokens`."""
+        if not dataclasses.is_dataclass(condition):
+            condition = self.conditioner.encode(condition)
+        return generate_tokens(
+            self.generator,
+            condition,
+            key,
+            self.options(cfg),
+            grid=grid,
+            tokens_bl=tokens_bl,
+            ar=self.ar,
+            ar_cfg=self.ar_cfg,
+            ar_ratio=ar_ratio,
+            on_step=on_step,
+        )
 
-        tokens_bl: given ones, [MASK] where they are to be made; for a causal generator the first ones of each image, (b, n).
-        With `ar_ratio` both networks keep them (`decoding.hybrid.decode_hybrid`).
-        """
-        condition = ClassCondition(jnp.asarray(label_b, jnp.int32))
-        law = self.options(cfg)
-        if ar_ratio:
-            require(self.ar is not None, f"ar_ratio: {ar_ratio} needs a causal network; load the pipeline with ar=WEIGHTS")
-            require(on_step is None, "on_step: masked decoding alone is watched, not together with ar_ratio")
-        if isinstance(law, CausalConfig):
-            require(on_step is None, "on_step: a causal generator is not watched")
-            return decode_causal(self.generator, condition, key, law, tokens_bl, grid)
-        if ar_ratio:
-            return decode_hybrid(self.ar, self.generator, condition, key, self.ar_cfg, law, ar_ratio, grid, tokens_bl)
-        return decode(self.generator, condition, key, law, tokens_bl, grid, on_step)
-
-    def options(self, cfg: DecodeConfig | CausalConfig | str | None = None) -> Any:
-        """What `cfg` means: a preset's name, options of the generator's kind, or None for the stored ones."""
+    def options(self, cfg: DecodeConfig | CausalConfig | str | None = None, **changes: Any) -> Any:
+        """Decoding options: `cfg`, the preset of that name, or the stored ones (None), with `changes` to single options."""
         cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
         if not isinstance(cfg, type(self.cfg)):
             raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
-        return cfg
-
-
-def _watch(on_step, wanted: int, step: int, tokens_bl) -> None:
-    """Passes on what was asked for, without the images that only fill up the batch."""
-    on_step(step, tokens_bl[:wanted])
+        known = [field.name for field in dataclasses.fields(cfg)]
+        for name in changes:
+            if name in FOREIGN_NAMES:
+                raise ConfigError(f"{name}: is called {FOREIGN_NAMES[name]!r} here")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; they are {', '.join(known)}"
+                raise ConfigError(f"{name}: is not an option of {type(cfg).__name__}{hint}")
+        return dataclasses.replace(cfg, **changes) if changes else cfg
 
 
 def pack(path, out) -> None:
     """Writes the pipeline folder `path` to `out` in half precision, with the hash of the rounded tokenizer: to be shared."""
-    load(path)  # refuses what does not belong together
+    load(path)  # refuses a folder whose parts do not fit together
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about), dtype="float16")
+    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about), dtype="float16")
     about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
-    save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
+    save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
 
 
 def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
@@ -243,27 +298,25 @@ def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
     rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
     "ntk" (`models.rope.angles_1d`); default what the folder says.
 
-    Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not belong together.
+    Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    for weights, part, attribute in ((tokenizer, "tokenizer", "downsample"), (generator, "generator", "num_classes")):
-        if not hasattr(weights.cfg, attribute):
-            raise ConfigError(f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
+    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
+    for part, sound in parts:
+        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
     _check_tokenizer(path, generator, tokenizer)
     generator = _scaled(path, generator, rope_scaling)
-    names, cfg = _class_names(generator), _decoding(generator)
+    conditioner, cfg = conditioner_of(generator.cfg, generator.about), _decoding(generator)
     if ar is None:
-        return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path))
+        return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path))
     causal = load_weights(ar, "generator")
-    if not getattr(causal.cfg, "causal", False):
-        raise ConfigError(f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
-    if isinstance(cfg, CausalConfig):
-        raise ConfigError(f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
+    require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
+    require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
     _check_tokenizer(ar, causal, tokenizer, str(path))
-    if _class_names(causal) != names:
-        raise ConfigError(f"{ar}: was trained on other classes than {path}; both networks must know the same ones")
+    same = conditioner_of(causal.cfg, causal.about) == conditioner
+    require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
     ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
-    return Pipeline(tokenizer.build(), generator.build(), names, cfg, str(path), causal.build(), ar_cfg)
+    return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path), causal.build(), ar_cfg)
 
 
 def _scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
@@ -271,7 +324,7 @@ def _scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
     if rope_scaling is None:
         return generator
     require(
-        hasattr(generator.cfg, "rope_scaling"),
+        generator.cfg.rope_scaling is not None,
         f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
     )
     return dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
@@ -288,11 +341,7 @@ def _check_tokenizer(path, generator: Weights, tokenizer: Weights, holder: str =
         raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, {holder} has {tokenizer.hash}")
 
 
-def _class_names(generator: Weights) -> tuple[str, ...]:
-    return tuple(generator.about.get("class_names") or map(str, range(generator.cfg.num_classes)))
-
-
 def _decoding(generator: Weights) -> Any:
     """The decoding options stored with a generator, of the kind its network needs."""
-    kind = CausalConfig if getattr(generator.cfg, "causal", False) else DecodeConfig
+    kind = CausalConfig if is_causal(generator.cfg) else DecodeConfig
     return from_dict(kind, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")

@@ -1,4 +1,4 @@
-"""The programs that are planned for, built from shapes alone: the train step of a run file, and sampling with its network."""
+"""The programs to plan, built from abstract arguments: the train step of a run file, and sampling with its network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax import networks as network
-from maskgil_jax.config import DecodeConfig, VQConfig, from_dict
-from maskgil_jax.data.images import to_uint8
-from maskgil_jax.decoding.masked import decode
-from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.conditioning import Conditioner
+from maskgil_jax.config import DecodeConfig, GeneratorConfig, VQConfig, from_dict
+from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.planning.flops import count_flops
 from maskgil_jax.runtime.mesh import batch_sharding, replicated, shardings
+from maskgil_jax.tokenizers.images import to_pixels
 from maskgil_jax.training.generator import Objective, jitted_step, model_options
 from maskgil_jax.training.loop import check_batch
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
@@ -29,15 +29,15 @@ from maskgil_jax.training.state import init_state
 class Program:
     """A jitted function with abstract arguments.
 
-    cfg: options of the generator. useful_flops: matrix products that the mathematics needs, 6 (training) or 2 (each network
-    call of sampling) times weights times tokens, attention, and the tokenizer's when sampling. images: what one run takes
-    or makes, for a rate.
+    cfg: options of the generator. useful_flops: matrix products of the mathematics, 6 (training) or 2 (each network
+    call of sampling) times weights times tokens, attention, and the tokenizer's when sampling. images: how many one run
+    consumes or produces.
     """
 
     function: Callable
     arguments: tuple
     cfg: object
-    useful_flops: float
+    model_flops: float
     images: int
 
     def traced(self):
@@ -48,7 +48,7 @@ def product_flops(cfg, calls: float) -> float:
     """FLOPs of `calls` images through the network once: two per weight and token, and the scores and sums of attention."""
     flat = network.flatten(network.abstract_params(cfg))
     weights = sum(int(np.prod(leaf.shape)) for name, leaf in flat.items() if name.endswith("kernel"))
-    tokens = cfg.grid[0] * cfg.grid[1] + (not getattr(cfg, "causal", False))  # a causal network leaves the last one out
+    tokens = cfg.grid[0] * cfg.grid[1] + (not cfg.causal)  # a causal network does not read the last token
     return calls * tokens * (2.0 * weights + 4.0 * cfg.depth * cfg.width * tokens)
 
 
@@ -58,14 +58,14 @@ def _on(mesh: Mesh, tree, layout=None):
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, layout)
 
 
-def network_options(config, *, codebook_size: int, num_classes: int, downsample: int):
+def network_options(config, *, codebook_size: int, conditioner: Conditioner, downsample: int) -> GeneratorConfig:
     """Options of the run file's network."""
     grid = (config.data.image_size // downsample,) * 2
-    return model_options(config.model.to_dict(), codebook_size=codebook_size, num_classes=num_classes, grid=grid)
+    return model_options(config.model.to_dict(), codebook_size=codebook_size, grid=grid, **conditioner.network_options())
 
 
-def train_program(config, cfg, mesh: Mesh) -> Program:
-    """The very step that `maskgil train` runs on stored codes, for `config.batch_size` images."""
+def train_program(config, cfg: GeneratorConfig, conditioner: Conditioner, mesh: Mesh) -> Program:
+    """The step that `maskgil train` runs on stored codes, for `config.batch_size` images."""
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
     check_batch(config, mesh, objective.accumulate)
     tx = skip_bad_updates(make_optimizer(config.optimizer, config.total_steps), skip_config(config))
@@ -74,35 +74,39 @@ def train_program(config, cfg, mesh: Mesh) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(init, key)
     layout = shardings(state, mesh)
+    condition = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, conditioner.examples(config.batch_size)))
     rows = {
-        "codes": jax.ShapeDtypeStruct((config.batch_size, cfg.grid[0] * cfg.grid[1]), jnp.uint16),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+        "codes": jax.ShapeDtypeStruct((config.batch_size, *cfg.grid), jnp.uint16),
+        **dict(zip(conditioner.batch_keys, jax.tree.leaves(condition), strict=True)),
     }
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh)), rows)
-    step = jitted_step(cfg, objective, tx, schedule, config.optimizer.ema_decay, layout)
+    step = jitted_step(cfg, objective, tx, schedule, config.optimizer.ema_decay, layout, conditioner=conditioner)
     arguments = (_on(mesh, state, layout), batch, _on(mesh, key), None)
     return Program(step, arguments, cfg, 3.0 * product_flops(cfg, config.batch_size), config.batch_size)
 
 
-def decode_program(config, cfg, mesh: Mesh, tokenizer: VQConfig, batch: int) -> Program:
+def decode_program(
+    config, cfg: GeneratorConfig, conditioner: Conditioner, mesh: Mesh, tokenizer: VQConfig, batch: int
+) -> Program:
     """Sampling of `batch` images with the run file's decoding options, from labels to pixels."""
     decode_cfg = from_dict(DecodeConfig, config.decode.to_dict(), "config.decode")
     key = jax.eval_shape(lambda: jax.random.key(0))
+    condition = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, conditioner.examples(batch)))
 
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
-    def sample(params, tokenizer_params, label_b, key):
-        tokens_bl = decode(network.build(cfg, params), ClassCondition(label_b), key, decode_cfg)
-        return to_uint8(network.build(tokenizer, tokenizer_params).decode(tokens_bl.reshape(-1, *cfg.grid)))
+    def sample(params, tokenizer_params, condition, key):
+        tokens_bl = generate_tokens(network.build(cfg, params), condition, key, decode_cfg)
+        return to_pixels(network.build(tokenizer, tokenizer_params), tokens_bl, cfg.grid)
 
     params, tokenizer_params = network.abstract_params(cfg), network.abstract_params(tokenizer)
     arguments = (
         _on(mesh, params, shardings(params, mesh)),
         _on(mesh, tokenizer_params),
-        jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=batch_sharding(mesh)),
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch_sharding(mesh)), condition),
         _on(mesh, key),
     )
     branches = 1 if decode_cfg.guidance == 1.0 else 2
     codes = jax.ShapeDtypeStruct((batch, *cfg.grid), jnp.int32)
     to_image = jax.make_jaxpr(lambda p, c: network.build(tokenizer, p).decode(c))(tokenizer_params, codes)
-    useful = product_flops(cfg, batch * branches * decode_cfg.steps) + count_flops(to_image).products
-    return Program(sample, arguments, cfg, useful, batch)
+    model_flops = product_flops(cfg, batch * branches * decode_cfg.steps) + count_flops(to_image).products
+    return Program(sample, arguments, cfg, model_flops, batch)

@@ -1,21 +1,44 @@
-"""uint8 images <-> tokens through any tokenizer; compiled once per shape however often they are called."""
+"""uint8 images <-> codes through any tokenizer; compiled once per shape however often they are called."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 
-from maskgil_jax.data.images import to_uint8, to_unit
+
+def to_unit(images_bhwc):
+    """uint8 pixels -> float32 in [-1, 1]; NumPy and JAX arrays, also under jit."""
+    return images_bhwc.astype("float32") / 127.5 - 1.0
+
+
+def to_uint8(images_bhwc):
+    """Pixels in [-1, 1] (values outside are clipped) -> uint8, rounded to the nearest; NumPy and JAX arrays."""
+    return ((images_bhwc.astype("float32") + 1.0) * 127.5).clip(0.0, 255.0).round().astype("uint8")
 
 
 @functools.partial(jax.jit, static_argnames="grid")
-def to_pixels(tokenizer, tokens_bl, grid):
-    """Codes (b, rows * columns) -> uint8 images."""
+def to_pixels(tokenizer: Any, tokens_bl: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Codes (b, rows * columns) -> uint8 images (b, height, width, 3)."""
     return to_uint8(tokenizer.decode(tokens_bl.reshape(-1, *grid)))
 
 
 @jax.jit
-def to_tokens(tokenizer, images_bhwc):
+def to_tokens(tokenizer: Any, images_bhwc) -> jax.Array:
     """uint8 images -> codes int32 (b, rows * columns)."""
     return tokenizer.encode(to_unit(images_bhwc)).reshape(len(images_bhwc), -1)
+
+
+@jax.jit
+def reconstruct(tokenizer: Any, images_bhwc) -> jax.Array:
+    """uint8 images through the tokenizer and back, uint8."""
+    return to_uint8(tokenizer.decode(tokenizer.encode(to_unit(images_bhwc))))
+
+
+def encoder_of(tokenizer: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of uint8 images (b, h, w, 3) that gives codes (b, rows, columns) on the host; compiled per batch shape."""
+    encode = jax.jit(lambda network, images: network.encode(to_unit(images)))
+    return lambda images: jax.device_get(encode(tokenizer, images))

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +15,33 @@ import numpy as np
 import optax
 from clu.metrics import Average
 
-from maskgil_jax import networks as network
+from maskgil_jax import networks
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_metadata, save_weights
+from maskgil_jax.conditioning import ClassConditioner, Conditioner
 from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
     LLAMA_PRESETS,
     CausalConfig,
     DecodeConfig,
+    GeneratorConfig,
     choose,
     from_dict,
+    height_width,
     require,
     to_dict,
 )
 from maskgil_jax.data.code_store import CodeStore, code_batches
-from maskgil_jax.data.images import image_batches, open_images, to_unit
-from maskgil_jax.decoding.causal import decode_causal
-from maskgil_jax.decoding.masked import decode
+from maskgil_jax.data.images import image_batches, open_images
+from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
-from maskgil_jax.models.condition import ClassCondition
-from maskgil_jax.pipelines.pipeline import Pipeline, to_pixels
+from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows
-from maskgil_jax.training.losses import MASKING_LAWS, chunked_cross_entropy, corrupt, drop_labels, masked_cross_entropy
+from maskgil_jax.tokenizers.images import to_pixels, to_unit
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
+from maskgil_jax.training.losses import MASKINGS, chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
@@ -47,88 +51,89 @@ PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """How examples are made and scored; the defaults are the paper's (2.3, 4.3).
+    """How training examples are masked and scored; the defaults are the paper's (2.3, 4.3).
 
-    A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `law` and
-    `unmasked_weight` say nothing, and LlamaGen trains it without label smoothing.
+    A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `masking` and
+    `unmasked_weight` have no effect, and LlamaGen trains it without label smoothing.
     """
 
     schedule: str = "arccos"
-    law: str = "exact"
+    masking: str = "exact"
     label_smoothing: float = 0.1
     unmasked_weight: float = 0.0
     class_dropout: float = 0.1
+    RENAMED: ClassVar[dict[str, str]] = {"law": "masking"}
+
     accumulate: int = 1  # parts a batch is computed in, one after another
     loss_chunks: int = 1  # parts of each image's tokens whose logits exist at once: for codebooks too large for memory
     z_loss: float = 0.0  # weight of the squared log of the softmax's denominator; 1e-4 where logits drift
 
     def __post_init__(self):
-        choose("objective.law", self.law, MASKING_LAWS)
+        choose("objective.masking", self.masking, MASKINGS)
         require(self.accumulate >= 1, f"objective.accumulate: must be at least 1, got {self.accumulate}")
         require(self.loss_chunks >= 1, f"objective.loss_chunks: must be at least 1, got {self.loss_chunks}")
         require(self.z_loss >= 0, f"objective.z_loss: must not be negative, got {self.z_loss}")
 
 
-def model_options(model, *, codebook_size: int, num_classes: int, grid: tuple[int, int]):
-    """The `model` part of a run file -> network options. Sizes that the data and tokenizer fix are filled in."""
+def model_options(model, *, codebook_size: int, grid: tuple[int, int], **fixed: Any) -> GeneratorConfig:
+    """The `model` section of a run file -> network options; `fixed`: those that the conditioner decides."""
     options = {name: value for name, value in model.items() if value is not None}
     family, preset = options.pop("family"), options.pop("preset")
     choose("config.model.family", family, PRESETS)
     choose("config.model.preset", preset, PRESETS[family])
-    fixed = dict(codebook_size=codebook_size, num_classes=num_classes, grid=tuple(grid))
+    fixed |= dict(codebook_size=codebook_size, grid=tuple(grid))
     return from_dict(type(PRESETS[family][preset]), {**to_dict(PRESETS[family][preset]), **options, **fixed}, "config.model")
 
 
-def is_causal(cfg) -> bool:
-    """Whether a network of these options is trained, and drawn from, one token after the other."""
-    return getattr(cfg, "causal", False)
+def corrupt_batch(key: jax.Array, codes_bl, condition, cfg: GeneratorConfig, objective: Objective) -> dict:
+    """Codes and conditions -> what the loss of each example needs, every array with a leading batch axis.
 
-
-def corrupt_batch(key: jax.Array, codes_bl, label_b, cfg, objective: Objective) -> dict:
-    """Codes and labels -> what one example needs: inputs, targets, mask, labels (some dropped), a dropout key per image."""
-    mask_key, label_key, dropout_key = jax.random.split(key, 3)
-    if is_causal(cfg):  # next-token training: everything is a target, the network shifts by itself
+    drop: which conditions are replaced by the null condition. key: a dropout key per image.
+    """
+    mask_key, drop_key, dropout_key = jax.random.split(key, 3)
+    b = codes_bl.shape[0]
+    if cfg.causal:  # every token is a target, and the network shifts the inputs
         inputs_bl, mask_bl = codes_bl, jnp.ones(codes_bl.shape, bool)
     else:
-        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, objective.schedule, cfg.mask_id, objective.law)
+        valid_bl = valid_tokens(condition, codes_bl.shape[1])
+        options = objective.schedule, cfg.mask_id, objective.masking
+        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, *options, valid_bl=valid_bl)
     return {
         "inputs": inputs_bl,
         "targets": codes_bl,
         "mask": mask_bl,
-        "label": drop_labels(label_key, label_b, objective.class_dropout, cfg.num_classes),
-        "key": image_keys(dropout_key, codes_bl.shape[0]),
+        "condition": condition,
+        "drop": drop_conditions(drop_key, b, objective.class_dropout),
+        "key": image_keys(dropout_key, b),
     }
 
 
-def loss_sum(params: dict, part: dict, cfg, objective: Objective):
+def loss_sum(params: dict, part: dict, cfg: GeneratorConfig, objective: Objective, grid: tuple[int, int] | None = None):
     """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
-    model = network.build(cfg, gather_embeddings(params))
-    inputs, condition, sizes = part["inputs"], ClassCondition(part["label"]), {}
-    if hasattr(model, "last_output"):  # where there is one, its size is worth watching (the paper's Fig. 4c)
-        output_bld = model.last_output(inputs, condition, key_b=part["key"])
-        hidden_bld = model.norm(output_bld)
-        norm_bl = jnp.linalg.norm(jax.lax.stop_gradient(output_bld).astype(jnp.float32), axis=-1)
-        sizes = {"output_norm": jnp.sum(norm_bl), "outputs": jnp.float32(norm_bl.size)}
-    else:
-        hidden_bld = model.hidden(inputs, condition, key_b=part["key"])
+    model = networks.build(cfg, gather_embeddings(params))
+    condition = part["condition"]
+    if objective.class_dropout > 0:
+        condition = select(part["drop"], model.null_condition(condition), condition)
+    hidden_bld, logged = model.training_states(part["inputs"], condition, grid=grid, key_b=part["key"])
     options = objective.label_smoothing, objective.unmasked_weight, objective.z_loss
-    tokens = part["targets"], part["mask"]
+    tokens, valid_bl = (part["targets"], part["mask"]), valid_tokens(condition, part["targets"].shape[1])
     with jax.named_scope("loss"):
         if objective.loss_chunks == 1:
-            sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options)[1]
+            sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options, valid_bl=valid_bl)[1]
         else:
-            sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks, *options)
-    return sums["loss_sum"], sums | sizes
+            chunks = objective.loss_chunks
+            sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, chunks, *options, valid_bl=valid_bl)
+    return sums["loss_sum"], sums | logged
 
 
-def gradients(params: dict, batch: dict, cfg, objective: Objective):
-    """Gradient of the batch's mean loss, and the metric sums, in `objective.accumulate` parts: the big batch's, exactly."""
-    grad = jax.grad(functools.partial(loss_sum, cfg=cfg, objective=objective), has_aux=True)
+def gradients(params: dict, batch: dict, cfg: GeneratorConfig, objective: Objective, grid: tuple[int, int] | None = None):
+    """Gradient of the mean loss of the batch, and the metric sums; `objective.accumulate` parts give the same gradient."""
+    grad = jax.grad(functools.partial(loss_sum, cfg=cfg, objective=objective, grid=grid), has_aux=True)
     count = objective.accumulate
     if count == 1:
         total, sums = grad(params, batch)
     else:
-        # Every device keeps rows of every part: rows are dealt out, not cut off.
+        # Row i goes to part i % count, so that every device holds rows of every part.
         parts = jax.tree.map(lambda rows: jnp.moveaxis(rows.reshape(-1, count, *rows.shape[1:]), 1, 0), batch)
         shape = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), parts)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(grad, params, shape))
@@ -150,24 +155,41 @@ def token_metrics(sums: dict, causal: bool) -> dict[str, Average]:
     }
 
 
-def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, schedule, ema_decay: float, layout):
-    """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated. `tokenizer`: None for codes."""
+def jitted_step(
+    cfg: GeneratorConfig,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    schedule: Callable,
+    ema_decay: float,
+    layout: Any,
+    *,
+    conditioner: Conditioner,
+):
+    """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated.
 
-    # Kernels are told where arrays lie; XLA finds out by itself.
-    placed = (
+    batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`. The
+    grid is that of the codes: another one compiles another program. With "rows" and "columns", int (b,), the codes are those
+    of images of several sizes, each at the start of a padded canvas (`SizedCondition`): one program for all of them.
+    """
+
+    # The Pallas kernels read the sharding from the abstract mesh.
+    with_mesh = (
         contextlib.nullcontext if layout is None else lambda: jax.sharding.use_abstract_mesh(layout.step.mesh.abstract_mesh)
     )
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
     def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer):
         codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
-        codes_bl = codes.reshape(codes.shape[0], -1).astype(jnp.int32)
-        examples = corrupt_batch(jax.random.fold_in(key, state.step), codes_bl, batch["label"], cfg, objective)
-        with placed():
-            grads, sums = gradients(state.params, examples, cfg, objective)
+        grid, codes_bl = codes.shape[1:], codes.reshape(codes.shape[0], -1).astype(jnp.int32)
+        step_key, condition = jax.random.fold_in(key, state.step), conditioner.from_batch(batch)
+        if "rows" in batch:
+            condition = SizedCondition(condition, batch["rows"], batch["columns"])
+        examples = corrupt_batch(step_key, codes_bl, condition, cfg, objective)
+        with with_mesh():
+            grads, sums = gradients(state.params, examples, cfg, objective, grid)
         one = jnp.ones(())
         metrics = {  # averages over tokens, or over steps
-            **token_metrics(sums, is_causal(cfg)),
+            **token_metrics(sums, cfg.causal),
             "learning_rate": Average(jnp.asarray(schedule(state.step), jnp.float32), one),
         }
         if "output_norm" in sums:
@@ -179,38 +201,41 @@ def jitted_step(cfg, objective: Objective, tx: optax.GradientTransformation, sch
     return train_step
 
 
-def open_data(config, tokenizer: Weights):
-    """The training stream: (function start_step -> batches, fields of a batch, class names, grid of codes)."""
+def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]], Conditioner, tuple[int, int], Any]:
+    """The training data: (function start_step -> batches of what the step takes, conditioner, grid, source or store)."""
     data, factor = config.data, tokenizer.cfg.downsample
+    size = height, width = height_width(data.image_size, "config.data.image_size")
     require(
-        data.image_size % factor == 0,
+        height % factor == 0 and width % factor == 0,
         f"config.data.image_size: {data.image_size} is not a multiple of the tokenizer's downsampling factor {factor}",
     )
-    grid = (data.image_size // factor,) * 2
+    grid = (height // factor, width // factor)
     if data.codes:
         store = CodeStore(data.codes)
         store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
-        return functools.partial(code_batches, store, **process_rows(config)), ("codes", "label"), store.class_names, grid
-    source = open_images(data.path, split=data.split, label=data.label, size=data.image_size, data_dir=data.data_dir or None)
-    options = dict(image_size=data.image_size, crop=data.crop, flip=data.flip, **process_rows(config))
-    return functools.partial(image_batches, source, **options), ("image", "label"), source.class_names, grid
+        conditioner = ClassConditioner(store.class_names)
+        batches = functools.partial(code_batches, store, loader_config(config))
+        return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid, store
+    source = open_images(data.path, split=data.split, label=data.label, size=size, data_dir=data.data_dir or None)
+    options = dict(size=size, crop=data.crop, flip=data.flip)
+    conditioner = ClassConditioner(tuple(source.class_names))
+    batches = functools.partial(image_batches, source, loader_config(config), **options)
+    return with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid, source
 
 
-def sample_picture(params, tokenizer, label_b, key, *, cfg, decode_cfg: DecodeConfig | CausalConfig) -> np.ndarray:
+def sample_preview(params, tokenizer, condition, key, *, cfg: GeneratorConfig, decode_cfg, grid: tuple[int, int]) -> np.ndarray:
     """A contact sheet of generated images, uint8 (h, w, 3)."""
-    generator, condition, key = network.build(cfg, params), ClassCondition(label_b), jax.random.clone(key)
-    if isinstance(decode_cfg, CausalConfig):
-        tokens_bl = decode_causal(generator, condition, key, decode_cfg)
-    else:
-        tokens_bl = decode(generator, condition, key, decode_cfg)
-    return contact_sheet(to_host(to_pixels(tokenizer, tokens_bl, tuple(cfg.grid))))
+    generator = networks.build(cfg, params)
+    tokens_bl = generate_tokens(generator, condition, jax.random.clone(key), decode_cfg, grid=grid)
+    return contact_sheet(to_host(to_pixels(tokenizer, tokens_bl, grid)))
 
 
-def train(config, workdir, judge=None) -> pathlib.Path:
+def train(config, workdir, evaluator=None) -> pathlib.Path:
     """Trains the generator that `config` (a run file) describes and returns its pipeline folder, `workdir`/weights.
 
-    judge: (pipeline, mesh) -> {figure: value} with `better` and `best` (`evaluation.during`), asked every
-    `config.evaluate.every` steps; the weights it finds best are kept as a pipeline folder too, `workdir`/best.
+    evaluator: (tokenizer, generator, conditioner, decoding options, mesh) -> {figure: value}, with `better` and `best`
+    (`evaluation.during.SampleEvaluator`), called every `config.evaluate.every` steps; the best weights by its figures are kept
+    as a pipeline folder too, `workdir`/best.
     A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
     """
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
@@ -220,45 +245,41 @@ def train(config, workdir, judge=None) -> pathlib.Path:
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
     tokenizer = load_weights(config.tokenizer, "tokenizer")
-    stream, fields, class_names, grid = open_data(config, tokenizer)
+    batches, conditioner, grid, source = open_data(config, tokenizer)
     tokenizer_network = place(tokenizer.build(), replicated(mesh))
 
     # model and optimizer
-    cfg = model_options(
-        config.model.to_dict(), codebook_size=tokenizer.cfg.codebook_size, num_classes=len(class_names), grid=grid
-    )
-    decode_cfg = from_dict(CausalConfig if is_causal(cfg) else DecodeConfig, config.decode.to_dict(), "config.decode")
+    sizes = dict(codebook_size=tokenizer.cfg.codebook_size, grid=grid, **conditioner.network_options())
+    cfg = model_options(config.model.to_dict(), **sizes)
+    decode_cfg = from_dict(CausalConfig if cfg.causal else DecodeConfig, config.decode.to_dict(), "config.decode")
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
     tx = skip_bad_updates(tx, skip_config(config))
 
-    # pictures: some classes, the same at every step, as many as fill the devices
+    # previews: the same conditions at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    shown = np.linspace(0, len(class_names) - 1, -(-config.sample_count // shards) * shards).astype(np.int32)
-    shown = place(shown, batch_sharding(mesh))
+    previewed = place(conditioner.examples(-(-config.sample_count // shards) * shards), batch_sharding(mesh))
+    preview = functools.partial(sample_preview, cfg=cfg, decode_cfg=decode_cfg, grid=grid)
 
     # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
     def save(folder: pathlib.Path, averaged: dict, steps: int, **figures) -> None:
-        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
-        save_weights(
-            folder / "generator",
-            cfg,
-            averaged,
-            about={
-                "class_names": list(class_names),
-                "tokenizer_hash": tokenizer.hash,
-                "image_size": config.data.image_size,
-                "decode": to_dict(decode_cfg),
-                "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
-                **figures,
-            },
-        )
+        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about))
+        metadata = {
+            **conditioner.metadata(),
+            "tokenizer_hash": tokenizer.hash,
+            "image_size": config.data.image_size,
+            "decode": to_dict(decode_cfg),
+            "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
+            **figures,
+        }
+        save_weights(folder / "generator", cfg, averaged, metadata=metadata)
 
-    def score(step: int, state: TrainState) -> dict:
-        averaged = network.build(cfg, state.averaged)
-        figures = judge(Pipeline(tokenizer_network, averaged, tuple(class_names), decode_cfg), mesh)
+    def evaluate(step: int, state: TrainState) -> dict:
+        averaged = networks.build(cfg, state.averaged)
+        figures = evaluator(tokenizer_network, averaged, conditioner, decode_cfg, mesh)
         parameters = to_host(state.averaged)  # by all processes together
         if jax.process_index() == 0:
-            keep_best(open_folder(workdir) / "best", judge, figures, functools.partial(save, averaged=parameters, steps=step))
+            save_this = functools.partial(save, averaged=parameters, steps=step)
+            keep_best(open_folder(workdir) / "best", evaluator, figures, save_this)
         return figures
 
     state = fit(
@@ -266,25 +287,24 @@ def train(config, workdir, judge=None) -> pathlib.Path:
         workdir,
         mesh,
         name="generator",
-        headline="loss" if is_causal(cfg) else "masked_loss",
-        init=init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
+        primary_metric="loss" if cfg.causal else "masked_loss",
+        init=init_state(lambda key: networks.params_of(networks.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
-        make_step=functools.partial(jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay),
-        constants=(step_key, tokenizer_network if "image" in fields else None),
-        stream=stream,
-        fields=fields,
-        about={
+        make_step=functools.partial(
+            jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay, conditioner=conditioner
+        ),
+        frozen=(step_key, None if config.data.codes else tokenizer_network),
+        batches=batches,
+        fingerprint_inputs={
             "model": to_dict(cfg),
             "tokenizer": tokenizer.hash,
-            "data": data_identity(config),
-            "objective": config.objective.to_dict(),
+            "data": data_identity(config, source),
+            "objective": objective_identity(config),
             "seed": config.seed,
             "batch_size": config.batch_size,
         },
-        picture=lambda state: {
-            "samples": sample_picture(state.averaged, tokenizer_network, shown, sample_key, cfg=cfg, decode_cfg=decode_cfg)
-        },
-        score=score if judge else None,
+        sample_fn=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
+        eval_fn=evaluate if evaluator else None,
     )
 
     weights, parameters = open_folder(workdir) / "weights", to_host(state.averaged)
@@ -293,8 +313,13 @@ def train(config, workdir, judge=None) -> pathlib.Path:
     return weights
 
 
-def keep_best(folder: pathlib.Path, judge, figures: dict, save) -> None:
-    """Writes `folder` anew if the judge finds `figures` better than those it was written for; a continued run asks it too."""
+def objective_identity(config) -> dict:
+    """The objective as checkpoints record it, with the names that version 0.1.0 gave its options."""
+    return {{"masking": "law"}.get(name, name): value for name, value in config.objective.to_dict().items()}
+
+
+def keep_best(folder: pathlib.Path, evaluator: Any, figures: dict, save: Callable) -> None:
+    """Writes `folder` anew if `figures` are better than those recorded in it. A continued run compares with them too."""
     kept = read_metadata(folder / "generator")["evaluated"] if (folder / "generator").is_dir() else {}
-    if judge.better(figures, kept.get(judge.best)):
+    if evaluator.better(figures, kept.get(evaluator.best)):
         save(folder, evaluated=figures)

@@ -1,0 +1,28 @@
+"""The interface of a conditioner: what pipelines, trainers and the planner know of a kind of condition."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Conditioner(Protocol):
+    """Makes conditions (`models.condition`) of one kind from what a user asks for or what a training batch holds."""
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Names of the arrays that a training batch must hold."""
+
+    def encode(self, requests: Any) -> Any:
+        """The condition of a user's requests, one row each. Raises a `ConfigError` that says what is accepted."""
+
+    def from_batch(self, batch: dict) -> Any:
+        """The condition of a training batch. Traceable."""
+
+    def examples(self, count: int) -> Any:
+        """A condition of `count` rows that are spread over what there is to ask for: for previews and for planning."""
+
+    def network_options(self) -> dict[str, Any]:
+        """Options of a generator that takes these conditions."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What `config.json` must hold for `conditioner_of` to make this conditioner again."""
