@@ -105,7 +105,8 @@ def make_plan(
     needed = foreign_tensors(table, leaves)
     derived = {option for option in OPTION_NAMES.values() if isinstance(getattr(type(cfg), option, None), property)}
     in_tensors = (computed.keys() | derived) - sizes.unstated
-    problems = contradictions(cfg, stated, options, in_tensors) + check(table, needed, found, sanitize)
+    sizes_stated = {option: value for option, value in options.items() if option not in about.fixed}
+    problems = contradictions(cfg, stated, sizes_stated, in_tensors) + check(table, needed, found, sanitize)
     others = [key for key in found if key not in needed]
     decode = dict(about.decode) | ({} if getattr(cfg, "null_class", True) else {"guidance": 1.0})
     notes = tuple(sizes.notes)
