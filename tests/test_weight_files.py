@@ -1,4 +1,4 @@
-"""Reading the other weight files (safetensors, npz, flax msgpack, shards), and what no file of any kind may do."""
+"""Reading safetensors, npz, flax msgpack and shards; damaged files of every format; readers run no code."""
 
 import ast
 import json
@@ -43,18 +43,18 @@ def assert_same(checkpoint, arrays: dict) -> None:
         assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
 
 
-def test_safetensors(tmp_path):
+def test_read_safetensors_equals_saved_arrays(tmp_path):
     path = tmp_path / "w.safetensors"
     arrays = ARRAYS | {"bf16": np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)}
     path.write_bytes(safetensors.numpy.save({**arrays}, metadata={"format": "pt"}))
     checkpoint = read(path, verify=True)
     assert_same(checkpoint, arrays)
     assert checkpoint.extras == {"format": "pt"} and checkpoint.format == "safetensors"
-    assert_same(read(path.rename(tmp_path / "renamed.bin")), arrays)  # told by its content, not by its name
+    assert_same(read(path.rename(tmp_path / "renamed.bin")), arrays)  # identified by content, not by name
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz(tmp_path, save):
+def test_read_npz_equals_saved_arrays(tmp_path, save):
     rng = np.random.default_rng(0)
     arrays = ARRAYS | {"big": rng.normal(size=(300, 400)), "fortran": np.asfortranarray(rng.normal(size=(5, 7)))}
     save(tmp_path / "w.npz", **arrays)
@@ -66,7 +66,7 @@ def test_npz(tmp_path, save):
 
 
 @pytest.mark.parametrize("chunk", [2**30, 16])
-def test_flax_msgpack(tmp_path, monkeypatch, chunk):
+def test_read_flax_msgpack_equals_serialized_tree(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", chunk)  # 16 bytes: arrays are stored in pieces
     tree = {"encoder": {"Conv_0": {"kernel": ARRAYS["a.kernel"]}}, "codes": np.arange(9, dtype=ml_dtypes.bfloat16)}
     flat = {"encoder/Conv_0/kernel": ARRAYS["a.kernel"], "codes": tree["codes"]}
@@ -84,7 +84,7 @@ def test_flax_msgpack(tmp_path, monkeypatch, chunk):
     assert read(path).container == "ema_params" and list(read(path, container="params")) == ["z"]
 
 
-def test_sharded_folder(tmp_path):
+def test_read_sharded_folder_joins_shards(tmp_path):
     (tmp_path / "m-1.safetensors").write_bytes(safetensors_bytes({"module.a": about()}))
     (tmp_path / "m-2.bin").write_bytes(torch_zip(mapping(b=tensor())))
     index = {"metadata": {"total_size": 32}, "weight_map": {"module.a": "m-1.safetensors", "b": "m-2.bin"}}
@@ -110,7 +110,7 @@ def test_check_finite_counts(monkeypatch):
     assert check_finite("w", np.array([1, 2])) is None and check_finite("w", np.zeros((0, 3), np.float32)) is None
 
 
-def test_verify_lists_every_array_that_is_not_finite(tmp_path):
+def test_verify_lists_every_non_finite_array(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, a=np.array([np.nan]), b=np.ones(2), c=np.array([np.inf, 1]))
     read(path).verify()
@@ -119,7 +119,7 @@ def test_verify_lists_every_array_that_is_not_finite(tmp_path):
     assert caught.value.problems == ("a holds 1 NaN and 0 infinite values", "c holds 0 NaN and 1 infinite values")
 
 
-def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
+def test_unreadable_files_raise_bad_weight_file(tmp_path, monkeypatch):
     path = write(tmp_path, torch_zip(mapping(w=tensor())))
 
     def refuse(*_, **__):
@@ -147,7 +147,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_random_damage_is_refused_or_read_but_never_crashes(kind, tmp_path):
+def test_randomly_damaged_files_raise_only_bad_weight_file(kind, tmp_path):
     good, rng = GOOD[kind](), np.random.default_rng(1)
     path = write(tmp_path, good)
     read(path, verify=True)
@@ -170,7 +170,7 @@ def test_random_damage_is_refused_or_read_but_never_crashes(kind, tmp_path):
     assert refused > 10
 
 
-def test_the_package_has_no_way_to_run_a_file():
+def test_readers_import_and_call_nothing_that_runs_code():
     """No module of the readers imports pickle, torch or marshal, or calls eval, exec or compile."""
     folder = pathlib.Path(checkpoint_module.__file__).parent
     readers = sorted(path.stem for path in folder.glob("*.py"))

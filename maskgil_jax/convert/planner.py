@@ -82,7 +82,7 @@ def make_plan(
     family: None identifies it. options: what the user states; it overrides what others state, never a tensor. extras: plain
     values inside the file. sidecars: configurations in other files, by file name. What these two state is used where no
     tensor states it, and compared where one does.
-    Raises: Problem if the family or its sizes cannot be told, ConfigError for a wrong option.
+    Raises: Problem if the family or its sizes cannot be determined, ConfigError for a wrong option.
     """
     name, about, prefix = identify(found, family)
     options, stated = options or {}, stated_options(extras or {}, sidecars or {})

@@ -1,6 +1,6 @@
 """`read(path)`: the named arrays of any weight file people publish, without torch and without running anything from the file.
 
-The format is told by the file's first bytes, not by its name. PyTorch's zip and legacy containers, safetensors, .npz, flax
+The format is detected from the first bytes, not from the name. PyTorch's zip and legacy containers, safetensors, .npz, flax
 msgpack and folders of shards give the same `Checkpoint`.
 """
 

@@ -124,7 +124,7 @@ def open_zip(file: MappedFile, records: dict[str, Record]) -> Archive:
         raise Problem(
             f"record {sanitize(index.name)} has {index.size} bytes; an index of weights has at most {MAX_BYTES >> 20} MB"
         )
-    # torch.save can be told to leave out the checksums, which it does not read itself; then all of them are zero.
+    # torch.save has an option to leave out the checksums, which torch.load does not compare; then all of them are zero.
     checksummed = any(record.crc for record in records.values())
     if checksummed:
         verify_crc(file, index)
