@@ -1,4 +1,4 @@
-"""Options beside a weight file or inside it: compared with what its shapes say, used where they say nothing, never run."""
+"""Configurations inside or next to a weight file: compared with its shapes, used where no shape states a size, never run."""
 
 import json
 import time
@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights
-from maskgil_jax.convert.beside import read_beside
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, inspect
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
+from maskgil_jax.convert.readers.sidecar import read_sidecar_configs
 
 TAMING = """\
 model:
@@ -49,7 +49,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def moved(file, tmp_path):
-    """The file in a folder of its own, where a test may lay things beside it."""
+    """The file in a folder of its own, where a test may add configuration files."""
     path = tmp_path / "logs" / "checkpoints" / "last.safetensors"
     path.parent.mkdir(parents=True)
     path.symlink_to(file)
@@ -62,12 +62,12 @@ def sizes() -> dict:
     return {"dim": h["embed_dim"], "codes": h["n_embed"], "z": dd["z_channels"], "ch": dd["ch"], "mult": dd["ch_mult"]}
 
 
-def test_what_agrees_is_said_and_what_shapes_do_not_tell_is_used(moved, tmp_path):
+def test_agreeing_yaml_is_named_and_gives_the_image_size(moved, tmp_path):
     (moved.parent / "model.yaml").write_text(TAMING.format(**sizes()).replace("resolution: 256", "resolution: 384"))
     done = convert(moved, tmp_path / "out")
     assert "compared with model.yaml" in str(done) and done.plan.cfg.image_size == 384
     assert load_weights(tmp_path / "out").about["source"]["compared_with"] == ["model.yaml"]
-    assert "options beside it: model.yaml" in inspect(moved)
+    assert "configuration file: model.yaml" in inspect(moved)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_agrees_is_said_and_what_shapes_do_not_tell_is_used(moved, tmp_path
     ],
     ids=["codes", "width", "latents", "multipliers"],
 )
-def test_a_yaml_that_disagrees_is_refused_until_overruled(moved, tmp_path, capsys, change, says, override):
+def test_contradicting_yaml_is_refused_until_set_overrides(moved, tmp_path, capsys, change, says, override):
     (moved.parent / "model.yaml").write_text(TAMING.format(**(sizes() | change)))
     right = {**sizes(), "mult_x": "x".join(map(str, sizes()["mult"]))}
     says, override = says.format(**right), override.format(**right)
@@ -95,8 +95,8 @@ def test_a_yaml_that_disagrees_is_refused_until_overruled(moved, tmp_path, capsy
     assert cli.main(["convert", str(moved), str(out), "--set", override]) == 0 and out.exists()
 
 
-def test_where_options_are_looked_for(moved):
-    names = lambda: list(read_beside(moved))  # noqa: E731
+def test_read_sidecar_configs_searches_file_folder_and_configs(moved):
+    names = lambda: list(read_sidecar_configs(moved))  # noqa: E731
     assert names() == []
     (moved.parent.parent / "configs").mkdir()
     (moved.parent.parent / "configs" / "2020-project.yaml").write_text("model: {params: {n_embed: 3}}")
@@ -106,8 +106,8 @@ def test_where_options_are_looked_for(moved):
     (moved.parent / "b.yml").write_text("- 1")
     assert names() == ["b.yml", "config.json", "2020-project.yaml"]
     (moved.parent / "last.yaml").write_text("n_embed: 5")
-    assert read_beside(moved) == {"last.yaml": {"n_embed": 5}}, "its own, by name, counts alone"
-    assert list(read_beside(moved.parent)) == ["b.yml", "config.json", "last.yaml"]
+    assert read_sidecar_configs(moved) == {"last.yaml": {"n_embed": 5}}, "its own, by name, counts alone"
+    assert list(read_sidecar_configs(moved.parent)) == ["b.yml", "config.json", "last.yaml"]
 
 
 BAD = {
@@ -137,7 +137,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("text_,says", BAD.values(), ids=BAD)
-def test_bad_yaml_is_refused_by_name_and_nothing_runs(moved, tmp_path, capsys, text_, says):
+def test_bad_yaml_raises_naming_the_file_and_runs_nothing(moved, tmp_path, capsys, text_, says):
     marker = tmp_path / "ran"
     raw = text_ if isinstance(text_, bytes) else text_.replace("{marker}", str(marker)).encode()
     (moved.parent / "model.yaml").write_bytes(raw)
@@ -150,12 +150,12 @@ def test_bad_yaml_is_refused_by_name_and_nothing_runs(moved, tmp_path, capsys, t
     assert says in inspect(moved), "the file is still shown"
 
 
-def test_a_yaml_that_holds_itself_ends(moved, tmp_path):
+def test_self_referencing_yaml_terminates(moved, tmp_path):
     (moved.parent / "model.yaml").write_text(f"&a\nmodel: *a\nn_embed: {sizes()['codes']}\n")
     convert(moved, tmp_path / "out")
 
 
-def test_a_config_json_is_compared_too(moved, tmp_path):
+def test_contradicting_config_json_is_refused(moved, tmp_path):
     (moved.parent / "config.json").write_text(json.dumps({"n_embed": 5}))
     with pytest.raises(BadWeightFile, match=r"config\.json says n_embed = 5, the file has"):
         convert(moved, tmp_path / "out")
@@ -174,16 +174,16 @@ def generator():
     return cfg, state
 
 
-def torch_file(path, state: dict, **beside: bytes) -> None:
+def torch_file(path, state: dict, **others: bytes) -> None:
     weights, held = tensors_of(state)
-    path.write_bytes(torch_zip(mapping(model=weights, **beside), held))
+    path.write_bytes(torch_zip(mapping(model=weights, **others), held))
 
 
 def args(**values) -> bytes:
     return args_of(**{name: value if isinstance(value, bytes) else number(value) for name, value in values.items()})
 
 
-def test_the_trainer_s_own_args_are_used_and_checked(generator, tmp_path):
+def test_args_inside_the_file_are_used_and_compared(generator, tmp_path):
     cfg, state = generator
     right = dict(
         n_head=cfg.heads, image_size=128, downsample_size=16, vocab_size=cfg.codebook_size, num_classes=cfg.num_classes
@@ -203,7 +203,7 @@ def test_the_trainer_s_own_args_are_used_and_checked(generator, tmp_path):
     assert not marker.exists()
 
 
-def test_lightning_s_hyper_parameters_are_checked(file, tmp_path):
+def test_lightning_hyper_parameters_are_compared(file, tmp_path):
     meta, _ = golden("vq", "taming_f16_mid")
     state = draw_all(meta["shapes"], meta["recipe"])
     inner = mapping(ddconfig=mapping(z_channels=number(5)), n_embed=number(sizes()["codes"]))
