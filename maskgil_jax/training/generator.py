@@ -270,10 +270,10 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         frozen=(step_key, None if config.data.codes else tokenizer_network),
         batches=batches,
         fingerprint_inputs={
-            "model": to_dict(cfg),
+            "model": cfg,
             "tokenizer": tokenizer.hash,
             "data": data_identity(config, source),
-            "objective": objective_identity(config),
+            "objective": objective,
             "seed": config.seed,
             "batch_size": config.batch_size,
         },
@@ -285,11 +285,6 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     if jax.process_index() == 0:
         save(weights, parameters, config.total_steps)
     return weights
-
-
-def objective_identity(config) -> dict:
-    """The objective as checkpoints record it, with the names that version 0.1.0 gave its options."""
-    return {{"masking": "law"}.get(name, name): value for name, value in config.objective.to_dict().items()}
 
 
 def keep_best(folder: pathlib.Path, evaluator: Any, figures: dict, save: Callable) -> None:
