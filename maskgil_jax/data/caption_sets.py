@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from maskgil_jax.config import CaptionConfig, require
+from maskgil_jax.data.scenes import Scenes
 from maskgil_jax.data.sources.caption_files import open_caption_folder, open_caption_lines, open_coco_captions
 from maskgil_jax.data.sources.emoji_captions import EmojiCaptions
 from maskgil_jax.data.sources.tar_shards import TarShards, expand_shards
@@ -29,15 +30,22 @@ def open_captions(
       FILE.tar, a folder of .tar files, or a pattern such as shards/{00000..00099}.tar: webdataset shards;
       a folder: images with .txt or .json files of the same name, or with a file metadata.jsonl;
       emoji: the built-in drawings with captions composed of their names, tags, style and group;
+      scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000;
       tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions.
-    split: of the built-in drawings and of TFDS. data_dir: of TFDS.
+    split: of the built-in drawings, of scenes and of TFDS. data_dir: of TFDS.
     images: folder that the names in a .jsonl or .json file are relative to; None: the file's.
     Raises a ValueError that says what was looked for and not found.
     """
     text, options = os.fspath(spec), options or CaptionConfig()
-    require(bool(text), "data.path: is empty; give emoji, a folder, a .jsonl, .json or .tar file, or tfds:NAME")
+    require(bool(text), "data.path: is empty; give emoji, scenes, a folder, a .jsonl, .json or .tar file, or tfds:NAME")
     if text == "emoji":
         return EmojiCaptions(split)
+    if text == "scenes":
+        return Scenes(split=split)
+    if text.startswith("scenes:"):
+        count = text.removeprefix("scenes:")
+        require(count.isdecimal(), f"data.path: {text}: expected scenes:COUNT, as in scenes:50000")
+        return Scenes(int(count), split)
     if text.startswith("tfds:"):
         from maskgil_jax.data.sources.tfds_captions import PreparedCaptions
 

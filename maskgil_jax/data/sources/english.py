@@ -49,13 +49,9 @@ COUNTED_ING = {"ring", "wing", "building", "dumpling", "seedling", "king"}
 VOWEL_SOUND = re.compile(r"(?:[aeio]|u(?!ni|fo|s\b)|hour|x-ray|s(?=os)|8)", re.IGNORECASE)
 CONSONANT_SOUND = re.compile(r"(?:eu|ewe|one\b|once)", re.IGNORECASE)
 IRREGULAR = {
-    "fish": "fish",
-    "sheep": "sheep",
-    "deer": "deer",
-    "mouse": "mice",
-    "goose": "geese",
-    "leaf": "leaves",
-    "knife": "knives",
+    **{"fish": "fish", "deer": "deer", "sheep": "sheep", "mouse": "mice", "goose": "geese", "snowman": "snowmen"},
+    **{"leaf": "leaves", "knife": "knives", "cactus": "cacti"},
+    **{noun: noun + "es" for noun in ("tomato", "potato", "mango", "volcano")},
 }
 
 
@@ -88,7 +84,7 @@ def plural(name: str) -> str:
     rest, _, noun = name.rpartition(" ")
     if noun in IRREGULAR:
         noun = IRREGULAR[noun]
-    elif noun.endswith(("s", "x", "z", "ch", "sh")) or noun in ("tomato", "potato"):
+    elif noun.endswith(("s", "x", "z", "ch", "sh")):
         noun += "es"
     elif noun.endswith("y") and noun[-2] not in "aeiou":
         noun = noun[:-1] + "ies"
