@@ -13,15 +13,15 @@ import numpy as np
 def distances(count: int = 1000, seed: int = 0, batch_size: int = 64) -> dict[str, float]:
     """{set: Frechet distance to the same `count` real images} of four sets of `count` images each."""
     from maskgil_jax.data.images import open_images
-    from maskgil_jax.evaluation.extractor import load_extractor
+    from maskgil_jax.evaluation.features import load_feature_extractor
     from maskgil_jax.evaluation.generated import generated_set, labels_like
-    from maskgil_jax.evaluation.image_sets import array_set
-    from maskgil_jax.evaluation.reference import measured
+    from maskgil_jax.evaluation.images import array_set
+    from maskgil_jax.evaluation.reference import reference_of
     from maskgil_jax.evaluation.run import evaluate
     from maskgil_jax.pipelines.pipeline import load
     from maskgil_jax.tokenizers.images import reconstruct
 
-    source, pipeline, extractor = open_images("emoji"), load("demo"), load_extractor("demo")
+    source, pipeline, extractor = open_images("emoji"), load("demo"), load_feature_extractor("demo")
     if not 2 <= 2 * count <= len(source):
         raise SystemExit(f"--count: from 1 to {len(source) // 2}, there are {len(source)} images")
     # Two halves of a shuffled order: neighbours in the set are drawings of one emoji in several styles.
@@ -37,7 +37,7 @@ def distances(count: int = 1000, seed: int = 0, batch_size: int = 64) -> dict[st
         "generated": generated_set(pipeline, labels, seed=seed, batch_size=batch_size),
         "noise": array_set(np.random.default_rng(seed).integers(0, 256, real.shape, np.uint8)),
     }
-    reference = measured(array_set(real, "real"), extractor, moments=("features",), keep=False, batch_size=batch_size)
+    reference = reference_of(array_set(real, "real"), extractor, moments=("features",), keep=False, batch_size=batch_size)
     return {
         name: evaluate(images, reference, extractor, ("fid",), batch_size=batch_size)["figures"]["fid"]
         for name, images in sets.items()

@@ -18,7 +18,7 @@ import numpy as np
 
 def synthetic(count: int, side: int, seed: int):
     """A set of random images, each batch made when it is asked for."""
-    from maskgil_jax.evaluation.image_sets import ImageSet
+    from maskgil_jax.evaluation.images import ImageSet
 
     def batches(rows: int):
         rng = np.random.default_rng(seed)
@@ -30,14 +30,14 @@ def synthetic(count: int, side: int, seed: int):
 
 def measure(count: int, side: int, features: str, batch_size: int, neighbours: bool) -> dict:
     """Figures of one process."""
-    from maskgil_jax.evaluation.extractor import load_extractor
-    from maskgil_jax.evaluation.reference import measured
+    from maskgil_jax.evaluation.features import load_feature_extractor
+    from maskgil_jax.evaluation.reference import reference_of
     from maskgil_jax.evaluation.run import evaluate, needs
 
     metrics = ("fid", "precision_recall") if neighbours else ("fid",)
-    extractor, (moments, keep) = load_extractor(features), needs(metrics)
+    extractor, (moments, keep) = load_feature_extractor(features), needs(metrics)
     small = synthetic(max(2 * batch_size, 64), side, 1)
-    reference = measured(small, extractor, moments=moments, keep=keep, batch_size=batch_size)  # compiles, too
+    reference = reference_of(small, extractor, moments=moments, keep=keep, batch_size=batch_size)  # compiles, too
     began = time.perf_counter()
     result = evaluate(synthetic(count, side, 2), reference, extractor, metrics, batch_size=batch_size)
     seconds = time.perf_counter() - began

@@ -117,7 +117,7 @@ TRIED: tuple[dict[str, Any], ...] = (
 
 
 def fast_rows(base: DecodeConfig) -> Iterator[Row]:
-    """The noise on the confidence and the law of the codes, which the other tables leave alone."""
+    """The noise on the confidence and the sampling of codes, which the other tables keep fixed."""
     for changes in TRIED:
         name = ", ".join(f"{option} {value}" for option, value in changes.items())
         yield Row({"changed": name or "nothing", "steps": base.steps}, dataclasses.replace(base, **changes))
@@ -190,16 +190,16 @@ class Study:
     def __init__(self, out: pathlib.Path, count: int, seed: int, batch_size: int):
         from maskgil_jax.checkpoints.weights import load_weights
         from maskgil_jax.data.images import open_images
-        from maskgil_jax.evaluation.extractor import load_extractor
-        from maskgil_jax.evaluation.features import FeatureExtractor
+        from maskgil_jax.evaluation.extraction import BatchedApply
+        from maskgil_jax.evaluation.features import load_feature_extractor
         from maskgil_jax.evaluation.generated import labels_like
-        from maskgil_jax.evaluation.image_sets import open_set
+        from maskgil_jax.evaluation.images import open_image_set
         from maskgil_jax.evaluation.reference import open_reference, write_stats
         from maskgil_jax.pipelines.pipeline import load
 
         self.folder, self.count, self.seed, self.batch_size = out / "rows", count, seed, batch_size
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.pipeline, extractor, source = load("demo", ar="demo_ar"), load_extractor("demo"), open_images("emoji")
+        self.pipeline, extractor, source = load("demo", ar="demo_ar"), load_feature_extractor("demo"), open_images("emoji")
         self.held_out = open_images("emoji", split="test")
         self.weights = {
             "classifier": extractor.hash,
@@ -207,10 +207,10 @@ class Study:
             "ar": load_weights("demo_ar", "generator").hash,
         }
         if not (stats := out / "reference.npz").exists():
-            write_stats(open_set("emoji", image_size=64), extractor, stats)
+            write_stats(open_image_set("emoji", image_size=64), extractor, stats)
         self.reference = open_reference(stats, extractor, moments=("features",), keep=False)
         self.labels = labels_like(np.asarray([source[i]["label"] for i in range(len(source))]), count, 0)
-        self.features = FeatureExtractor(extractor.apply, extractor.network, batch_size=batch_size)
+        self.features = BatchedApply(extractor.apply, extractor.network, batch_size=batch_size)
 
     def images(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 images, the class each is meant to be) of a row."""
@@ -231,8 +231,7 @@ class Study:
         """(agreement and Frechet distance, a strip of pictures) of a row, from the folder if it has been drawn before."""
         from PIL import Image
 
-        from maskgil_jax.evaluation.frechet import FeatureStatistics
-        from maskgil_jax.evaluation.metrics import frechet_distance
+        from maskgil_jax.evaluation.metrics import FeatureStatistics, frechet_distance
         from maskgil_jax.files.images import contact_sheet, save_png
 
         settings = settings_of(row, count=self.count, seed=self.seed, weights=self.weights)

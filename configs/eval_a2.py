@@ -43,7 +43,7 @@ IS = {
 }
 NOTES = {
     "LLaMA-LlamaGen-VQ-200ep-cfg3.0": "Table A.3 prints 7.4975 / 244.6256 for the same run (B, 200 epochs, CFG 3.0); "
-    "its 6.9971 stands at 300 epochs.",
+    "its 6.9971 is printed for 300 epochs.",
 }
 
 
@@ -70,6 +70,6 @@ def get_config() -> ConfigDict:
             )
     config.rows = tuple(rows)
     config.footnotes = (
-        "The Transformer here has 12 layers, 12 heads and width 768; the published code calls one of 24 and 16.",
+        "The Transformer here has 12 layers, 12 heads and width 768; that of the published code has 24 layers and 16 heads.",
     )
     return config

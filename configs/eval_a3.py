@@ -31,7 +31,7 @@ IS = {
     400: "274.9196 255.3847 229.9646 199.2374 336.8414 312.2809 281.1118 239.8479 326.2475 296.2475 269.8136 237.9921",
 }
 NOTES = {
-    "MaskGIL-B-200ep-cfg3.0": "Table A.2 prints 6.9971 / 244.6256 for the same run; 6.9971 stands at 300 epochs here.",
+    "MaskGIL-B-200ep-cfg3.0": "Table A.2 prints 6.9971 / 244.6256 for the same run; here 6.9971 is printed for 300 epochs.",
     "MaskGIL-B-300ep-cfg1.5": "The same FID, 5.6713, is printed at 300 and at 400 epochs, with another IS.",
     "MaskGIL-B-400ep-cfg1.5": "The same FID, 5.6713, is printed at 300 and at 400 epochs, with another IS.",
     "MaskGIL-B-400ep-cfg2.0": "Table A.4 prints 5.9056 / 220.2331 for the same model, arccos, 8 steps.",

@@ -1,8 +1,10 @@
-"""Table 1 of the paper: reconstructions of the ImageNet validation set by four tokenizers, each a sub-folder of weights.
+"""Table 1 of the paper: reconstruction of ImageNet validation images by four tokenizers.
+
+The weights folder has a sub-folder for each tokenizer.
 
 maskgil evaluate --config configs/eval_table1.py --weights weights --out runs/table1
 
-Both reference conventions are measured in one pass: `rfid` against the originals, `rfid_train` against ADM's batch.
+Both reference conventions are computed in one pass: `rfid` against the originals, `rfid_train` against ADM's batch.
 """
 
 import pathlib
@@ -20,13 +22,13 @@ def get_config() -> ConfigDict:
     config.split = "validation"
     config.image_size = 256
     config.count = 0  # all of them: 50 000
-    # The paper does not name its reference. Its figures are above what the tokenizers' owners publish against the validation
-    # images, so they stand beside `rfid_train`, the train reference of its other tables.
+    # The paper does not name its reference. Its figures are higher than those published with the tokenizers, which are
+    # against the validation images; so they are compared with `rfid_train`, the reference of its other tables.
     config.rows = (
         dict(
             name="MaskGIT-VQ",
             paper=dict(rfid_train=10.79, usage=0.443),
-            note="taming VQGAN f16-1024, not Google's MaskGIT tokenizer (rFID 2.28). Its owner: 7.94 validation, 10.54 train.",
+            note="taming VQGAN f16-1024, not Google's MaskGIT tokenizer (rFID 2.28). Published: 7.94 validation, 10.54 train.",
         ),
         dict(
             name="Chameleon-VQ",
@@ -36,14 +38,14 @@ def get_config() -> ConfigDict:
         dict(
             name="LlamaGen-VQ",
             paper=dict(rfid_train=4.54, usage=1.0),
-            note="Its owner: rFID 2.19 validation, PSNR 20.79, SSIM 0.675 (a data range of 2), usage 97%. The paper credits "
-            "lookup-free quantisation for the usage; the code searches the nearest of unit vectors.",
+            note="Published: rFID 2.19 validation, PSNR 20.79, SSIM 0.675 (a data range of 2), usage 97%. The paper credits "
+            "lookup-free quantisation for the usage; the code uses the nearest of unit vectors.",
         ),
         dict(
             name="Open-MAGVIT2-VQ",
             paper=dict(rfid_train=4.03, usage=1.0),
-            note="Its owner: rFID 1.17 validation, PSNR 21.90.",
+            note="Published: rFID 1.17 validation, PSNR 21.90.",
         ),
     )
-    config.footnotes = ("The paper does not say against which reference its rFID is; both are measured here.",)
+    config.footnotes = ("The paper does not say against which reference its rFID is; both are computed here.",)
     return config

@@ -1,4 +1,6 @@
-"""Table 3 of the paper: MaskGIL on ImageNet 256x256, 8 steps, 50 000 images. A sub-folder of weights for each row.
+"""Table 3 of the paper: MaskGIL on ImageNet 256x256, 8 steps, 50 000 images.
+
+The weights folder has a sub-folder for each row.
 
 maskgil evaluate --config configs/eval_table3.py --weights weights --out runs/table3
 
@@ -9,15 +11,15 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The rows as the paper prints them, and how they are run; the other tables of samples start from this file."""
+    """The rows as the paper prints them, and their sampling options; the other tables of samples vary this file."""
     config = ConfigDict()
     config.task = "evaluation"
     config.kind = "generator"
     config.title = "Table 3: class-conditional ImageNet 256x256"
     config.features = "weights/inception"
-    config.protocol = "adm"  # empty: the extractor's own
+    config.protocol = "adm"  # empty: the default of the extractor
     config.reference = "VIRTUAL_imagenet256_labeled.npz"
-    config.split = "validation"  # if the reference is a data set
+    config.split = "validation"  # of the reference, if it is a data set
     config.data_dir = ""
     config.metrics = ("fid", "sfid", "is", "precision_recall")
     config.count = 50_000  # 50 of each class
@@ -49,7 +51,7 @@ def get_config() -> ConfigDict:
         ),
     )
     config.footnotes = (
-        "The paper quotes LlamaGen L, XL and XXL beside these rows (3.07, 2.62, 2.34), which are of 384x384 images; "
+        "The paper quotes LlamaGen L, XL and XXL next to these rows (3.07, 2.62, 2.34), which are of 384x384 images; "
         "L at 256x256 is 3.80.",
         "The paper does not say how the Gumbel noise of the confidence is set; rows take what is stored with the weights.",
     )

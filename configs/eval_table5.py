@@ -1,4 +1,4 @@
-"""Table 5 of the paper: the first part of each image by LlamaGen-L, the rest by MaskGIL-B in 8 steps, CFG 2.0.
+"""Table 5 of the paper: the first tokens of each image by LlamaGen-L, the rest by MaskGIL-B in 8 steps, CFG 2.0.
 
 maskgil evaluate --config configs/eval_table5.py --weights weights --out runs/table5
 """

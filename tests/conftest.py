@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
-from helpers.tiny_world import judge, judge_folder, pipeline_folder, tiny_preset  # noqa: F401
+from helpers.tiny_world import classifier_folder, extractor, pipeline_folder, tiny_preset  # noqa: F401
 from PIL import Image
 
 from maskgil_jax.data.sources import emoji as demo

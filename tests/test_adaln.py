@@ -59,7 +59,7 @@ def random_params(cfg):
 
 
 # ------------------------------------------------------------------------------------------------ the network
-def test_it_equals_the_published_network(params):
+def test_adaln_equals_the_published_network(params):
     assert TINY.heads * TINY.head_dim < TINY.width, "the case covers heads that are narrower than the network together"
     run = jax.jit(lambda m, c: m.logits(m.hidden(TOKENS, c)))
     model = build(TINY, params)
@@ -72,7 +72,7 @@ def test_it_equals_the_published_network(params):
 
 
 @pytest.mark.parametrize("size,millions", {"tiny": 23.0, "small": 69.3, "base": 142.224641, "large": 479.984641}.items())
-def test_presets_have_the_published_sizes(size, millions):
+def test_adaln_presets_have_the_published_sizes(size, millions):
     """Exact where there is a listing of the original class, as rounded by its authors where there is none."""
     count = count_params(ADALN_PRESETS[size]) / 1e6
     assert count == millions or round(count, 1) == millions
@@ -85,13 +85,13 @@ def answer(model, condition):
     return model(TOKENS, condition)
 
 
-def test_a_new_network_passes_its_input_through_every_block():
+def test_adaln_blocks_are_the_identity_at_initialisation():
     model, other = (create(AdaLNConfig(**{**vars(TINY), "depth": depth}), jax.random.key(0)) for depth in (3, 1))
     np.testing.assert_allclose(answer(model, LABELS), answer(other, LABELS), atol=1e-6)
     assert float(jnp.abs(answer(model, LABELS) - answer(model, model.null_condition(LABELS))).max()) > 1e-3
 
 
-def test_scanned_unrolled_and_recomputed_alike():
+def test_adaln_is_the_same_scanned_unrolled_and_rematerialised():
     params, outs, keys = random_params(TINY), [], jax.random.split(jax.random.key(3), 2)
     for options in (dict(layers="scan", remat="dots"), dict(layers="unroll")):
         cfg = AdaLNConfig(**{**vars(TINY), **options})
@@ -104,7 +104,7 @@ def test_scanned_unrolled_and_recomputed_alike():
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(outs[0][1])), "every parameter takes part"
 
 
-def test_it_works_without_registers():
+def test_adaln_runs_without_registers():
     cfg = AdaLNConfig(**{**vars(TINY), "registers": 0})
     params = random_params(TINY)
     bare = {name: leaf for name, leaf in params.items() if name != "registers"}
@@ -121,7 +121,7 @@ def test_dropout_does_not_depend_on_how_the_batch_is_split():
     assert float(jnp.abs(whole - hidden(TOKENS, LABELS.label_b, None)).max()) > 0.1
 
 
-def test_it_computes_in_bfloat16_and_answers_in_float32():
+def test_adaln_in_bfloat16_gives_float32_logits():
     cfg = AdaLNConfig(**{**vars(TINY), "dtype": "bfloat16"})
     params = random_params(TINY)
     wide, narrow = build(TINY, params), build(cfg, params)
@@ -130,7 +130,7 @@ def test_it_computes_in_bfloat16_and_answers_in_float32():
     assert ours.dtype == jnp.float32 and 0 < float(jnp.abs(ours - reference).max()) < 0.05 * float(jnp.abs(reference).max())
 
 
-def test_every_parameter_has_a_place_on_a_mesh():
+def test_adaln_parameters_all_have_a_sharding():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     layout = shardings(abstract_params(ADALN_PRESETS["base"]), mesh)
     assert layout["layers"]["modulation"]["kernel"].spec == P(None, "fsdp", "tensor")
@@ -138,7 +138,7 @@ def test_every_parameter_has_a_place_on_a_mesh():
     assert layout["registers"]["embedding"].spec == P(None, "fsdp")
 
 
-def test_wrong_inputs_are_named():
+def test_adaln_names_invalid_inputs():
     model = create(TINY, jax.random.key(0))
     with pytest.raises(ConfigError, match=r"learned positions exist for \(4, 4\) only, got \(2, 8\)"):
         model(TOKENS, LABELS, grid=(2, 8))
@@ -161,7 +161,7 @@ def published(tmp_path_factory):
     return path
 
 
-def test_its_file_gives_the_published_logits_and_comes_back(published, tmp_path):
+def test_adaln_file_converts_to_the_published_logits_and_exports(published, tmp_path):
     done = convert(published, tmp_path / "out", options={"heads": TINY.heads})
     assert (done.plan.name, done.plan.cfg) == ("halton", TINY)
     assert done.plan.ignored == {"head.weight": "the head, tied to the token table"}
@@ -181,7 +181,7 @@ def without(name):
     return lambda state: {n: a for n, a in state.items() if n != name}
 
 
-def test_the_second_copy_of_the_table_may_be_missing(tmp_path):
+def test_adaln_file_may_lack_the_tied_head(tmp_path):
     save_file(without("head.weight")(published_state()), tmp_path / "file.safetensors")
     assert convert(tmp_path / "file.safetensors", tmp_path / "out", options={"heads": TINY.heads}).plan.ignored == {}
 
@@ -198,7 +198,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("spoil,match", WRONG.values(), ids=WRONG)
-def test_wrong_files_are_refused(spoil, match, tmp_path):
+def test_adaln_converter_refuses_wrong_files(spoil, match, tmp_path):
     save_file({n: a.copy() for n, a in spoil(published_state()).items()}, tmp_path / "bad.safetensors")
     with pytest.raises(BadWeightFile, match=match):
         convert(tmp_path / "bad.safetensors", tmp_path / "out", options={"heads": TINY.heads})
@@ -206,7 +206,7 @@ def test_wrong_files_are_refused(spoil, match, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ training
-def test_the_run_file_describes_the_published_network():
+def test_adaln_run_file_equals_the_published_network():
     config = read_run_file("c2i_halton_b", [])
     cfg = model_options(config.model.to_dict(), codebook_size=16384, num_classes=1000, grid=(16, 16))
     assert cfg == AdaLNConfig(**{**vars(ADALN_PRESETS["base"]), "dtype": "bfloat16", "remat": "dots"})
@@ -215,7 +215,7 @@ def test_the_run_file_describes_the_published_network():
 
 
 @pytest.mark.slow
-def test_it_trains_and_draws(tmp_path):
+def test_adaln_trains_and_samples(tmp_path):
     """The whole loop with the shipped tokenizer, and a picture by masked decoding with guidance at the end."""
     sizes = {"width": 32, "depth": 2, "heads": 3, "mlp_width": 64}
     options = {"model.family": "adaln", "model.preset": "tiny", **{f"model.{name}": value for name, value in sizes.items()}}

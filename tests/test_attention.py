@@ -13,6 +13,7 @@ from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, ConfigError, LlamaCo
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.experimental import flash_attention as attention
 from maskgil_jax.models.experimental.flash_attention import ROWS, flash_attention, xla_attention
+from maskgil_jax.models.layers import dot_product_attention, padded_attention
 from maskgil_jax.models.rope import rotation_table
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.planning.flops import count_flops
@@ -47,7 +48,7 @@ def test_kernels_agree_with_xla(head_dim, heads, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_long_sequences_are_taken_in_parts(monkeypatch, causal):
+def test_kernels_split_long_sequences(monkeypatch, causal):
     """What a canvas of 32x32 does, with one of 14x14: parts of 128 queries, and blocks of fewer columns."""
     monkeypatch.setattr(attention, "SCORES", 1)
     monkeypatch.setattr(attention, "BLOCK", 1)
@@ -63,7 +64,7 @@ def agree(x, *options):
         np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
-def test_kernels_in_bfloat16_are_as_near_to_the_truth_as_xla():
+def test_kernels_in_bfloat16_have_the_error_of_xla():
     options = (table(64), 64, False)
     x = arrays(2, 17, 128, jnp.bfloat16)
     (_, truth), true_grads = value_and_grads(lambda *qkv: xla_attention(*qkv, *options), *(y.astype(jnp.float32) for y in x))
@@ -73,7 +74,7 @@ def test_kernels_in_bfloat16_are_as_near_to_the_truth_as_xla():
         assert jnp.linalg.norm(mine - true) < 1.2 * jnp.linalg.norm(xla - true)
 
 
-def test_each_device_takes_its_images_and_heads():
+def test_kernels_are_sharded_over_images_and_heads():
     mesh, options = make_mesh(data=2, fsdp=2, tensor=2), (table(64), 64, False)
     x = arrays(4, 17, 256)
     _, alone = value_and_grads(lambda *qkv: flash_attention(*qkv, *options, interpret=True), *x)
@@ -90,7 +91,7 @@ def test_each_device_takes_its_images_and_heads():
         np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
-def test_heads_that_a_tensor_axis_would_cut_are_refused():
+def test_kernels_refuse_a_tensor_axis_that_does_not_divide_the_heads():
     mesh, x = make_mesh(data=4, tensor=2), jax.ShapeDtypeStruct((4, 17, 192), jnp.float32)
     with (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
@@ -116,7 +117,7 @@ def gradients(cfg, params):
 
 
 @pytest.mark.parametrize("changes", [{"attention": "flash"}, {"remat": "dots"}, {"attention": "flash", "remat": "dots"}])
-def test_options_change_no_gradient(changes):
+def test_remat_and_attention_options_change_no_gradient(changes):
     params = params_of(create(CFG, jax.random.key(0)))
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -125,7 +126,7 @@ def test_options_change_no_gradient(changes):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, wanted)  # gradients reach 100
 
 
-def test_dots_keeps_linear_maps_and_the_output_of_attention():
+def test_remat_dots_keeps_linear_maps_and_attention_outputs():
     """So the backward pass computes nothing again but the rotation of queries and keys, and the scores."""
     params = params_of(create(CFG, jax.random.key(0)))
     count = {
@@ -141,7 +142,7 @@ def test_dots_keeps_linear_maps_and_the_output_of_attention():
 
 
 @pytest.mark.parametrize("preset", [BERT_PRESETS["tiny"], ADALN_PRESETS["tiny"]], ids=["bert", "adaln"])
-def test_dots_computes_only_the_scores_of_other_networks_again(preset):
+def test_remat_dots_recomputes_only_scores_in_other_networks(preset):
     cfg = dataclasses.replace(preset, codebook_size=32, num_classes=3, grid=GRID, depth=2)
     params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))
     count = {
@@ -153,7 +154,7 @@ def test_dots_computes_only_the_scores_of_other_networks_again(preset):
     assert count["dots"] - count["none"] == cfg.depth * 2.0 * 2 * 17 * 17 * cfg.width
 
 
-def test_kernels_are_what_a_tpu_gets():
+def test_flash_attention_lowers_to_kernels_on_a_tpu():
     cfg = LlamaConfig(codebook_size=32, num_classes=3, width=128, depth=1, heads=2, attention="flash", dtype="bfloat16")
     params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))
     tokens, condition = jnp.zeros((2, 256), jnp.int32), ClassCondition(jnp.zeros((2,), jnp.int32))
@@ -169,7 +170,7 @@ def test_kernels_are_what_a_tpu_gets():
     assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
-def test_what_the_kernels_do_not_know_is_refused():
+def test_flash_attention_refuses_unsupported_options():
     large = {"grid": (32, 32), "dtype": "bfloat16"}
     LlamaConfig(width=128, heads=4, attention="flash", **large)
     for changes in ({"kv_heads": 2}, {"condition": "text"}, {"grid": (24, 24)}, large | {"grid": (32, 33)}):
@@ -178,3 +179,30 @@ def test_what_the_kernels_do_not_know_is_refused():
     x = jax.ShapeDtypeStruct((1, 577, 128), jnp.float32)  # a larger canvas than the trained one
     with pytest.raises(ConfigError, match=r"at most 257 positions in float32, .* got 577"):
         jax.eval_shape(functools.partial(flash_attention, rotation=table(64, (24, 24)), head_dim=64), x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("length", "masked", "causal"), [(17, False, False), (16, False, False), (17, True, False), (13, False, True)]
+)
+def test_padded_attention_equals_attention_without_padding(length, masked, causal):
+    """What surrounds cuDNN's kernel: padding to its multiple and the masks of padded keys, here around XLA's attention."""
+    q, k, v, weight = (x.reshape(2, length, 2, 16) for x in arrays(2, length, 32))
+    mask = jax.random.bernoulli(jax.random.key(9), 0.7, (2, 1, length, length)).at[..., 0].set(True) if masked else None
+    form = functools.partial(dot_product_attention, mask=mask, causal=causal)
+    padded = functools.partial(padded_attention, mask=mask, causal=causal, implementation="xla")
+    (_, wanted), wanted_grads = value_and_grads(form, q, k, v, weight)
+    (_, found), found_grads = value_and_grads(padded, q, k, v, weight)
+    assert found.shape == (2, length, 2, 16)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    for ours, theirs in zip(found_grads, wanted_grads):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6)
+
+
+def test_cudnn_attention_is_for_bfloat16_and_computed_by_xla_where_there_is_no_gpu():
+    with pytest.raises(ConfigError, match=r'attention: "cudnn".*bfloat16.*float32'):
+        LlamaConfig(attention="cudnn")
+    small = dict(codebook_size=16, num_classes=3, grid=GRID, width=32, depth=1, heads=2, mlp_width=32, dtype="bfloat16")
+    params = params_of(create(LlamaConfig(**small), jax.random.key(0)))
+    tokens, condition = jnp.zeros((2, 16), jnp.int32), ClassCondition(jnp.arange(2))
+    hidden = [build(LlamaConfig(**small, attention=form), params).hidden(tokens, condition) for form in ("xla", "cudnn")]
+    np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in hidden))

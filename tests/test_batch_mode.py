@@ -20,7 +20,7 @@ ROUNDING = 1e-5
 
 
 @pytest.mark.parametrize("loop", ["fori", "unrolled"])
-def test_tokens_and_steps_are_the_same_and_nothing_is_traced_anew(loop):
+def test_batch_modes_give_the_same_tokens_without_retracing(loop):
     labels, keys, tokens = batch()
     cfg = DecodeConfig(steps=3, remask="cap", remask_eta=0.4, remask_pick="confidence", loop=loop, images="together")
     arguments, seen, clone = (Headed(), ClassCondition(labels)), {}, jax.random.clone
@@ -35,7 +35,7 @@ def test_tokens_and_steps_are_the_same_and_nothing_is_traced_anew(loop):
     assert (Headed.traces, len(Headed.asked)) == (traces, asked)
 
 
-def test_images_of_a_tokenizer():
+def test_batch_modes_give_the_same_tokenizer_output():
     cfg = VQConfig(channels=8, multipliers=(1, 1), res_blocks=1, latent_dim=8, codebook_size=16, codebook_dim=4, image_size=32)
     tokenizer, codes = create(cfg, jax.random.key(0)), jax.random.randint(jax.random.key(1), (3, 16, 16), 0, 16)
     program = jax.jit(lambda network, codes: network.decode(codes)).lower(tokenizer, codes)
@@ -46,7 +46,7 @@ def test_images_of_a_tokenizer():
     np.testing.assert_allclose(alone, together, rtol=0, atol=ROUNDING)
 
 
-def test_it_is_chosen_on_a_cpu_for_large_canvases_on_one_device():
+def test_prefer_sequential_on_a_cpu_for_large_grids_on_one_device():
     label_b = jnp.zeros(8, jnp.int32)
     assert prefer_sequential(ClassCondition(label_b), 256)
     assert not prefer_sequential(label_b, 255)  # little work
@@ -61,7 +61,7 @@ def test_it_is_chosen_on_a_cpu_for_large_canvases_on_one_device():
             assert not prefer_sequential(label_b, 256)
 
 
-def test_the_choice_reaches_the_network(monkeypatch):
+def test_auto_batch_mode_reaches_the_network(monkeypatch):
     """Rows of a guided call: two for each image that is made at once."""
     monkeypatch.undo()
     labels, keys, _ = batch()

@@ -19,13 +19,13 @@ LLAMA = LlamaConfig(codebook_size=32, num_classes=3, grid=(4, 4), width=32, dept
 VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=32)
 
 
-def test_interpolated_positions_are_trained_ones():
+def test_rope_interpolation_stays_within_trained_positions():
     trained, wide = angles_1d(16, 32, 1e4), angles_1d(32, 32, 1e4, 16, "interpolate")
     np.testing.assert_allclose(wide[::2], trained, atol=1e-12)
     assert wide.max() < trained.max() + trained[1].max()
 
 
-def test_ntk_keeps_the_fastest_pair_and_slows_the_slowest_by_the_ratio():
+def test_rope_ntk_keeps_the_fastest_and_slows_the_slowest_pair():
     plain, slowed = angles_1d(24, 32, 1e4), angles_1d(24, 32, 1e4, 16, "ntk")
     np.testing.assert_array_equal(slowed[:, 0], plain[:, 0])
     np.testing.assert_allclose(slowed[:, -1], plain[:, -1] / 1.5, rtol=1e-12)
@@ -34,7 +34,7 @@ def test_ntk_keeps_the_fastest_pair_and_slows_the_slowest_by_the_ratio():
 
 
 @pytest.mark.parametrize("scaling", ["none", "interpolate", "ntk"])
-def test_only_a_longer_side_is_scaled(scaling):
+def test_rope_scaling_changes_only_longer_sides(scaling):
     np.testing.assert_array_equal(angles_2d((8, 16), 64, 1e4, (16, 16), scaling), angles_2d((8, 16), 64, 1e4))
     wide, plain = angles_2d((16, 32), 64, 1e4, (16, 16), scaling), angles_2d((16, 32), 64, 1e4)
     np.testing.assert_array_equal(wide[:, :16], plain[:, :16])  # rows are as they were
@@ -53,7 +53,7 @@ def variant(params, **options):
 
 
 @pytest.mark.parametrize("grid", [(6, 6), (4, 8), (2, 3)])
-def test_a_network_draws_on_canvases_it_was_not_trained_on(params, grid):
+def test_llama_decodes_on_other_grids(params, grid):
     tokens = jax.random.randint(jax.random.key(4), (2, grid[0] * grid[1]), 0, 33)
     label = ClassCondition(jnp.array([0, 2], jnp.int32))
     logits = [
@@ -66,7 +66,7 @@ def test_a_network_draws_on_canvases_it_was_not_trained_on(params, grid):
         assert out.shape == tokens.shape and int(out.max()) < 32
 
 
-def test_positions_that_are_not_rows_and_columns_are_refused(params):
+def test_rope_scaling_refuses_one_dimensional_positions(params):
     label = ClassCondition(jnp.zeros(1, jnp.int32))
     numbered = variant(params, positions="1d_shifted")
     assert numbered(jnp.zeros((1, 16), jnp.int32), label).shape == (1, 16, 32)
@@ -83,7 +83,7 @@ def test_positions_that_are_not_rows_and_columns_are_refused(params):
         decode(bert, label, jax.random.key(0), DecodeConfig(steps=1), grid=(6, 6))
 
 
-def test_scaling_is_chosen_at_loading():
+def test_load_sets_rope_scaling():
     assert load("demo").generator.cfg.rope_scaling == "none"
     assert load("demo", rope_scaling="ntk").generator.cfg.rope_scaling == "ntk"
     with pytest.raises(ConfigError, match="rope_scaling"):
@@ -95,7 +95,7 @@ def drawer(params):
     return Pipeline(create(VQ, jax.random.key(2)), build(LLAMA, params), ("a", "b", "c"), DecodeConfig(steps=2))
 
 
-def test_watching_a_pipeline_gives_the_same_images(drawer):
+def test_pipeline_on_step_gives_the_same_images(drawer):
     seen = []
     images = drawer([0, 1, 2], seed=1, batch_size=2)
     watched = drawer([0, 1, 2], seed=1, batch_size=2, on_step=lambda step, tokens_bl: seen.append((step, tokens_bl)))
@@ -104,7 +104,7 @@ def test_watching_a_pipeline_gives_the_same_images(drawer):
     assert (seen[0][1] == 32).any() and not (seen[1][1] == 32).any()
 
 
-def test_presets_by_name(drawer):
+def test_pipeline_takes_presets_by_name(drawer):
     assert len(set(DECODE_PRESETS.values())) == len(DECODE_PRESETS) == 5
     for label_cfg in ("paper", DECODE_PRESETS["paper"]):
         np.testing.assert_array_equal(drawer(1, cfg=label_cfg), drawer(1, cfg=DECODE_PRESETS["paper"]))

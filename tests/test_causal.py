@@ -53,7 +53,7 @@ def llamagen():
 
 
 @pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
-def test_every_position_equals_the_full_sequence(change):
+def test_prefill_and_step_equal_the_full_sequence(change):
     model, condition = network(**change), labels(0, 3)
     tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, 13)
     expected = jax.jit(lambda m, c: m(tokens, c))(model, condition)
@@ -68,7 +68,7 @@ def test_every_position_equals_the_full_sequence(change):
     assert float(jnp.abs(expected[:, 1:] - expected[:, :-1]).max(axis=-1).min()) > 0.1, "positions differ"
 
 
-def test_the_cache_is_as_large_as_it_says(small):
+def test_kv_cache_has_the_documented_size(small):
     _, cache = small.prefill(jnp.zeros((2, 0), jnp.int32), labels(0, 1))
     assert cache.keys_bnshk.nbytes + cache.values_bnshk.nbytes == 2 * 2 * 2 * 12 * 4 * 8 * 4
     half = network(kv_heads=2, dtype="bfloat16")
@@ -79,7 +79,7 @@ def test_the_cache_is_as_large_as_it_says(small):
 @pytest.mark.parametrize(
     "name,options", {"cfg1": dict(guidance=1.0), "cfg2": {}, "cfg2_interval": dict(cfg_interval=5)}.items()
 )
-def test_greedy_tokens_equal_llamagen(llamagen, name, options):
+def test_decode_causal_greedy_equals_llamagen(llamagen, name, options):
     model, condition, io = llamagen
     cfg = CausalConfig(**{"guidance": 2.0, "temperature": 0.0, **options})
     expected = io[f"out.gen_{name}.tokens"]
@@ -91,7 +91,7 @@ def test_greedy_tokens_equal_llamagen(llamagen, name, options):
         assert (expected != io["out.gen_cfg2.tokens"]).any(), "the interval matters in this case"
 
 
-def test_filters_equal_llamagen():
+def test_filter_logits_equals_llamagen():
     golden = np.load(GOLDEN / "llamagen_gpt" / "filters.npz")
     logits = jnp.asarray(golden["logits"])[:, None]
     for name in golden.files:
@@ -128,7 +128,7 @@ def plain_loop(model, condition, key, cfg, given, kept, grid):
 
 
 @pytest.mark.parametrize("given,interval,kept", [(0, None, False), (5, 0, False), (0, 3, True)])
-def test_the_loop_equals_the_plain_one(small, given, interval, kept):
+def test_decode_causal_equals_plain_python(small, given, interval, kept):
     cfg = CausalConfig(guidance=1.7, temperature=0.8, top_k=9, top_p=0.95, cfg_interval=interval)
     tokens = jax.random.randint(jax.random.key(5), (3, given), 0, 13)
     condition, key = labels(0, 1, 2), jax.random.key(6)
@@ -137,7 +137,7 @@ def test_the_loop_equals_the_plain_one(small, given, interval, kept):
     np.testing.assert_array_equal(got, plain_loop(small, condition, key, cfg, np.asarray(tokens), kept, (4, 2)))
 
 
-def test_an_image_does_not_depend_on_its_batch(small):
+def test_decode_causal_of_an_image_does_not_depend_on_its_batch(small):
     cfg, key = CausalConfig(), jax.random.key(3)
     together = decode_causal(small, labels(0, 1, 2, 1), jax.random.clone(key), cfg)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(4))
@@ -150,7 +150,7 @@ def test_an_image_does_not_depend_on_its_batch(small):
     assert together.dtype == jnp.int32 and int(together.min()) >= 0 and int(together.max()) < 13
 
 
-def test_tokens_follow_the_law(small):
+def test_decode_causal_tokens_follow_the_distribution(small):
     """The first token of many images against the network's own probabilities, with guidance and temperature."""
     cfg, count = CausalConfig(guidance=1.5, temperature=1.3), 4000
     first = decode_causal(small, labels(*[1] * count), jax.random.key(4), cfg, end=1)[:, 0]
@@ -162,7 +162,7 @@ def test_tokens_follow_the_law(small):
     assert likely.sum() > 3 and chi2 < likely.sum() + 4 * np.sqrt(2 * likely.sum())
 
 
-def test_both_ends_of_what_can_be_given(small):
+def test_decode_causal_with_no_and_with_all_tokens_given(small):
     tokens = jax.random.randint(jax.random.key(5), (2, 12), 0, 13)
     cfg, condition, key = CausalConfig(temperature=0.0), labels(0, 1), jax.random.key(0)
     np.testing.assert_array_equal(decode_causal(small, condition, key, cfg, tokens), tokens)
@@ -171,7 +171,7 @@ def test_both_ends_of_what_can_be_given(small):
     assert decode_causal(small, condition, key, cfg, tokens[:, :3], end=5).shape == (2, 5)
 
 
-def test_mistakes_are_named(small):
+def test_decode_causal_names_invalid_arguments(small):
     condition, key, cfg = labels(0, 1), jax.random.key(0), CausalConfig()
     with pytest.raises(ConfigError, match="is not causal"):
         decode_causal(network(causal=False), condition, key, cfg)

@@ -29,7 +29,7 @@ VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, 
 CLASSES = ClassConditioner(("a", "b", "c"))
 
 
-def test_a_tiny_network_learns_four_sequences_by_heart():
+def test_causal_llama_memorises_four_sequences():
     rate = 3e-3
     options = types.SimpleNamespace(
         learning_rate=rate,
@@ -56,7 +56,7 @@ def test_a_tiny_network_learns_four_sequences_by_heart():
     assert step._cache_size() == 1
 
 
-def test_examples_are_targets_throughout():
+def test_corrupt_batch_of_a_causal_network_masks_nothing():
     codes = jax.random.randint(jax.random.key(0), (8, 12), 0, 16)
     batch = corrupt_batch(
         jax.random.key(1), codes, ClassCondition(jnp.zeros(8, jnp.int32)), SMALL, Objective(class_dropout=0.5)
@@ -74,7 +74,7 @@ def small_run(tokenizer, **changes):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_continues_exactly(tmp_path):
+def test_causal_run_resumes_exactly(tmp_path):
     save_weights(tmp_path / "tokenizer", VQ, params_of(create(VQ, jax.random.key(0))))
     config, hashes, lines = small_run(tmp_path / "tokenizer", total_steps=4, sample_every=4), [], []
     for name in ("whole", "parts"):
@@ -90,7 +90,7 @@ def test_an_interrupted_run_continues_exactly(tmp_path):
     assert found.cfg.causal and from_dict(CausalConfig, found.about["decode"]) == CausalConfig()
 
 
-def test_run_files_of_causal_networks_differ_where_they_should():
+def test_causal_run_files_differ_from_masked_ones_as_documented():
     for causal, masked in (("emoji_ar", "emoji"), ("c2i_ar_b", "c2i_b")):
         ours, theirs = (read_run_file(str(CONFIGS / f"{name}.py"), []).to_dict() for name in (causal, masked))
         assert ours["model"] == theirs["model"] | {"causal": True}
@@ -98,7 +98,7 @@ def test_run_files_of_causal_networks_differ_where_they_should():
         assert from_dict(CausalConfig, ours["decode"]) == CausalConfig() and ours["objective"]["label_smoothing"] == 0.0
 
 
-def test_options_of_causal_sampling_are_checked():
+def test_causal_config_names_invalid_options():
     with pytest.raises(ConfigError, match=r"cfg_interval: must be None .* got -1"):
         CausalConfig(cfg_interval=-1)
     with pytest.raises(ConfigError, match="top_k: must be None or >= 1, got 0"):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from maskgil_jax.evaluation.clip import open_clip
-from maskgil_jax.evaluation.image_sets import array_set
+from maskgil_jax.evaluation.images import array_set
+from maskgil_jax.evaluation.metrics.clip import open_clip
 
 TEXTS = ["a cat", "dogs", "big hat", "sun", "a b c"]
 
@@ -35,17 +35,17 @@ def model(tmp_path_factory):
     return folder, network.eval(), processor
 
 
-def test_embeddings_are_those_of_the_library(model):
+def test_clip_embeddings_equal_the_library(model):
     folder, network, processor = model
     images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
     scorer = open_clip(TEXTS, str(folder))
-    assert sum(map(len, scorer.watch(array_set(images)).batches(2))) == 5
+    assert sum(map(len, scorer.embedding(array_set(images)).batches(2))) == 5
     inputs = processor(text=TEXTS, images=list(images), return_tensors="pt", padding=True)
     theirs = network(**inputs)
     ours = np.concatenate(scorer._rows), scorer.embed_texts(TEXTS)
     for rows, expected in zip(ours, (theirs.image_embeds, theirs.text_embeds), strict=True):
         np.testing.assert_allclose(rows / np.linalg.norm(rows, axis=1, keepdims=True), expected.detach().numpy(), atol=1e-6)
     cosines = (theirs.logits_per_image / network.logit_scale.exp()).diag().detach().numpy()
-    figures, settings = scorer.figures()
-    np.testing.assert_allclose(figures["clipscore"], max(100 * cosines.mean(), 0.0), atol=1e-4)
-    assert settings["model"] == str(folder)
+    result = scorer.result()
+    np.testing.assert_allclose(result.values["clipscore"], max(100 * cosines.mean(), 0.0), atol=1e-4)
+    assert result.settings["model"] == str(folder)

@@ -37,6 +37,7 @@ from maskgil_jax.decoding.masked import (
 from maskgil_jax.decoding.orders import halton_ranks
 from maskgil_jax.decoding.schedules import max_masked_per_step, remask_counts, remask_steps, reveal_counts
 from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.models.generator import unstack_layers
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.runtime.platform import target_platform
 
@@ -56,7 +57,7 @@ TWINS = [
 
 
 @pytest.mark.parametrize("cfg", TWINS, ids=lambda cfg: f"{cfg.order}-{cfg.guidance_ramp}-{cfg.remask}")
-def test_twin_agrees_with_both_loops(cfg):
+def test_fori_and_unrolled_loops_equal_plain_python(cfg):
     labels, keys, tokens = batch()
     noise = draws(keys, cfg.steps, LENGTH)
     expected = twin(Stub(), labels, noise, cfg, tokens)
@@ -75,7 +76,7 @@ MIXED[1] = dataclasses.replace(MIXED[1], steps=8, remask_pick="confidence", rema
 
 
 @pytest.mark.parametrize("cfg", MIXED, ids=lambda cfg: f"{cfg.order}-{cfg.guidance_ramp}-{cfg.remask}")
-def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
+def test_decode_keeps_given_tokens_and_reveals_each_token_once(cfg):
     labels, keys, tokens = batch(b=6)
     loop, start = jax.jit(decode_loop, static_argnums=(5, 6, 7), compiler_options=HASTY), np.asarray(tokens)
     assert (start == CODES).all(axis=1).any() and (start != CODES).all(axis=1).any()  # all masked, and none
@@ -101,7 +102,7 @@ def test_given_tokens_stay_counts_are_exact_and_tokens_are_decided_once(cfg):
 @pytest.mark.parametrize(
     "steps, order", [(1, "confidence"), (2, "random"), (12, "halton"), (13, "raster"), *((256, order) for order in ORDERS)]
 )
-def test_any_number_of_steps_fills_every_canvas(steps, order):
+def test_decode_fills_the_canvas_for_any_number_of_steps(steps, order):
     labels, keys, tokens = batch(b=5)
     cfg = DecodeConfig(steps=steps, order=order, guidance=1.0, remask="rescale", remask_eta=0.5, remask_pick="confidence")
     loop = jax.jit(decode_loop, static_argnums=(5, 6), compiler_options=HASTY)
@@ -113,7 +114,7 @@ def test_any_number_of_steps_fills_every_canvas(steps, order):
 
 
 @pytest.mark.parametrize("loop", ["fori", "unrolled"])
-def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
+def test_decode_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
     labels, keys, tokens = batch(b=8)
     cfg = DecodeConfig(steps=3, order="halton_rolled", remask="cap", remask_eta=0.3, temperature_end=0.5, loop=loop)
     cfg, clone = dataclasses.replace(cfg, remask_pick="confidence"), jax.random.clone
@@ -135,7 +136,7 @@ def test_an_image_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_order_and_plan_makes_the_same_images_one_on_each_of_eight_devices(order):
+def test_decode_of_every_order_and_plan_is_the_same_on_eight_devices(order):
     labels, keys, tokens = batch(b=8)
     cfg = DecodeConfig(steps=3, order=order, guidance=1.0, draw="gumbel")
     loop = jax.jit(decode_loop, static_argnums=(5, 6), compiler_options=HASTY)
@@ -155,7 +156,7 @@ def test_every_order_and_plan_makes_the_same_images_one_on_each_of_eight_devices
 
 
 @pytest.mark.parametrize("loop, given", [("fori", True), ("fori", False), ("unrolled", False)])
-def test_watching_the_steps_changes_nothing_and_compiles_one_program(loop, given):
+def test_on_step_changes_no_token_and_compiles_one_program(loop, given):
     labels, keys, tokens = batch()
     tokens, cfg = (tokens if given else None), DecodeConfig(steps=3, guidance_ramp="interval", guidance_from=0.5, loop=loop)
     if given:  # a step needs more than the canvas to go on
@@ -173,14 +174,14 @@ def test_watching_the_steps_changes_nothing_and_compiles_one_program(loop, given
     np.testing.assert_array_equal(np.stack([seen[i] for i in range(1, cfg.steps + 1)]), canvases)
 
 
-def test_steps_cannot_be_watched_from_inside_a_jitted_function():
+def test_on_step_is_refused_inside_a_jitted_function():
     labels, keys, _ = batch()
     run = jax.jit(lambda key: decode(Stub(), ClassCondition(labels), key, DecodeConfig(), on_step=print))
     with pytest.raises(ConfigError, match="on_step"):
         run(keys)
 
 
-def test_an_unrolled_loop_asks_only_for_what_may_be_masked():
+def test_unrolled_loop_computes_logits_only_where_tokens_may_be_masked():
     labels, keys, _ = batch()
     cfg = DecodeConfig(steps=4, plan="gamma", schedule="cosine", guidance_ramp="linear", loop="unrolled", draw="inverse")
     Headed.asked.clear()
@@ -192,7 +193,7 @@ def test_an_unrolled_loop_asks_only_for_what_may_be_masked():
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_most_left_bounds_every_start(plan, schedule):
+def test_max_masked_per_step_bounds_every_number_of_masked_tokens(plan, schedule):
     for steps in (1, 3, 8, 30):
         bound = max_masked_per_step(plan, schedule, steps, 24)
         counts = np.stack([reveal_counts(plan, schedule, steps, n) for n in range(25)])
@@ -212,7 +213,7 @@ def test_most_left_bounds_every_start(plan, schedule):
     ],
     ids=lambda cfg: type(cfg).__name__,
 )
-def test_networks_make_the_same_tokens_in_both_loops(cfg):
+def test_networks_decode_the_same_tokens_in_both_loops(cfg):
     params = params_of(create(cfg, jax.random.key(0)))
     if isinstance(cfg, LlamaConfig):  # heads begin at zero, where every code is as likely
         params["head"] = {"kernel": jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape) / 4}
@@ -224,13 +225,13 @@ def test_networks_make_the_same_tokens_in_both_loops(cfg):
     )
     np.testing.assert_array_equal(fori, unrolled)
     assert len(np.unique(fori)) > 4
-    scanned = build(dataclasses.replace(cfg, layers="scan"), params)  # on a CPU, "auto" walks layers cut out of their stack
-    assert scanned.unstacked() is scanned and len(model.unstacked().layers) == cfg.depth
+    scanned = build(dataclasses.replace(cfg, layers="scan"), params)  # on a CPU, "auto" decodes with a list of layers
+    assert unstack_layers(scanned) is scanned and len(unstack_layers(model).layers) == cfg.depth
     same = decode(scanned, label, jax.random.key(2), DecodeConfig(steps=3, plan="gamma", loop="fori"))
     np.testing.assert_array_equal(fori, same)
 
 
-def test_the_form_of_the_loop_is_by_platform():
+def test_auto_loop_is_chosen_by_platform():
     big, few = MIN_UNROLLED_CODES, DecodeConfig(steps=8)
     assert jax.default_backend() == "cpu" and unrolled(few, big)
     with target_platform("tpu"):  # a plan for another machine makes the choices of that machine
@@ -241,7 +242,7 @@ def test_the_form_of_the_loop_is_by_platform():
 
 
 @pytest.mark.parametrize("kind, options", [(AdaLNConfig, {}), (MaskGITConfig, {"mlp_width": 32})])
-def test_networks_give_logits_where_they_are_asked_for(kind, options):
+def test_logits_at_positions_equal_those_of_all_positions(kind, options):
     """What the unrolled loop asks of those that the test above leaves out."""
     cfg = kind(codebook_size=16, num_classes=3, grid=(2, 2), width=32, depth=1, heads=2, **options)
     at = jnp.array([[3, 1]])
@@ -255,7 +256,7 @@ def test_networks_give_logits_where_they_are_asked_for(kind, options):
     assert float(jnp.ptp(whole)) > 0.01
 
 
-def test_ramps_cost_a_second_branch_only_where_they_guide():
+def test_guidance_ramps_run_the_unconditional_branch_only_where_the_scale_is_not_one():
     scales = lambda **options: guidance_scales(DecodeConfig(guidance=3.0, **options))  # noqa: E731
     np.testing.assert_allclose(scales(steps=5, guidance_ramp="cosine"), 1 + np.array([0, 2 - 2**0.5, 2, 2 + 2**0.5, 4]) / 2)
     power = scales(steps=4, guidance_ramp="power-cosine", guidance_power=1.0)
@@ -272,7 +273,7 @@ def test_ramps_cost_a_second_branch_only_where_they_guide():
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (3, 5), (16, 32), (24, 24), (64, 64)])
-def test_halton_order_covers_any_grid_and_spreads(grid):
+def test_halton_ranks_cover_any_grid_evenly(grid):
     ranks = halton_ranks(grid)
     np.testing.assert_array_equal(np.sort(ranks), np.arange(grid[0] * grid[1]))
     if min(grid) >= 16:  # any quarter of the canvas gets about a quarter of the first 64 tokens
@@ -280,7 +281,7 @@ def test_halton_order_covers_any_grid_and_spreads(grid):
         assert early.min() >= 13 and early.max() <= 19, early
 
 
-def test_remasking_follows_remdm():
+def test_remask_counts_equal_remdm():
     counts = np.array([[2, 3, 5], [0, 10, 0]])
     assert remask_counts("cap", 0.5, counts).tolist() == [[0, 1, 0], [0, 0, 0]]
     assert remask_counts("cap", 1.0, counts).tolist() == [[0, 2, 0], [0, 0, 0]]
@@ -293,7 +294,7 @@ def test_remasking_follows_remdm():
         remask_counts("loop", 0.5, counts)
 
 
-def test_remdms_loop_by_hand():
+def test_remask_loop_equals_remdm_by_hand():
     """20 steps, t_on 0.55, t_off 0.05, a linear schedule: 9 plain steps to alpha 0.9, 10 that correct, and the last one."""
     window = remask_steps(20, 0.45, 0.95)
     assert window == (9, 19)
@@ -309,7 +310,7 @@ def test_remdms_loop_by_hand():
     assert remask_counts("cap", 1.0, counts[None], 100, window)[0].tolist() == [0] * 5 + [40, 30, 20, 10, 0]
 
 
-def test_less_sure_tokens_are_hidden_sooner():
+def test_remask_scores_prefer_less_probable_tokens():
     """ReMDM-conf: token k goes first with probability exp(-psi_k) / sum, here 0.212, 0.316, 0.472."""
     sure = jnp.tile(jnp.array([[0.9, 0.5, 0.1]]), (20_000, 1))
     scores = jax.jit(remask_scores, static_argnums=1)(jax.random.split(jax.random.key(0), 20_000), 3, sure)
@@ -327,7 +328,7 @@ def count_of(jaxpr, name):
     return found
 
 
-def test_what_is_off_costs_nothing():
+def test_disabled_options_add_no_operations():
     labels, keys, tokens = batch()
 
     def counts(**options):

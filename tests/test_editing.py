@@ -48,7 +48,7 @@ def corner():
 
 
 # ------------------------------------------------------------------------------------------------ masks
-def test_a_token_goes_if_any_pixel_of_its_cell_or_its_neighbours_does(corner):
+def test_token_mask_covers_touched_cells_and_their_neighbours(corner):
     cells = token_mask(corner[None], (4, 4), grow=0).reshape(4, 4)
     assert np.argwhere(cells).tolist() == [[0, 0], [0, 1]]
     assert np.argwhere(token_mask(corner[None], (4, 4)).reshape(4, 4)).tolist() == [[r, c] for r in (0, 1) for c in (0, 1, 2)]
@@ -59,7 +59,7 @@ def test_a_token_goes_if_any_pixel_of_its_cell_or_its_neighbours_does(corner):
         token_mask(one_pixel, (3, 3))
 
 
-def test_the_seam_falls_from_one_to_nothing_over_its_width(corner):
+def test_feather_mask_falls_linearly_over_its_width(corner):
     alpha = feather_mask(corner[None], 3)[0]
     np.testing.assert_array_equal(alpha == 1, corner)
     np.testing.assert_array_equal(alpha[0, 4:10], np.float32([1, 0.75, 0.5, 0.25, 0, 0]))
@@ -70,7 +70,7 @@ def test_the_seam_falls_from_one_to_nothing_over_its_width(corner):
     np.testing.assert_array_equal(feather_mask(corner[None], 0)[0], corner)
 
 
-def test_holes_are_filled_with_what_is_near(corner):
+def test_fill_holes_uses_nearby_pixels(corner):
     image = np.full((1, SIDE, SIDE, 3), 40, np.uint8)
     image[:, :, 8:] = 200
     hole = np.zeros((1, SIDE, SIDE), bool)
@@ -83,7 +83,7 @@ def test_holes_are_filled_with_what_is_near(corner):
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.3, 5), (1.0, 16)])
-def test_a_share_of_the_tokens_is_hidden(share, count):
+def test_mask_fraction_masks_an_exact_number(share, count):
     tokens, keys = jnp.zeros((3, 16), jnp.int32), jax.random.split(jax.random.key(0), 3)
     hidden = np.asarray(mask_fraction(tokens, keys, share, MASK) == MASK)
     assert hidden.sum(axis=1).tolist() == [count] * 3
@@ -93,7 +93,7 @@ def test_a_share_of_the_tokens_is_hidden(share, count):
 
 
 # ------------------------------------------------------------------------------------------------ inpainting
-def test_only_the_hole_changes_and_it_is_not_looked_at(pipeline, images, corner):
+def test_inpaint_changes_only_the_hole_and_ignores_its_content(pipeline, images, corner):
     made = pipeline.inpaint(images, corner, [0, 1, 2], feather=2)
     seam = dilate(dilate(corner[None]))[0]
     np.testing.assert_array_equal(made[:, ~seam], images[:, ~seam])
@@ -102,7 +102,7 @@ def test_only_the_hole_changes_and_it_is_not_looked_at(pipeline, images, corner)
     np.testing.assert_array_equal(pipeline.inpaint(other, corner, [0, 1, 2], feather=0)[:, corner], made[:, corner])
 
 
-def test_the_hole_holds_what_the_decoder_makes_of_the_known_tokens(pipeline, images, corner):
+def test_inpaint_decodes_the_hole_from_the_known_tokens(pipeline, images, corner):
     made = pipeline.inpaint(images[:1], corner, 1, seed=4)[0]
     known = to_tokens(pipeline.tokenizer, fill_holes(images[:1], corner[None]))
     canvas = jnp.where(token_mask(corner[None], (4, 4)), MASK, known)
@@ -114,7 +114,7 @@ def test_the_hole_holds_what_the_decoder_makes_of_the_known_tokens(pipeline, ima
 
 
 @pytest.mark.parametrize("mode", ["inpaint", "vary", "outpaint"])
-def test_an_image_depends_on_its_place_and_not_on_its_batch(pipeline, images, corner, mode):
+def test_inpaint_depends_on_the_index_and_not_on_the_batch(pipeline, images, corner, mode):
     arguments = {"inpaint": (corner,), "vary": (), "outpaint": ((4, 6),)}[mode]
     edit = getattr(pipeline, mode)
     whole = edit(images, *arguments, [0, 1, 2], seed=1)
@@ -126,7 +126,7 @@ def test_an_image_depends_on_its_place_and_not_on_its_batch(pipeline, images, co
     np.testing.assert_array_equal(edit(images, *arguments, [1, 1, 2], seed=1)[1:], whole[1:])
 
 
-def test_masks_may_be_one_for_each_image_levels_or_alpha(pipeline, images, corner):
+def test_inpaint_accepts_masks_per_image_levels_or_alpha(pipeline, images, corner):
     masks = np.stack([corner, corner.T, ~corner])
     made = pipeline.inpaint(images, masks, 0)
     np.testing.assert_array_equal(pipeline.inpaint(images, np.where(masks, 128, 127).astype(np.uint8), 0), made)
@@ -137,7 +137,7 @@ def test_masks_may_be_one_for_each_image_levels_or_alpha(pipeline, images, corne
     )
 
 
-def test_no_label_is_the_null_class(pipeline, images, corner):
+def test_edits_without_label_use_the_null_class(pipeline, images, corner):
     free = pipeline.inpaint(images, corner, seed=3)
     unguided = dataclasses.replace(DECODE, guidance=1.0)
     assert (free != pipeline.inpaint(images, corner, 0, seed=3)).any()
@@ -145,14 +145,14 @@ def test_no_label_is_the_null_class(pipeline, images, corner):
 
 
 # ------------------------------------------------------------------------------------------------ variations, classes
-def test_variations_end_at_the_reconstruction_and_at_a_new_image(pipeline, images):
+def test_vary_spans_reconstruction_to_new_image(pipeline, images):
     assert_same_pictures(pipeline.vary(images, 0, strength=1.0, seed=5), pipeline([0, 0, 0], seed=5))
     none = pipeline.vary(images, 0, strength=0.0)
     np.testing.assert_array_equal(none, to_pixels(pipeline.tokenizer, to_tokens(pipeline.tokenizer, images), (4, 4)))
     np.testing.assert_array_equal(none, pipeline.vary(images, 1, strength=0.0, seed=9))
 
 
-def test_interpolation_begins_and_ends_at_the_classes(pipeline):
+def test_interpolate_starts_and_ends_at_the_classes(pipeline):
     weights = (0.0, 0.5, 1.0)
     way = pipeline.interpolate(["ant", "cat"], ["bee", "bee"], weights=weights, seed=2, batch_size=4)
     assert way.shape == (2, 3, SIDE, SIDE, 3) and way.dtype == np.uint8
@@ -171,7 +171,7 @@ def test_windows_cover_an_axis_and_overlap(case):
     assert all(1 <= b - a <= side - overlap for a, b in itertools.pairwise(starts))
 
 
-def test_each_window_touches_one_before_it():
+def test_windows_overlap_an_earlier_one():
     order = windows((10, 12), (4, 4), (1, 2), (3, 5))
     assert order[0] == (3, 5) and len(set(order)) == len(order)
     for i, (top, left) in enumerate(order[1:], 1):
@@ -182,7 +182,7 @@ def test_each_window_touches_one_before_it():
     assert covered.all()
 
 
-def test_windows_keep_what_is_given_and_fill_the_rest(pipeline, monkeypatch):
+def test_decode_windows_keeps_given_tokens_and_fills_the_rest(pipeline, monkeypatch):
     canvas = np.full((2, 4, 6), MASK, np.int32)
     canvas[:, 1:3, 0:2] = 5
     keys, label = jax.random.split(jax.random.key(3), 2), ClassCondition(jnp.array([0, 2], jnp.int32))
@@ -201,7 +201,7 @@ def test_windows_keep_what_is_given_and_fill_the_rest(pipeline, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [None, (0, 0), (1, 2)])
-def test_outpainting_keeps_the_picture_but_its_edge(pipeline, images, place):
+def test_outpaint_keeps_the_picture_inside_its_edge(pipeline, images, place):
     made = pipeline.outpaint(images, (5, 6), [0, 1, 2], place=place, feather=1)
     assert made.shape == (3, 20, 24, 3)
     top, left = (0, 1) if place is None else place
@@ -210,7 +210,7 @@ def test_outpainting_keeps_the_picture_but_its_edge(pipeline, images, place):
 
 
 # ------------------------------------------------------------------------------------------------ watching
-def test_a_trajectory_ends_with_the_images_and_loses_no_cell(pipeline):
+def test_trajectory_ends_with_the_images(pipeline):
     steps = pipeline.trajectory([0, 1, 2], seed=6, batch_size=2)
     assert steps.shape == (2, 3, SIDE, SIDE, 3)
     assert_same_pictures(steps[-1], pipeline([0, 1, 2], seed=6))
@@ -270,6 +270,6 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("call", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_impossible_edits_are_named(pipeline, call, message):
+def test_edits_name_invalid_arguments(pipeline, call, message):
     with pytest.raises(ConfigError, match=message):
         call(pipeline)

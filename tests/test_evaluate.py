@@ -1,4 +1,4 @@
-"""Samples against references: the same figures however images come and whatever they run on."""
+"""Evaluation of samples: figures equal the formulas for every input format, batch size and number of devices."""
 
 import dataclasses
 import json
@@ -18,24 +18,22 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, DecodeConfig, InceptionConfig
 from maskgil_jax.evaluation import metrics
-from maskgil_jax.evaluation.clip import ClipScore, read_texts
-from maskgil_jax.evaluation.collect import collect
-from maskgil_jax.evaluation.extractor import extractor_of
-from maskgil_jax.evaluation.features import local_mesh
+from maskgil_jax.evaluation.extraction import extract, local_mesh
+from maskgil_jax.evaluation.features import feature_extractor_of
 from maskgil_jax.evaluation.generated import cycled_labels, generated_set, labels_like
-from maskgil_jax.evaluation.image_sets import array_set, open_set
-from maskgil_jax.evaluation.reference import measured, open_reference, write_stats
-from maskgil_jax.evaluation.results import as_markdown, as_table, read_json
+from maskgil_jax.evaluation.images import array_set, open_image_set, saved
+from maskgil_jax.evaluation.metrics.clip import ClipScorer, read_texts
+from maskgil_jax.evaluation.reference import open_reference, reference_of, write_stats
+from maskgil_jax.evaluation.report import as_markdown, as_table, read_json
 from maskgil_jax.evaluation.run import evaluate
-from maskgil_jax.evaluation.sample_files import saved
 from maskgil_jax.models.inception import SPATIAL_CHANNELS, InceptionV3
 from maskgil_jax.networks import abstract_params
 from maskgil_jax.pipelines.pipeline import load
 
 
 @pytest.fixture(scope="module")
-def reference(judge):
-    return measured(array_set(random_images(24, 1), "real"), judge, moments=("features",), keep=True, batch_size=8)
+def reference(extractor):
+    return reference_of(array_set(random_images(24, 1), "real"), extractor, moments=("features",), keep=True, batch_size=8)
 
 
 def read(images, rows=4):
@@ -44,32 +42,32 @@ def read(images, rows=4):
 
 # ------------------------------------------------------------------------------------------------ one set, many ways
 @pytest.mark.parametrize("name", ["folder", "samples.npz", "samples.array_record"])
-def test_samples_come_back_from_every_kind_of_file(tmp_path, judge, reference, name):
+def test_saved_samples_read_back_equal_in_every_format(tmp_path, extractor, reference, name):
     images = random_images(19)
     written = saved(array_set(images), tmp_path / name)
     np.testing.assert_array_equal(read(written, 5), images)
-    again = open_set(tmp_path / name)
+    again = open_image_set(tmp_path / name)
     assert (again.count, again.size) == (19, (16, 16))
     np.testing.assert_array_equal(read(again), images)
-    np.testing.assert_array_equal(read(open_set(tmp_path / name, count=7)), images[:7])
+    np.testing.assert_array_equal(read(open_image_set(tmp_path / name, count=7)), images[:7])
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing half-written is left beside it
     with pytest.raises(ConfigError, match="is there already"):
         saved(array_set(images), tmp_path / name)
 
 
-def test_nothing_is_left_of_samples_that_were_not_finished(tmp_path):
+def test_interrupted_saving_leaves_no_files(tmp_path):
     stream = saved(array_set(random_images(8)), tmp_path / "out").batches(4)
     next(stream)
     stream.close()
     assert not any(tmp_path.iterdir())
 
 
-def test_figures_are_those_of_the_formulas_on_features_in_memory(judge, reference):
+def test_evaluate_equals_the_formulas_on_features_in_memory(extractor, reference):
     images = random_images(30, 2)
     names = ("fid", "is", "precision_recall", "density_coverage", "kid", "agreement")
-    samples = array_set(images, labels=lambda: np.zeros(30), class_names=judge.class_names)
-    found = evaluate(samples, reference, judge, names, batch_size=8)["figures"]
-    outputs = {k: np.asarray(v, np.float64) for k, v in jax.jit(judge.apply)(judge.network, images).items()}
+    samples = array_set(images, labels=lambda: np.zeros(30), class_names=extractor.class_names)
+    found = evaluate(samples, reference, extractor, names, batch_size=8)["figures"]
+    outputs = {k: np.asarray(v, np.float64) for k, v in jax.jit(extractor.apply)(extractor.network, images).items()}
     features = outputs["features"]
     mean, covariance = features.mean(axis=0), np.cov(features, rowvar=False)
     theirs = reference.features
@@ -88,11 +86,11 @@ def test_figures_are_those_of_the_formulas_on_features_in_memory(judge, referenc
     assert 0 < found["agreement"] < 1 and found["fid"] > 1e-4  # the set can tell right from wrong
 
 
-def test_the_devices_and_the_batch_size_do_not_change_the_figures(judge, reference):
+def test_figures_do_not_depend_on_devices_and_batch_size(extractor, reference):
     assert jax.device_count() == 8
     one = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
     found = [
-        evaluate(array_set(random_images(21, 3)), reference, judge, ("fid", "is"), batch_size=size, mesh=mesh)["figures"]
+        evaluate(array_set(random_images(21, 3)), reference, extractor, ("fid", "is"), batch_size=size, mesh=mesh)["figures"]
         for size, mesh in ((24, None), (21, one), (5, one))
     ]
     for other in found[1:]:
@@ -100,7 +98,7 @@ def test_the_devices_and_the_batch_size_do_not_change_the_figures(judge, referen
             np.testing.assert_allclose(other[name], value, rtol=1e-4)  # float32 features of other batch shapes
 
 
-def test_pixels_are_not_kept(judge):
+def test_extract_keeps_no_pixels(extractor):
     alive = []
 
     def batches(rows):
@@ -113,24 +111,24 @@ def test_pixels_are_not_kept(judge):
 
     refs = []
     images = dataclasses.replace(array_set(random_images(8)), count=48, batches=batches)
-    assert collect(images, judge, batch_size=8).watch.count == 48
+    assert extract(images, extractor, batch_size=8).count == 48
     assert max(alive) <= 3, alive
 
 
 # ------------------------------------------------------------------------------------------------ straight from weights
-def test_drawn_samples_are_those_of_the_pipeline(pipeline_folder):
+def test_generated_set_equals_the_pipeline_call(pipeline_folder):
     pipeline = load(pipeline_folder)
     cfg = DecodeConfig(steps=3, guidance=1.0)
     expected = pipeline(cycled_labels(11, 4), seed=5, cfg=cfg)
     drawn = generated_set(pipeline, cycled_labels(11, 4), seed=5, cfg=cfg, batch_size=3)
-    assert (drawn.count, drawn.size, drawn.about["sampler"]["steps"]) == (11, expected.shape[1:3], 3)
+    assert (drawn.count, drawn.size, drawn.provenance["sampler"]["steps"]) == (11, expected.shape[1:3], 3)
     # Other batch shapes round differently in float32; a pixel may fall on the other side of a half.
     difference = np.abs(read(drawn).astype(int) - expected)
     assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
     assert local_mesh().size == 8
 
 
-def test_labels_of_samples():
+def test_cycled_labels_and_labels_like_have_the_right_frequencies():
     assert list(cycled_labels(6, 4)) == [0, 1, 2, 3, 0, 1]
     like = labels_like(np.asarray([2, 0, 0, 0]), 8, seed=1)
     assert sorted(like) == [0] * 6 + [2] * 2 and list(like) != sorted(like)
@@ -138,46 +136,46 @@ def test_labels_of_samples():
 
 
 # ------------------------------------------------------------------------------------------------ references
-def test_a_stats_file_is_as_good_as_its_images(tmp_path, judge):
+def test_stats_file_gives_the_figures_of_its_images(tmp_path, extractor):
     real, samples = array_set(random_images(20, 7), "real"), array_set(random_images(20, 8))
-    write_stats(real, judge, tmp_path / "all.npz", keep=True, batch_size=8)
-    write_stats(real, judge, tmp_path / "moments.npz", batch_size=8)
+    write_stats(real, extractor, tmp_path / "all.npz", keep=True, batch_size=8)
+    write_stats(real, extractor, tmp_path / "moments.npz", batch_size=8)
     names = ("fid", "precision_recall")
-    direct = evaluate(samples, measured(real, judge, moments=("features",), keep=True), judge, names)
-    opened = open_reference(tmp_path / "all.npz", judge, moments=("features",), keep=True)
-    found = evaluate(samples, opened, judge, names)
+    direct = evaluate(samples, reference_of(real, extractor, moments=("features",), keep=True), extractor, names)
+    opened = open_reference(tmp_path / "all.npz", extractor, moments=("features",), keep=True)
+    found = evaluate(samples, opened, extractor, names)
     for name, value in direct["figures"].items():
         np.testing.assert_allclose(found["figures"][name], value, rtol=1e-5)
     assert found["reference"]["count"] == 20 and found["reference"]["hash"] != direct["reference"]["hash"]
     with np.load(tmp_path / "moments.npz", allow_pickle=False) as arrays:
         assert set(arrays) == {"maskgil_stats", "mu", "sigma"}  # names other tools read
-    few = open_reference(tmp_path / "moments.npz", judge, moments=("features",), keep=True)
-    assert evaluate(samples, few, judge, ("fid",))["figures"]["fid"] == pytest.approx(direct["figures"]["fid"], rel=1e-5)
+    few = open_reference(tmp_path / "moments.npz", extractor, moments=("features",), keep=True)
+    assert evaluate(samples, few, extractor, ("fid",))["figures"]["fid"] == pytest.approx(direct["figures"]["fid"], rel=1e-5)
     with pytest.raises(ConfigError, match=r"precision_recall: .*no features of single images.*--features-too"):
-        evaluate(samples, few, judge, names)
-    other = dataclasses.replace(judge, hash="0" * 16)
-    with pytest.raises(ValueError, match=r"all\.npz: made with the extractor judge.*this run has judge \(0000"):
+        evaluate(samples, few, extractor, names)
+    other = dataclasses.replace(extractor, hash="0" * 16)
+    with pytest.raises(ValueError, match=r"all\.npz: made with the extractor extractor.*this run has extractor \(0000"):
         open_reference(tmp_path / "all.npz", other, moments=("features",), keep=True)
 
 
-def small_inception(judge, protocol="adm"):
-    """The classifier under Inception's name: what is tested is who uses given moments, and when."""
+def small_inception(extractor, protocol="adm"):
+    """The classifier with the family and taps of Inception, to test which extractors use given moments."""
     taps = ("features", "logits", "spatial")
 
     def apply(network, images):
-        outputs = judge.apply(network, images)
+        outputs = extractor.apply(network, images)
         return {**outputs, "spatial": outputs["features"][:, :2]}
 
-    return dataclasses.replace(judge, family="inception", protocol=protocol, taps=taps, apply=apply)
+    return dataclasses.replace(extractor, family="inception", protocol=protocol, taps=taps, apply=apply)
 
 
-def test_an_adm_reference_gives_its_own_moments_to_inception_only(tmp_path, judge):
+def test_adm_reference_moments_are_used_for_inception_only(tmp_path, extractor):
     images, samples = random_images(20, 7), array_set(random_images(20, 8))
     given = {"mu": np.arange(6.0), "sigma": np.eye(6), "mu_s": np.zeros(2), "sigma_s": 2 * np.eye(2)}
     np.savez(tmp_path / "adm.npz", arr_0=images, **given)
     np.savez(tmp_path / "moments.npz", **given)
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    inception = small_inception(judge)
+    inception = small_inception(extractor)
     found = open_reference(tmp_path / "adm.npz", inception, moments=("features", "spatial"), keep=True)
     np.testing.assert_array_equal(found.moments["features"][0], np.arange(6.0))
     np.testing.assert_array_equal(found.moments["spatial"][1], 2 * np.eye(2))
@@ -186,23 +184,25 @@ def test_an_adm_reference_gives_its_own_moments_to_inception_only(tmp_path, judg
     assert {"fid", "sfid", "precision", "recall"} <= result["figures"].keys()
     assert any("ADM's 256x256 reference batch holds 10000" in text for text in result["warnings"])
     # Another network's moments are computed from the images; without images there is nothing to compute them from.
-    own = open_reference(tmp_path / "adm.npz", judge, moments=("features",), keep=False)
+    own = open_reference(tmp_path / "adm.npz", extractor, moments=("features",), keep=False)
     np.testing.assert_allclose(own.moments["features"][0], found.features.mean(axis=0), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"moments\.npz: its mu and sigma are of the FID Inception, judge is a classifier"):
-        open_reference(tmp_path / "moments.npz", judge, moments=("features",), keep=False)
+    with pytest.raises(ValueError, match=r"moments\.npz: its mu and sigma are of the FID Inception, extractor is a classifier"):
+        open_reference(tmp_path / "moments.npz", extractor, moments=("features",), keep=False)
     with pytest.raises(ValueError, match=r"moments\.npz: has no images \(arr_0\), which precision and recall need"):
         open_reference(tmp_path / "moments.npz", inception, moments=("features",), keep=True)
     wide = open_reference(tmp_path / "wide.npz", inception, moments=("features",), keep=False)
-    with pytest.raises(ConfigError, match=r"wide\.npz: its mean has 2048 features, those of judge \(inception\) are 6"):
+    with pytest.raises(ConfigError, match=r"wide\.npz: its mean has 2048 features, those of extractor \(inception\) are 6"):
         evaluate(samples, wide, inception, ("fid",))
-    other = open_reference(tmp_path / "moments.npz", small_inception(judge, "pytorch-fid"), moments=("features",), keep=False)
+    other = open_reference(
+        tmp_path / "moments.npz", small_inception(extractor, "pytorch-fid"), moments=("features",), keep=False
+    )
     assert any("protocol adm, this run is pytorch-fid" in text for text in other.warnings)
 
 
-def test_inception_weights_are_an_extractor():
+def test_inception_weights_make_a_feature_extractor():
     network = nnx.eval_shape(lambda: InceptionV3(InceptionConfig(), rngs=nnx.Rngs(0)))
     weights = dataclasses.make_dataclass("W", ["network", "hash", "path", "about"], namespace={"build": lambda w: w.network})
-    extractor = extractor_of(weights(network, "h", "inception", {}), "torch-fidelity")
+    extractor = feature_extractor_of(weights(network, "h", "inception", {}), "torch-fidelity")
     assert (extractor.is_inception, extractor.protocol, extractor.taps) == (
         True,
         "torch-fidelity",
@@ -211,11 +211,11 @@ def test_inception_weights_are_an_extractor():
     assert [extractor.width(tap) for tap in extractor.taps] == [2048, 17 * 17 * SPATIAL_CHANNELS, 1008]
     assert abstract_params(InceptionConfig())["fc"]["kernel"].shape == (2048, 1008)
     with pytest.raises(ConfigError, match="protocol: unknown value 'clean'; choose from adm"):
-        extractor_of(weights(network, "h", "inception", {}), "clean")
+        feature_extractor_of(weights(network, "h", "inception", {}), "clean")
 
 
 @pytest.mark.slow
-def test_distances_of_the_built_in_images_come_in_a_sane_order():
+def test_distances_of_the_built_in_images_increase_from_real_to_noise():
     """As docs/evaluation.md shows it, in a process without the tests' flags: drawing samples is worth optimising."""
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "benchmarks.distances", "--count", "128"]
@@ -227,7 +227,7 @@ def test_distances_of_the_built_in_images_come_in_a_sane_order():
 
 
 # ------------------------------------------------------------------------------------------------ CLIPScore
-def test_clipscore_embeds_while_images_pass(tmp_path, judge, reference):
+def test_clipscore_equals_the_formula_on_embeddings_of_read_images(tmp_path, extractor, reference):
     images = random_images(6)
     (tmp_path / "texts").write_text('one\ntwo\n{"prompt": "three"}\n\nfour\nfive\nsix\n')
     texts = read_texts(tmp_path / "texts")
@@ -236,26 +236,26 @@ def test_clipscore_embeds_while_images_pass(tmp_path, judge, reference):
     def embed(batch):
         return batch.reshape(len(batch), -1)[:, :8].astype(np.float32) + 1
 
-    clip = ClipScore(embed, lambda batch: np.ones((len(batch), 8)), texts, "a model")
-    found = evaluate(array_set(images), reference, judge, ("clipscore",), batch_size=8, clip=clip)
+    clip = ClipScorer(embed, lambda batch: np.ones((len(batch), 8)), texts, "a model")
+    found = evaluate(array_set(images), reference, extractor, ("clipscore",), batch_size=8, clip=clip)
     assert found["figures"]["clipscore"] == pytest.approx(metrics.clip_score(embed(images), np.ones((6, 8))))
     assert found["settings"]["clipscore"] == {"model": "a model", "convention": "torchmetrics"}
     with pytest.raises(ConfigError, match="5 texts for 6 images"):
-        evaluate(array_set(images), reference, judge, ("clipscore",), clip=dataclasses.replace(clip, texts=texts[:5]))
+        evaluate(array_set(images), reference, extractor, ("clipscore",), clip=dataclasses.replace(clip, texts=texts[:5]))
 
 
 # ------------------------------------------------------------------------------------------------ as people type it
-def test_the_commands(tmp_path, judge_folder, pipeline_folder, capsys):
+def test_stats_and_evaluate_commands_agree_on_saved_samples(tmp_path, classifier_folder, pipeline_folder, capsys):
     real = write_folder(tmp_path / "real", random_images(12, 1))
     stats, out = tmp_path / "stats.npz", tmp_path / "result.json"
-    assert cli.main(["stats", str(real), str(stats), "--features", str(judge_folder), "--features-too"]) == 0
-    common = ["--reference", str(stats), "--features", str(judge_folder), "--out", str(out), "--batch-size", "8"]
+    assert cli.main(["stats", str(real), str(stats), "--features", str(classifier_folder), "--features-too"]) == 0
+    common = ["--reference", str(stats), "--features", str(classifier_folder), "--out", str(out), "--batch-size", "8"]
     draw = ["--count", "10", "--seed", "3", "--steps", "1", "--save-samples", str(tmp_path / "s.npz")]
     assert cli.main(["evaluate", "--weights", str(pipeline_folder), *common, *draw]) == 0
     printed, result = capsys.readouterr().out, read_json(out)
     assert result["samples"]["seed"] == 3 and result["samples"]["sampler"]["steps"] == 1
     assert result["samples"]["weights"]["generator"] == load_weights(pipeline_folder, "generator").hash
-    assert result["extractor"]["hash"] == load_weights(judge_folder).hash and {"jax", "numpy"} <= result["versions"].keys()
+    assert result["extractor"]["hash"] == load_weights(classifier_folder).hash and {"jax", "numpy"} <= result["versions"].keys()
     assert result["figures"].keys() == {"fid", "is", "is_std", "precision", "recall", "agreement"}
     assert as_markdown(result) in printed and as_table(result) in printed and "warning: 10 images of 4 classes" in printed
     # What was saved on the way is what was measured.

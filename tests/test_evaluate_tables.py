@@ -1,4 +1,4 @@
-"""Tokenizers measured, the paper's tables as runs, figures while training, and what plots make of them."""
+"""Evaluation of tokenizers, the paper's tables, evaluation during training, and plots."""
 
 import json
 import pathlib
@@ -7,19 +7,20 @@ import types
 import jax
 import numpy as np
 import pytest
-from helpers.tiny_world import JUDGE, VQ, random_images, random_params, write_folder
+from helpers.tiny_world import CLASSIFIER, VQ, random_images, random_params, write_folder
 from PIL import Image
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ConfigError
-from maskgil_jax.evaluation import metrics, paper_tables, plots
-from maskgil_jax.evaluation.image_sets import array_set
-from maskgil_jax.evaluation.paper_tables import as_markdown, rows_of
+from maskgil_jax.evaluation import metrics, plots
+from maskgil_jax.evaluation.benchmarks import paper_tables
+from maskgil_jax.evaluation.benchmarks.paper_tables import as_markdown, rows_of
+from maskgil_jax.evaluation.images import array_set
 from maskgil_jax.evaluation.reconstruction import SHEET_COLUMNS, evaluate_tokenizer, open_lpips
-from maskgil_jax.evaluation.reference import measured
-from maskgil_jax.evaluation.results import FORMAT
+from maskgil_jax.evaluation.reference import reference_of
+from maskgil_jax.evaluation.report import FORMAT
 from maskgil_jax.pipelines.pipeline import Pipeline, load
 from maskgil_jax.tokenizers.images import reconstruct, to_unit
 from maskgil_jax.training.generator import keep_best
@@ -29,17 +30,17 @@ TABLES = sorted(path.stem for path in CONFIGS.glob("eval_*.py"))
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers
-def test_a_tokenizer_is_measured_as_by_hand(pipeline_folder, judge):
+def test_evaluate_tokenizer_equals_the_formulas(pipeline_folder, extractor):
     weights, images = load_weights(pipeline_folder, "tokenizer"), random_images(19, 4)
-    train = measured(array_set(random_images(20, 9)), judge, moments=("features",), keep=False)
+    train = reference_of(array_set(random_images(20, 9)), extractor, moments=("features",), keep=False)
     distance = lambda first, second: abs(first - second).mean(axis=(1, 2, 3))  # noqa: E731  (a stand-in for LPIPS)
     result, sheet = evaluate_tokenizer(
-        weights, array_set(images), judge, train_reference=train, lpips=Mean(distance), batch_size=8
+        weights, array_set(images), extractor, train_reference=train, lpips=Mean(distance), batch_size=8
     )
     copies = np.asarray(reconstruct(weights.build(), images))
     codes = np.asarray(jax.jit(lambda network, x: network.encode(to_unit(x)))(weights.build(), images))
     counts = metrics.count_codes(codes, 16)
-    found, theirs = result["figures"], [np.asarray(judge.apply(judge.network, x)["features"]) for x in (images, copies)]
+    found, theirs = result["figures"], [np.asarray(extractor.apply(extractor.network, x)["features"]) for x in (images, copies)]
     moments = [(rows.mean(axis=0), np.cov(rows, rowvar=False)) for rows in theirs]
     expected = {
         "rfid": metrics.frechet_distance(*moments[0], *moments[1]),
@@ -78,18 +79,18 @@ class Mean:
 jax.tree_util.register_pytree_node(Mean, lambda m: ((), m.call), lambda call, _: Mean(call))
 
 
-def test_what_a_tokenizer_cannot_take(pipeline_folder, judge):
+def test_evaluate_tokenizer_refuses_unsupported_images_and_weights(pipeline_folder, extractor):
     tokenizer = load_weights(pipeline_folder, "tokenizer")
     with pytest.raises(ConfigError, match=r"18x17, but .*multiples of .*factor 2; give --image-size 16"):
-        evaluate_tokenizer(tokenizer, array_set(np.zeros((3, 17, 18, 3), np.uint8)), judge)
+        evaluate_tokenizer(tokenizer, array_set(np.zeros((3, 17, 18, 3), np.uint8)), extractor)
     with pytest.raises(ConfigError, match="holds no tokenizer"):
-        evaluate_tokenizer(load_weights(pipeline_folder, "generator"), array_set(random_images(4)), judge)
+        evaluate_tokenizer(load_weights(pipeline_folder, "generator"), array_set(random_images(4)), extractor)
     with pytest.raises(ConfigError, match="--lpips: LPIPS needs its weights"):
         open_lpips(None)
 
 
 # ------------------------------------------------------------------------------------------------ the paper's tables
-def test_the_tables_hold_the_papers_figures():
+def test_run_files_of_tables_hold_the_papers_figures():
     rows = {name: {row.name: row for row in rows_of(read_run_file(name, []))} for name in TABLES}
     assert {name: len(found) for name, found in rows.items()} == {
         "eval_a1": 36,
@@ -113,7 +114,7 @@ def test_the_tables_hold_the_papers_figures():
     assert all(rows[table][name].note for table, name in contradictions)
 
 
-def test_rows_are_checked():
+def test_rows_of_refuses_unknown_fields_and_figures():
     def rows(*found):
         return rows_of(types.SimpleNamespace(rows=found))
 
@@ -121,14 +122,14 @@ def test_rows_are_checked():
         rows(dict(name="a", papers={}))
     with pytest.raises(ConfigError, match="no figure is called 'FID'"):
         rows(dict(name="a", paper={"FID": 1.0}))
-    with pytest.raises(ConfigError, match="stand twice"):
+    with pytest.raises(ConfigError, match="used twice"):
         rows(dict(name="a", paper={}), dict(name="a", paper={}))
 
 
-def test_a_table_runs_the_rows_it_has_weights_for(tmp_path, judge_folder, pipeline_folder, capsys):
+def test_table_evaluates_rows_with_weights_and_skips_others(tmp_path, classifier_folder, pipeline_folder, capsys):
     real, weights = write_folder(tmp_path / "real", random_images(12)), pipeline_folder.parent
     options = ["--config.count=16", "--config.decode.steps=2", "--config.protocol=", "--config.batch_size=8"]
-    options += ["--config.metrics=('fid','is')", "--features", str(judge_folder), "--reference", str(real)]
+    options += ["--config.metrics=('fid','is')", "--features", str(classifier_folder), "--reference", str(real)]
     command = [
         "evaluate",
         "--config",
@@ -154,7 +155,7 @@ def test_a_table_runs_the_rows_it_has_weights_for(tmp_path, judge_folder, pipeli
     assert "no row has weights there; expected MaskGIL-B, MaskGIL-L" in capsys.readouterr().err
 
 
-def test_hybrid_rows_hand_on_the_causal_network_and_its_share(tmp_path, judge_folder, pipeline_folder, monkeypatch):
+def test_hybrid_rows_pass_the_causal_network_and_its_fraction(tmp_path, classifier_folder, pipeline_folder, monkeypatch):
     seen = []
 
     class Hybrid(Pipeline):
@@ -174,7 +175,7 @@ def test_hybrid_rows_hand_on_the_causal_network_and_its_share(tmp_path, judge_fo
         (weights / name).symlink_to(pipeline_folder)
     config = read_run_file("eval_table5", ["--config.count=8", "--config.protocol=", "--config.decode.steps=1"])
     assert [row["name"] for row in config.rows] == ["AR-100", "AR-75", "AR-50", "AR-25", "AR-0"]
-    config.update(features=str(judge_folder), reference=str(real), metrics=("fid",), batch_size=8)
+    config.update(features=str(classifier_folder), reference=str(real), metrics=("fid",), batch_size=8)
     config.rows = config.rows[3:4]
     (entry,) = paper_tables.run_table(config, weights, tmp_path / "out")
     assert seen == [None, weights / "LlamaGen-L", 0.25] and entry["ours"]["fid"] > 0
@@ -183,27 +184,27 @@ def test_hybrid_rows_hand_on_the_causal_network_and_its_share(tmp_path, judge_fo
         paper_tables.run_table(config, weights, tmp_path / "out")
 
 
-def test_the_tokenizer_table_runs_too(tmp_path, judge_folder, pipeline_folder):
+def test_tokenizer_table_evaluates_rows_with_weights(tmp_path, classifier_folder, pipeline_folder):
     real, weights = write_folder(tmp_path / "real", random_images(12)), tmp_path / "weights"
     weights.mkdir()
     (weights / "LlamaGen-VQ").symlink_to(pipeline_folder)
     options = [f"--config.data={real}", "--config.image_size=16", "--config.protocol=", "--config.batch_size=8"]
-    options += ["--features", str(judge_folder), "--reference", str(real), "--out", str(tmp_path / "out")]
+    options += ["--features", str(classifier_folder), "--reference", str(real), "--out", str(tmp_path / "out")]
     assert cli.main(["evaluate", "--config", "eval_table1", "--weights", str(weights), *options]) == 0
     found = json.loads((tmp_path / "out" / "LlamaGen-VQ.json").read_text())["figures"]
     assert found["rfid"] == pytest.approx(found["rfid_train"])  # the reference is the set itself here
     assert Image.open(tmp_path / "out" / "LlamaGen-VQ.png").size[0] == 12 * 18 + 2
 
 
-def test_a_table_of_nothing_measured():
+def test_table_without_results_leaves_cells_empty():
     entry = {"name": "a", "paper": {"fid": 3.0}, "note": "", "ours": {}, "skipped": "no weights"}
-    about = types.SimpleNamespace(about=lambda: dict(name="n", family="f", hash="h", protocol="p"), is_inception=True)
+    about = types.SimpleNamespace(metadata=lambda: dict(name="n", family="f", hash="h", protocol="p"), is_inception=True)
     assert "| a | 3 |  |  |" in as_markdown("T", [entry], ["a footnote"], about)
 
 
 # ------------------------------------------------------------------------------------------------ while training
 @pytest.mark.slow
-def test_a_generator_is_measured_while_it_trains(tmp_path, pipeline_folder, judge_folder):
+def test_training_evaluates_samples_and_keeps_the_best_weights(tmp_path, pipeline_folder, classifier_folder):
     images = tmp_path / "images"
     images.mkdir()
     for name in "abcd":
@@ -212,7 +213,7 @@ def test_a_generator_is_measured_while_it_trains(tmp_path, pipeline_folder, judg
     run += [f"--config.tokenizer={pipeline_folder}", f"--config.data.path={images}", "--config.data.image_size=16"]
     run += ["--config.model.width=32", "--config.model.heads=2", "--config.model.mlp_width=32", "--config.sample_every=0"]
     run += ["--config.decode.steps=2", "--config.log_every=2", "--config.optimizer.ema_decay=0.5"]
-    run += [f"--config.evaluate.features={judge_folder}", f"--config.evaluate.reference={images}"]
+    run += [f"--config.evaluate.features={classifier_folder}", f"--config.evaluate.reference={images}"]
     run += ["--config.evaluate.every=2", "--config.evaluate.count=12", "--config.evaluate.batch_size=8"]
     assert cli.main([*run, "--config.total_steps=4"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -225,7 +226,7 @@ def test_a_generator_is_measured_while_it_trains(tmp_path, pipeline_folder, judg
     # The figures are those of the weights that were kept.
     out = tmp_path / "again.json"
     again = ["evaluate", "--weights", str(tmp_path / "run" / "best"), "--reference", str(images), "--count", "12"]
-    assert cli.main([*again, "--features", str(judge_folder), "--metrics", "fid,agreement", "--out", str(out)]) == 0
+    assert cli.main([*again, "--features", str(classifier_folder), "--metrics", "fid,agreement", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["figures"]["agreement"] == pytest.approx(scores[kept]["agreement"], abs=1 / 12 + 1e-6)
     assert json.loads(out.read_text())["figures"]["fid"] == pytest.approx(scores[kept]["fid"], rel=0.05)
     with pytest.MonkeyPatch.context() as patch:  # a picture of the run, lines of figures among those of losses
@@ -234,14 +235,14 @@ def test_a_generator_is_measured_while_it_trains(tmp_path, pipeline_folder, judg
     assert Image.open(tmp_path / "plots" / "curves.png").size[0] > 600
 
 
-def test_only_better_weights_are_kept(tmp_path):
-    judge = types.SimpleNamespace(best="fid", better=lambda figures, than: than is None or figures["fid"] < than)
+def test_keep_best_keeps_only_better_weights(tmp_path):
+    evaluator = types.SimpleNamespace(best="fid", better=lambda figures, than: than is None or figures["fid"] < than)
 
     def save(folder, evaluated):
-        save_weights(folder / "generator", JUDGE, random_params(JUDGE, 0), about={"evaluated": evaluated})
+        save_weights(folder / "generator", CLASSIFIER, random_params(CLASSIFIER, 0), metadata={"evaluated": evaluated})
 
     for fid, kept in ((5.0, 5.0), (6.0, 5.0), (4.0, 4.0)):
-        keep_best(tmp_path / "best", judge, {"fid": fid}, save)
+        keep_best(tmp_path / "best", evaluator, {"fid": fid}, save)
         assert load_weights(tmp_path / "best", "generator").about["evaluated"] == {"fid": kept}
 
 
@@ -257,7 +258,7 @@ def result(fid, score, *, steps=8, schedule="arccos", guidance=2.0, extractor="e
     }
 
 
-def test_results_become_pictures(tmp_path):
+def test_plot_results_draws_what_the_results_differ_in(tmp_path):
     steps = [result(5 + s / 10 + k, 200 - s, steps=s, schedule=n) for k, n in enumerate(("arccos", "root")) for s in (4, 8, 16)]
     guided = [result(6 - g, 100 + g, guidance=g, path=f"weights/{size}") for g in (1.0, 2.0) for size in "BL"]
     assert plots.plot_results(steps).keys() == {"steps", "schedule", "tradeoff"}
@@ -274,12 +275,13 @@ def test_results_become_pictures(tmp_path):
         plots.plot_results([{**steps[0], "samples": {}}])
 
 
-def test_curves_of_runs_that_log_different_things(tmp_path, capsys):
+def test_plot_runs_reads_incomplete_logs_and_refuses_empty_ones(tmp_path, capsys):
     for name, lines in (("a", ['{"step": 1, "loss": 2.0}', '{"step": 2, "fid": 9.0}', '{"step": 3, "lo']), ("b", [])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
     assert plots.read_metrics(tmp_path / "a") == {"loss": ([1], [2.0]), "fid": ([2], [9.0])}
     assert plots.plot_runs([tmp_path / "a"]).shape[2] == 3
+    assert plots.loss_curves({"a": tmp_path / "a", "again": tmp_path / "a"}).shape[1] > 900
     assert cli.main(["plot", str(tmp_path / "b")]) == 2
     assert cli.main(["plot", str(tmp_path / "c")]) == 2
     assert cli.main(["plot", str(tmp_path)]) == 2

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from maskgil_jax import cli
-from maskgil_jax.evaluation import geneval
+from maskgil_jax.evaluation.benchmarks import geneval
+from maskgil_jax.evaluation.benchmarks.polyvoice import read_spoken, spoken_scores
 from maskgil_jax.evaluation.metrics import clip_similarity
-from maskgil_jax.evaluation.polyvoice import read_spoken, spoken_scores
 
 PROMPTS = [{"tag": "counting", "prompt": f"{n} cups", "include": [{"class": "cup", "count": n}]} for n in (2, 3)]
 
@@ -19,7 +19,7 @@ def lines(path, records):
     return path
 
 
-def test_prompts_become_the_folders_of_the_benchmark(tmp_path):
+def test_write_samples_makes_the_benchmark_layout_and_continues(tmp_path):
     prompts = geneval.read_prompts(lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
     assert prompts == PROMPTS
     asked = []
@@ -56,7 +56,7 @@ def results():
     ]
 
 
-def test_results_become_scores(tmp_path, capsys):
+def test_read_results_gives_scores_by_task(tmp_path, capsys):
     file = lines(tmp_path / "results.jsonl", results())
     scores = geneval.read_results(file)
     assert [scores[tag] for tag in geneval.TASKS] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.5]
@@ -79,12 +79,12 @@ def test_results_become_scores(tmp_path, capsys):
         ([{"tag": "counting", "correct": True}], "no images of single_object"),
     ],
 )
-def test_results_of_something_else(tmp_path, records, message):
+def test_read_results_refuses_other_files(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):
         geneval.read_results(lines(tmp_path / "r.jsonl", records))
 
 
-def test_spoken_sets(tmp_path):
+def test_read_spoken_returns_recordings_and_refuses_missing_files(tmp_path):
     (tmp_path / "zh").mkdir()
     (tmp_path / "zh" / "0.mp3").write_bytes(b"sound")
     record = {"text": "a red house", "language": "zh", "audio": "zh/0.mp3"}
@@ -104,7 +104,7 @@ def test_spoken_sets(tmp_path):
         read_spoken(tmp_path)
 
 
-def test_spoken_scores_by_language():
+def test_spoken_scores_are_means_by_language():
     rng = np.random.default_rng(0)
     spoken, texts = rng.normal(size=(4, 5)), rng.normal(size=(4, 5)) + 1
     written = spoken.copy()

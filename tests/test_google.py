@@ -59,7 +59,7 @@ def assert_close(got, run, state):
 
 # ------------------------------------------------------------------------------------------------ the networks
 @pytest.mark.parametrize("size", [(12, 12), (8, 20)])
-def test_tokenizer_equals_its_twin(folder, size):
+def test_maskgit_vqgan_equals_plain_numpy(folder, size):
     tokenizer, state = load_tokenizer(folder), state_of("tokenizer")
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32)
@@ -81,7 +81,7 @@ def logits_of(generator, tokens, labels, **options):
     return run(generator, jnp.asarray(tokens, jnp.int32), ClassCondition(jnp.asarray(labels, jnp.int32)))
 
 
-def test_transformer_equals_its_twin(folder):
+def test_maskgit_transformer_equals_plain_numpy(folder):
     generator, state = load_generator(folder), state_of("generator")
     rng = np.random.default_rng(0)
     tokens, labels = rng.integers(0, CODES, (3, 9)), np.array([0, 2, CLASSES - 1])
@@ -91,7 +91,7 @@ def test_transformer_equals_its_twin(folder):
     assert_close(got, lambda s: twin.logits(s, tokens, labels, CODES, BERT["depth"]), state)
 
 
-def test_attention_lies_as_in_flax_itself():
+def test_maskgit_attention_kernels_have_the_layout_of_flax():
     """The names and shapes of linen's own attention, and its numbers: the twin's are typed by hand."""
     x = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
     theirs = linen.MultiHeadDotProductAttention(num_heads=4, qkv_features=32)
@@ -102,7 +102,7 @@ def test_attention_lies_as_in_flax_itself():
     np.testing.assert_allclose(twin.attention(p, x), got, atol=1e-5)
 
 
-def test_presets_are_the_published_sizes():
+def test_maskgit_presets_have_the_published_sizes():
     for shapes, sizes, cfg in (
         (twin.tokenizer_shapes, twin.TOKENIZER, MASKGIT_VQ_PRESETS["256"]),
         (twin.transformer_shapes, twin.TRANSFORMER, MASKGIT_PRESETS["256"]),
@@ -114,7 +114,7 @@ def test_presets_are_the_published_sizes():
         assert plan.parameters == count_params(cfg) == sum(np.prod(shape) for shape in listing.values())
 
 
-def test_dropout_acts_in_training_only(folder):
+def test_maskgit_dropout_acts_in_training_only(folder):
     generator = load_generator(folder)
     tokens, label = jnp.zeros((2, 9), jnp.int32), ClassCondition(jnp.zeros(2, jnp.int32))
     hidden = jax.jit(lambda g, key_b: g.hidden(tokens, label, key_b=key_b))
@@ -124,7 +124,7 @@ def test_dropout_acts_in_training_only(folder):
     np.testing.assert_array_equal(first, second)
 
 
-def test_bfloat16_compute_keeps_float32_edges():
+def test_maskgit_in_bfloat16_gives_float32_outputs():
     images = jnp.zeros((1, 8, 8, 3))
     for cfg, call in (
         (MaskGITVQConfig(32, (1, 2), 1, 8, 4, dtype="bfloat16"), lambda t: (t.latents(images), t.decode(t.encode(images)))),
@@ -138,7 +138,7 @@ def test_bfloat16_compute_keeps_float32_edges():
         assert {leaf.dtype for leaf in outputs} == {jnp.dtype("float32")}
 
 
-def test_every_parameter_has_a_place_on_the_mesh():
+def test_maskgit_parameters_all_have_a_sharding():
     for cfg in (MASKGIT_VQ_PRESETS["256"], MASKGIT_PRESETS["256"]):
         specs = flatten(shardings(abstract_params(cfg), make_mesh(data=2, fsdp=2, tensor=2)))
         if isinstance(cfg, MaskGITConfig):
@@ -148,14 +148,14 @@ def test_every_parameter_has_a_place_on_the_mesh():
 
 
 # ------------------------------------------------------------------------------------------------ sampling
-def test_a_converted_pipeline_samples_as_published(folder):
+def test_maskgit_pipeline_samples_as_published(folder):
     pipeline = load(folder)
     assert pipeline.cfg == DecodeConfig(16, "cosine", "gamma", guidance=1.0)
     images = pipeline([0, CLASSES - 1], seed=3)
     assert images.shape == (2, 12, 12, 3) and images.dtype == np.uint8 and (images[0] != images[1]).any()
 
 
-def test_given_tokens_stay_and_nothing_is_left_masked(folder):
+def test_maskgit_decode_keeps_given_tokens_and_leaves_no_mask(folder):
     generator = load_generator(folder)
     given = jnp.full((2, 9), generator.cfg.mask_id).at[:, 4].set(7)
     condition = ClassCondition(jnp.array([1, 2]))
@@ -163,7 +163,7 @@ def test_given_tokens_stay_and_nothing_is_left_masked(folder):
     assert (out[:, 4] == 7).all() and out.min() >= 0 and out.max() < CODES
 
 
-def test_guidance_and_other_grids_are_refused(folder):
+def test_maskgit_refuses_guidance_and_other_grids(folder):
     generator = load_generator(folder)
     condition = ClassCondition(jnp.array([1, 2]))
     for cfg in (DecodeConfig(2, guidance=2.0), DecodeConfig(2, guidance=1.0, guidance_ramp="linear")):
@@ -263,7 +263,7 @@ def test_exports_say_what_they_can_be(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command(folder, tmp_path, capsys):
+def test_convert_command_takes_google_files(folder, tmp_path, capsys):
     file = folder / "generator_checkpoint"
     lines = inspect(folder / "tokenizer_checkpoint").splitlines()
     assert ["encoder/ResBlock_4/Conv_2/kernel", "1x1x64x64", "float32"] in [line.split() for line in lines]

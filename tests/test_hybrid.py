@@ -50,7 +50,7 @@ def folders(tmp_path, tokenizer):
     about = {"class_names": NAMES, "tokenizer_hash": fingerprint(tokenizer), "image_size": 16}
     for name, cfg, decoding in (("masked", MASKED, DECODE), ("causal", CAUSAL, WRITE)):
         save_weights(tmp_path / name / "tokenizer", VQ, tokenizer)
-        save_weights(tmp_path / name / "generator", cfg, parameters(cfg, 1), about={**about, "decode": to_dict(decoding)})
+        save_weights(tmp_path / name / "generator", cfg, parameters(cfg, 1), metadata={**about, "decode": to_dict(decoding)})
     return tmp_path / "masked", tmp_path / "causal"
 
 
@@ -58,14 +58,14 @@ def labels(*values):
     return ClassCondition(jnp.asarray(values, jnp.int32))
 
 
-def test_network_calls_are_the_papers():
+def test_network_calls_equal_the_paper():
     assert [network_calls(r, (16, 16), 8) for r in (0, 0.25, 0.5, 0.75, 1)] == [8, 72, 136, 200, 256]
     assert causal_tokens(0.3, (3, 3)) == 3 and network_calls(0.3, (3, 3), 20) == 23
     with pytest.raises(ConfigError, match=r"ar_ratio: must be between 0 .* got 1.5"):
         causal_tokens(1.5, (4, 4))
 
 
-def test_both_ends_are_one_network_alone(networks):
+def test_decode_hybrid_of_ratio_zero_and_one_is_one_network_alone(networks):
     ar, masked = networks
     condition, key = labels(0, 1, 2), jax.random.key(3)
     only_masked = decode_hybrid(ar, masked, condition, key, WRITE, DECODE, 0.0)
@@ -75,7 +75,7 @@ def test_both_ends_are_one_network_alone(networks):
     assert (only_ar != only_masked).any()
 
 
-def test_it_is_one_after_the_other(networks):
+def test_decode_hybrid_equals_causal_then_masked(networks):
     """Against the two decoders called apart; the second plans its steps on what is left: 2 tokens in 3 steps."""
     ar, masked = networks
     condition, key, written = labels(0, 1, 2), jax.random.key(4), 14
@@ -87,7 +87,7 @@ def test_it_is_one_after_the_other(networks):
     assert int(got.min()) >= 0 and int(got.max()) < 16
 
 
-def test_given_tokens_are_kept_by_both_networks(networks):
+def test_decode_hybrid_keeps_given_tokens(networks):
     """Half of the canvas each: given tokens in both halves, none, and all of them."""
     ar, masked = networks
     condition, key, mask_id = labels(0, 1, 2), jax.random.key(4), MASKED.mask_id
@@ -101,7 +101,7 @@ def test_given_tokens_are_kept_by_both_networks(networks):
         decode_hybrid(ar, masked, condition, key, WRITE, DECODE, 1.0, tokens_bl=given[:, :8])
 
 
-def test_an_image_does_not_depend_on_its_batch_and_is_compiled_once(networks):
+def test_decode_hybrid_is_independent_of_the_batch_and_compiled_once(networks):
     ar, masked = networks
     keys = jax.random.split(jax.random.key(5), 3)
     together = decode_hybrid(ar, masked, labels(0, 1, 2), jax.random.clone(keys), WRITE, DECODE, 0.5)
@@ -112,7 +112,7 @@ def test_an_image_does_not_depend_on_its_batch_and_is_compiled_once(networks):
     assert _decode_hybrid._cache_size() == count + 1, "another label and key, the same program"
 
 
-def test_networks_of_the_wrong_kind_are_refused(networks):
+def test_decode_hybrid_refuses_networks_of_the_wrong_kind(networks):
     ar, masked = networks
     call = (labels(0), jax.random.key(0), WRITE, DECODE, 0.5)
     with pytest.raises(ConfigError, match="generator: is not causal"):
@@ -124,7 +124,7 @@ def test_networks_of_the_wrong_kind_are_refused(networks):
         decode_hybrid(build(other, parameters(other, 0)), masked, *call)
 
 
-def test_pipelines_causal_and_hybrid(folders):
+def test_pipeline_decodes_causal_and_hybrid(folders):
     masked, causal = folders
     pipeline = load(masked, ar=causal)
     assert pipeline.cfg == DECODE and pipeline.ar_cfg == WRITE
@@ -147,7 +147,7 @@ def change(folder, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def test_what_does_not_belong_together_is_refused(folders):
+def test_load_refuses_a_causal_network_that_does_not_fit(folders):
     masked, causal = folders
     with pytest.raises(ConfigError, match="masked: its generator is not causal"):
         load(masked, ar=masked)
@@ -161,7 +161,7 @@ def test_what_does_not_belong_together_is_refused(folders):
         load(masked, ar=causal)
 
 
-def test_the_command(folders, tmp_path, capsys):
+def test_sample_command_decodes_hybrid(folders, tmp_path, capsys):
     masked, causal = map(str, folders)
     images = []
     for name, argv in {

@@ -59,7 +59,7 @@ def run(tokenizer, images_bhwc, codes_bhw):
         pytest.param("open_magvit2_mid", "open-magvit2-raw", "raw", marks=pytest.mark.slow),
     ],
 )
-def test_matches_the_published_code(name, family, which):
+def test_magvit2_equals_the_published_code(name, family, which):
     """Codes equal, latents and images within tolerance, on a square and a non-square image, from both copies of the weights."""
     meta, arrays = golden("vq", name)
     state = published_state(name)
@@ -114,7 +114,7 @@ def test_losses_and_their_gradient_match_the_published_code(name):
 
 
 # ------------------------------------------------------------------------------------------------ codes
-def test_codes_are_signs_lowest_bit_first():
+def test_sign_quantizer_puts_the_lowest_bit_first():
     quantizer = SignQuantizer(5)
     codes = jnp.arange(32).reshape(1, 4, 8)
     np.testing.assert_array_equal(quantizer.lookup(jnp.array([1, 6])), [[1, -1, -1, -1, -1], [-1, 1, 1, -1, -1]])
@@ -128,7 +128,7 @@ def test_codes_are_signs_lowest_bit_first():
 
 
 @pytest.mark.parametrize("name,bits", [("open_magvit2", 4), ("open_magvit2_mid", 5)])
-def test_sub_codes_match_the_published_code(name, bits):
+def test_split_codes_equals_the_published_code(name, bits):
     _, arrays = golden("vq", name)
     codes = arrays["out.raw.indices0"].astype(np.int32)
     parts = split_codes(codes, (bits, bits))
@@ -137,7 +137,7 @@ def test_sub_codes_match_the_published_code(name, bits):
     np.testing.assert_array_equal(join_codes(parts, (bits, bits)), codes)
 
 
-def test_entropies_equal_those_of_the_whole_table():
+def test_sign_entropies_equal_those_of_the_whole_table():
     """Two halves of the bits give what a softmax over all 2^5 codes gives, and its gradient; it is warm, to hide nothing."""
     z = jax.random.normal(jax.random.key(0), (7, 5))
     corners = SignQuantizer(5).lookup(jnp.arange(32))
@@ -157,7 +157,7 @@ def test_entropies_equal_those_of_the_whole_table():
     np.testing.assert_allclose(da, db, rtol=1e-4, atol=1e-6)
 
 
-def test_entropy_memory_is_bounded():
+def test_sign_entropies_memory_is_bounded():
     """262,144 codes and 4 images of 16x16 codes, forwards and backwards: the whole table alone would be 1 GiB."""
     shape = jax.ShapeDtypeStruct((1024, 18), jnp.float32)
     compiled = jax.jit(jax.grad(lambda z: jnp.subtract(*sign_entropies(z)))).lower(shape).compile()
@@ -171,7 +171,7 @@ def tiny_tokenizer() -> Magvit2:
     return build(TINY, jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), abstract_params(TINY)))
 
 
-def test_published_sizes():
+def test_magvit2_presets_have_the_published_sizes():
     params = abstract_params(MAGVIT_PRESETS["MAGVIT2-256"])
     parts = {part: sum(leaf.size for leaf in jax.tree.leaves(params[part])) for part in params}
     assert parts == {"encoder": 49_751_442, "decoder": 65_376_387}
@@ -186,7 +186,7 @@ def test_depth_to_space_puts_the_block_before_the_channel():
     np.testing.assert_array_equal(depth_to_space(x)[0, ..., 1], [[1, 3, 9, 11], [5, 7, 13, 15]])
 
 
-def test_any_multiple_of_the_factor():
+def test_magvit2_encodes_any_multiple_of_the_factor():
     tokenizer = tiny_tokenizer()
     decode = jax.jit(lambda t, x: (t.encode(x), t.decode(t.encode(x))))
     for shape in ((2, 8, 12, 3), (1, 2, 2, 3)):  # the last is a single code, whose spread is taken as 0
@@ -202,7 +202,7 @@ def test_any_multiple_of_the_factor():
         dataclasses.replace(TINY, bits=31)
 
 
-def test_initial_weights():
+def test_magvit2_initial_weights_have_the_documented_variance():
     """Kernels have variance 1 / fan-in, and the adaptive norms start as plain ones."""
     flat = flatten(jax.jit(lambda key: params_of(create(TINY, key)))(jax.random.key(0)))
     for name, leaf in flat.items():
@@ -212,7 +212,7 @@ def test_initial_weights():
             assert np.std(leaf) * np.sqrt(np.prod(leaf.shape[:-1])) == pytest.approx(1.0, abs=0.35), name
 
 
-def test_bfloat16_compute_keeps_float32_edges():
+def test_magvit2_in_bfloat16_gives_float32_outputs():
     cfg = dataclasses.replace(TINY, dtype="bfloat16")
     images = jax.ShapeDtypeStruct((2, 8, 12, 3), jnp.float32)
     tokenizer = nnx.eval_shape(lambda: Magvit2(cfg, rngs=nnx.Rngs(0)))
@@ -224,7 +224,7 @@ def test_bfloat16_compute_keeps_float32_edges():
 
 
 # ------------------------------------------------------------------------------------------------ files
-def test_both_copies_of_the_weights_come_back_bit_for_bit():
+def test_magvit2_files_round_trip_bit_for_bit():
     state = published_state("open_magvit2")
     raw = {name for name in state if not name.startswith("model_ema.")}
     assert {averaged(name) for name in raw} == state.keys() - raw
@@ -235,7 +235,7 @@ def test_both_copies_of_the_weights_come_back_bit_for_bit():
         assert make_plan(found_in(back))[0].name == family, "each copy is recognised alone"
 
 
-def test_files_are_checked_strictly():
+def test_magvit2_converter_checks_files_strictly():
     found = found_in(published_state("open_magvit2"))
     counters = {"model_ema.decay": ((), np.dtype("float32")), "model_ema.num_updates": ((), np.dtype("int32"))}
     loss = {name: ((3,), np.dtype("float32")) for name in ("loss.logvar", "model_ema.losslogvar")}
@@ -256,7 +256,7 @@ def test_files_are_checked_strictly():
 
 # ------------------------------------------------------------------------------------------------ training
 @pytest.mark.slow
-def test_the_tokenizer_trainer_trains_it(emoji):
+def test_tokenizer_trainer_trains_magvit2(emoji):
     config = runpy.run_path(str(CONFIGS / "demo_tokenizer.py"))["get_config"]()
     config.restart_after = 0
     loss_cfg = VQLossConfig(l1=1.0, perceptual=0.0, entropy=0.1, adversarial=0.0)
@@ -273,7 +273,7 @@ def test_the_tokenizer_trainer_trains_it(emoji):
     assert np.any(state.params["decoder"]["adaptive"]["0"]["beta"]["kernel"]), "it starts at 0 and has moved"
 
 
-def test_codes_that_are_not_stored_cannot_be_restarted(tmp_path, capsys):
+def test_tokenizer_trainer_refuses_to_restart_codes_of_signs(tmp_path, capsys):
     argv = ["--config", "demo_tokenizer", "--workdir", str(tmp_path / "run"), "--config.model.preset=MAGVIT2-small"]
     assert cli.main(["train", *argv, "--config.model.bits=6"]) == 2
     assert "config.restart_after: MAGVIT2-small has no codebook whose codes could be moved" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from maskgil_jax.models.condition import ClassCondition
 
 @pytest.mark.parametrize("ramp", ["constant", "linear"])
 @pytest.mark.parametrize("order", ["confidence", "random", "raster"])
-def test_twin_agrees_token_for_token_for_every_plan_and_schedule(order, ramp):
+def test_decode_loop_equals_plain_python_for_every_plan_and_schedule(order, ramp):
     labels, keys, tokens = batch()
     stub, noise, made = Stub(), draws(jax.random.clone(keys), 3, LENGTH), set()
     # The counts are an argument of the loop: one compilation serves all plans.
@@ -44,7 +44,7 @@ def test_twin_agrees_token_for_token_for_every_plan_and_schedule(order, ramp):
     ],
     ids=str,
 )
-def test_twin_agrees_through_the_public_function(cfg):
+def test_decode_equals_plain_python(cfg):
     labels, keys, tokens = batch()
     stub, noise = Stub(), draws(jax.random.clone(keys), cfg.steps, LENGTH)
     out = decode(stub, ClassCondition(labels), jax.random.clone(keys), cfg, tokens)
@@ -52,7 +52,7 @@ def test_twin_agrees_through_the_public_function(cfg):
 
 
 @pytest.mark.parametrize("steps", range(1, 8))
-def test_counts_are_exact_and_given_tokens_never_change(steps):
+def test_decode_steps_reveals_exact_counts_and_keeps_given_tokens(steps):
     labels, keys, tokens = batch(b=5, length=4)
     cfg = DecodeConfig(steps=steps, plan="gamma", schedule="cosine")
     canvases = decode_steps(Stub(), ClassCondition(labels), keys, cfg, tokens, grid=(2, 2))
@@ -65,7 +65,7 @@ def test_counts_are_exact_and_given_tokens_never_change(steps):
     np.testing.assert_array_equal(before[-1], tokens[-1])  # all given: nothing happens
 
 
-def test_trajectory_ends_where_decode_does_and_a_full_mask_is_the_default():
+def test_decode_steps_ends_with_the_tokens_of_decode():
     labels, keys, _ = batch()
     cfg, key = DecodeConfig(steps=3), jax.random.clone
     out = decode(Stub(), ClassCondition(labels), key(keys), cfg)
@@ -75,7 +75,7 @@ def test_trajectory_ends_where_decode_does_and_a_full_mask_is_the_default():
 
 
 @pytest.mark.parametrize("sampler", ["gumbel", "inverse"])
-def test_an_image_depends_on_its_own_key_only(sampler):
+def test_decode_of_an_image_depends_on_its_own_key_only(sampler):
     labels, keys, tokens = batch()
     stub, cfg, clone = Stub(), DecodeConfig(steps=3, draw=sampler, top_p=0.9), jax.random.clone
     together = decode(stub, ClassCondition(labels), clone(keys), cfg, tokens)
@@ -92,7 +92,7 @@ def test_an_image_depends_on_its_own_key_only(sampler):
     assert (np.asarray(single) != together).any()  # another key, another image
 
 
-def test_new_labels_keys_and_weights_do_not_recompile(monkeypatch):
+def test_decode_does_not_recompile_for_new_labels_keys_or_weights(monkeypatch):
     monkeypatch.undo()
     labels, keys, tokens = batch()
     cfg = DecodeConfig(steps=6)
@@ -104,7 +104,7 @@ def test_new_labels_keys_and_weights_do_not_recompile(monkeypatch):
     assert Stub.traces > traces
 
 
-def test_a_second_branch_only_where_it_is_needed():
+def test_decode_runs_the_unconditional_branch_only_with_guidance():
     labels = batch()[0]
     run = lambda **options: decode(Stub(), ClassCondition(labels), jax.random.key(0), DecodeConfig(steps=2, **options))  # noqa: E731
     for options, rows in (({"guidance": 1.0}, 4), ({"guidance": 1.5}, 8)):
@@ -122,7 +122,7 @@ def primitives(cfg):
     return str(jax.make_jaxpr(lambda *a: decode(Stub(), *a, cfg, tokens))(ClassCondition(labels), keys[0]))
 
 
-def test_one_sort_a_step_and_no_random_bits_when_nothing_is_random(monkeypatch):
+def test_decode_sorts_once_a_step_and_draws_no_bits_without_randomness(monkeypatch):
     monkeypatch.undo()
     full = primitives(DecodeConfig(steps=2, top_k=4, top_p=0.8))
     assert full.count(" sort[") == 1 and full.count("top_k[") == 0
@@ -166,7 +166,7 @@ def test_reveal_breaks_ties_by_position_and_survives_nan():
         ({"images": "each"}, "images.*together, one_by_one"),
     ],
 )
-def test_impossible_options_are_named(options, named):
+def test_decode_config_names_invalid_options(options, named):
     with pytest.raises(ConfigError, match=named):
         DecodeConfig(**options)
 
@@ -182,7 +182,7 @@ def test_impossible_options_are_named(options, named):
         ({"condition": {"a": jnp.zeros(4), "b": jnp.zeros(5)}}, "batch size"),
     ],
 )
-def test_sizes_that_do_not_belong_together_are_refused_before_tracing(change, named):
+def test_decode_refuses_mismatched_sizes_before_tracing(change, named):
     labels, keys, tokens = batch()
     arguments = {"condition": ClassCondition(labels), "key": keys[0], "tokens_bl": tokens, "cfg": DecodeConfig()} | change
     traces = Stub.traces
@@ -191,7 +191,7 @@ def test_sizes_that_do_not_belong_together_are_refused_before_tracing(change, na
     assert Stub.traces == traces
 
 
-def test_logits_over_more_than_the_codebook_are_refused():
+def test_decode_refuses_logits_over_more_than_the_codebook():
     class Wide(Stub):
         def __call__(self, tokens_bl, condition, *, grid):
             return jnp.zeros((*tokens_bl.shape, CODES + 1))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maskgil_jax.evaluation import metrics
-from maskgil_jax.evaluation.manifold import squared_radii
+from maskgil_jax.evaluation.metrics.nearest_neighbours import squared_radii
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "metrics"
 RTOL = 1e-6  # float64 formulas; what remains is the reference's own rounding
@@ -31,7 +31,7 @@ def distance(first_nd, second_nd):
 
 # ------------------------------------------------------------------------------------------------ Frechet, statistics, KID
 @pytest.mark.parametrize("case", ["f0", "f1", "f2"])
-def test_frechet_distance_equals_the_references(case):
+def test_frechet_distance_equals_reference_implementations(case):
     z = golden("frechet")
     ours = distance(z[f"{case}.real"], z[f"{case}.fake"])
     for route in ("fid_pytorch_fid", "fid_maskgil", "fid_eig_check"):
@@ -57,7 +57,7 @@ def test_frechet_distance_of_a_rank_deficient_set_to_itself_is_zero():
     )
 
 
-def test_rounding_in_the_empty_directions_of_a_covariance_is_not_counted():
+def test_frechet_distance_ignores_rounding_in_the_null_space():
     # Covariances with the same axes: the distance is the sum of squared differences of the standard deviations.
     axes, _ = np.linalg.qr(np.random.default_rng(8).normal(size=(200, 200)))
     first, second = np.where(np.arange(200) < 20, 1e6, 0.0), np.full(200, 100.0)
@@ -67,7 +67,7 @@ def test_rounding_in_the_empty_directions_of_a_covariance_is_not_counted():
 
 
 @pytest.mark.parametrize("waiting", [16, 1024])
-def test_streaming_and_merged_statistics_equal_the_in_memory_ones(monkeypatch, waiting):
+def test_batched_and_merged_statistics_equal_in_memory_ones(monkeypatch, waiting):
     monkeypatch.setattr(metrics.FeatureStatistics, "BLOCK_ROWS", waiting)
     # A mean a million times the spread: sums of squares would lose twelve of the sixteen digits.
     features_nd = (1e6 + np.random.default_rng(1).normal(size=(157, 9))).astype(np.float64)
@@ -113,14 +113,14 @@ def test_prdc_equals_the_published_code(dtype):
     np.testing.assert_allclose(split, z["prdc_manifold_metrics_5splits"], rtol=1e-12)
 
 
-def test_the_two_conventions_differ_on_the_surface_of_a_ball():
+def test_points_on_a_ball_surface_count_in_adm_but_not_in_prdc():
     line = np.arange(6.0).reshape(-1, 1)  # the third neighbour of the ends is 3 away, of the others 2 away
     outside = np.array([[8.0], [9.0], [10.0], [11.0], [8.0], [12.0]])  # 8 is exactly 3 from the last
     assert metrics.precision_recall(line, outside).precision == pytest.approx(2 / 6)
     assert metrics.prdc(line, outside).precision == 0
 
 
-def test_distances_far_from_the_origin_keep_their_order_in_float32():
+def test_float32_prdc_far_from_the_origin_equals_float64():
     rng = np.random.default_rng(3)
     reference, samples = ((rng.normal(size=(n, 6)) * wide + 3000).astype(np.float32) for n, wide in ((90, 1), (80, 1.3)))
     assert metrics.prdc(reference, samples, dtype="float32") == metrics.prdc(reference, samples)
@@ -140,9 +140,9 @@ def test_inception_score_equals_maskgil_and_adm():
     np.testing.assert_allclose(metrics.inception_score(logits, convention="adm")[0], z["is.single_split"], rtol=1e-5)
 
 
-def test_inception_score_cuts_as_its_convention_says(monkeypatch):
+def test_inception_score_splits_follow_the_convention(monkeypatch):
     z = golden("adm_evaluator")
-    monkeypatch.setattr(metrics, "ADM_SPLIT_ROWS", 200)
+    monkeypatch.setattr("maskgil_jax.evaluation.metrics.classifier_scores.ADM_SPLIT_ROWS", 200)
     score, _ = metrics.inception_score(np.log(z["is.softmax"]), convention="adm")
     np.testing.assert_allclose(score, z["is.split200"], rtol=1e-5)
     logits = golden("inception_score")["logits"][:23]
@@ -162,7 +162,7 @@ def test_psnr_and_ssim_equal_scikit_image(kind):
         np.testing.assert_allclose(metrics.ssim(*pair, convention=convention), z[convention], atol=2e-6)  # float32
 
 
-def test_identical_images_are_perfect_and_flat_ones_do_not_divide_by_zero():
+def test_psnr_and_ssim_of_identical_and_constant_images():
     images = np.full((2, 16, 16, 3), 200, np.uint8)
     assert np.isposinf(metrics.psnr(images, images)).all()
     np.testing.assert_allclose(metrics.ssim(images, images), 1, atol=1e-6)
@@ -172,7 +172,7 @@ def test_identical_images_are_perfect_and_flat_ones_do_not_divide_by_zero():
     np.testing.assert_allclose(metrics.ssim(images, images // 2), expected, rtol=1e-6)
 
 
-def test_codebook_usage_and_perplexity():
+def test_codebook_usage_and_perplexity_equal_hand_computed_values():
     counts = metrics.count_codes(np.array([[0, 1], [1, 3]]), 8)
     np.testing.assert_array_equal(counts, [1, 2, 0, 1, 0, 0, 0, 0])
     assert metrics.codebook_usage(counts) == 3 / 8
@@ -180,7 +180,7 @@ def test_codebook_usage_and_perplexity():
     np.testing.assert_allclose(metrics.codebook_perplexity(np.full(8, 5)), 8)
 
 
-def test_clip_score_conventions():
+def test_clip_score_conventions_equal_reference_values():
     z = golden("clip_score")
     image, text = z["image_emb"], z["text_emb"]
     np.testing.assert_allclose(metrics.clip_similarity(image, text), z["text_cos"], rtol=RTOL)
@@ -223,7 +223,7 @@ PHOTO = np.zeros((1, 12, 12, 3))
         (lambda: metrics.prdc(GOOD, GOOD, splits=0), "splits: must be at least 1"),
         (lambda: metrics.kid(GOOD, GOOD), "choose subset_size between 2"),
         (lambda: metrics.inception_score(BROKEN), "logits: 1 of 8"),
-        (lambda: metrics.inception_score(GOOD, 10), "cannot cut 8 images into 10 parts"),
+        (lambda: metrics.inception_score(GOOD, 10), "cannot divide 8 images into 10 parts"),
         (lambda: metrics.inception_score(GOOD, 2, convention="tf"), "convention: unknown value 'tf'"),
         (lambda: metrics.inception_score(GOOD, 2, order=np.zeros(8, int)), "expected a permutation"),
         (lambda: metrics.psnr(PHOTO, PHOTO[:, :8]), "must be the same size"),
@@ -237,6 +237,6 @@ PHOTO = np.zeros((1, 12, 12, 3))
         (lambda: metrics.clip_score(GOOD, GOOD * 0), "row 0: an embedding of length zero"),
     ],
 )
-def test_bad_input_is_named(call, message):
+def test_metrics_refuse_bad_input_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()

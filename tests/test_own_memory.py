@@ -27,7 +27,7 @@ def memory(program, *arguments, **static):
     return program.lower(*arguments, **static).compile(compiler_options=HASTY).memory_analysis()
 
 
-def test_a_canvas_begins_in_the_program_and_is_written_over_by_the_next_step(monkeypatch):
+def test_decode_allocates_the_canvas_inside_and_donates_it_between_steps(monkeypatch):
     monkeypatch.undo()  # the function as shipped
     labels, keys, tokens = batch()
     network = Stub(), ClassCondition(labels), keys
@@ -42,7 +42,7 @@ def test_a_canvas_begins_in_the_program_and_is_written_over_by_the_next_step(mon
 
 
 @pytest.mark.parametrize("given", ["nothing", "jax", "numpy", "eight devices"])
-def test_callers_keep_what_they_gave_and_what_they_were_shown(given, monkeypatch):
+def test_decode_does_not_donate_arguments_of_callers(given, monkeypatch):
     labels, keys, tokens = batch(b=8)
     before, clone = np.array(tokens), jax.random.clone
     if given == "eight devices":
@@ -72,7 +72,7 @@ def networks():
     return [create(LlamaConfig(**cfg, causal=causal), jax.random.key(0)) for causal in (True, False)]
 
 
-def test_the_cache_lives_in_the_program_once(networks):
+def test_decode_causal_holds_one_kv_cache(networks):
     """Of both branches up to the tenth token, of one from there on: neither a cache that comes in nor a second one."""
     cache = 2 * 8 * 2 * 64 * 16 * 4  # keys and values, rows of both branches, layers, positions, width, bytes
     call = networks[0], ClassCondition(jnp.arange(4) % 3), jax.random.key(0)
@@ -81,7 +81,7 @@ def test_the_cache_lives_in_the_program_once(networks):
     assert cache < used.temp_size_in_bytes < 2 * cache
 
 
-def test_causal_and_hybrid_callers_keep_their_arrays(networks, monkeypatch):
+def test_decode_causal_and_hybrid_do_not_donate_arguments(networks, monkeypatch):
     monkeypatch.undo()
     condition, key, tokens = ClassCondition(jnp.arange(2)), jax.random.key(1), jnp.full((2, 64), 13).at[0, :9].set(4)
     written = decode_causal(

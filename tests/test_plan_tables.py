@@ -39,7 +39,7 @@ def compiled(tmp_path, monkeypatch):
     return tmp_path, asked, fitting
 
 
-def test_the_cheapest_layout_that_fits_is_taken_and_what_failed_is_not_tried_again(compiled, monkeypatch):
+def test_tables_take_the_cheapest_layout_that_fits_and_retry_no_failure(compiled, monkeypatch):
     folder, asked, fitting = compiled
     monkeypatch.setattr(plans, "BATCHES", (256, 512, 1024))
     large = {layout for layout in plans.LAYOUTS if layout[0] == "full"}
@@ -59,12 +59,12 @@ def test_the_cheapest_layout_that_fits_is_taken_and_what_failed_is_not_tried_aga
     assert rows() == found and rows(compiling=False) == found and not asked
 
 
-def test_a_state_that_is_too_large_is_not_compiled():
+def test_tables_do_not_compile_a_state_that_is_too_large():
     assert plans.hopeless("xxl", "v5e:16x16", "data") and not plans.hopeless("xxl", "v5e:16x16", "fsdp")
     assert not plans.hopeless("xxl", "v5p:4x4x4", "data")
 
 
-def test_a_row_says_what_to_run_and_full_effort_replaces_little(compiled, monkeypatch):
+def test_table_rows_hold_their_command_and_full_effort_replaces_low(compiled, monkeypatch):
     folder, asked, fitting = compiled
     fitting |= {256: set(plans.LAYOUTS)}
     monkeypatch.setattr(plans, "BATCHES", (256,))
@@ -79,7 +79,7 @@ def test_a_row_says_what_to_run_and_full_effort_replaces_little(compiled, monkey
     assert not row["plan"]["quick"]
 
 
-def test_tables_go_into_a_page(tmp_path, monkeypatch, capsys):
+def test_tables_are_written_into_a_page(tmp_path, monkeypatch, capsys):
     page, results = tmp_path / "page.md", tmp_path / "results"
     results.mkdir()
     fake(results, plans.train_options("b", 256, "v5e:16x16", "dots", "data"), True)

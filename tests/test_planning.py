@@ -70,7 +70,7 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
 """
 
 
-def test_text_is_walked_with_its_loops_multiplied_out():
+def test_hlo_program_multiplies_loop_bodies_by_their_trip_counts():
     program = Program(TEXT)
     assert program.cycles() == {"matrix products": 1200, "element-wise": 84, "exponential": 5}
     assert program.collectives() == {"all-reduce": (12, 12 * 32), "all-gather": (1, 32)}
@@ -79,7 +79,7 @@ def test_text_is_walked_with_its_loops_multiplied_out():
     assert program.written_bytes() == 12 * (64 + 32 + 32) + 32 + 256
 
 
-def test_instructions_by_what_they_come_from():
+def test_hlo_instructions_have_the_part_of_their_scope():
     text = TEXT.replace(
         "calls=%fused, backend", 'calls=%fused, metadata={op_name="jit(f)/transpose(jvp(mlp))/dot"}, backend', 1
     )
@@ -88,22 +88,22 @@ def test_instructions_by_what_they_come_from():
         '"custom_call_config":{"cost_estimate": {"flops": 394, "transcendentals": 5, "bytes_accessed": 8190}}}\n'
     )
     program = Program(text.replace("  ROOT %t =", kernel + "  ROOT %t ="))
-    dearest = program.dearest()
-    assert [(cycles, runs, i.part) for cycles, runs, i in dearest] == [
+    most_expensive = program.most_expensive()
+    assert [(cycles, runs, i.part) for cycles, runs, i in most_expensive] == [
         (1200, 12, "mlp, backward"),
         (84, 12, "elsewhere, forward"),
         (5, 1, "elsewhere, forward"),
     ]
-    assert parts(dearest) == {"mlp, backward": 1200, "elsewhere, forward": 89}
+    assert parts(most_expensive) == {"mlp, backward": 1200, "elsewhere, forward": 89}
     assert program.kernels() == {"flash": (12, 12 * 394, 12 * 8190)}
 
 
-def test_text_without_an_entry_is_refused():
+def test_hlo_program_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         Program("HloModule nothing")
 
 
-def test_flops_of_loops_and_products():
+def test_count_flops_of_loops_and_products():
     weights = jnp.ones((3, 16, 16))
 
     def f(x):
@@ -119,12 +119,12 @@ def test_flops_of_loops_and_products():
     assert count_flops(twice).products == 3 * 2 * 4 * 16 * 16  # forward, forward again, one gradient
 
 
-def test_endless_loops_are_not_counted():
+def test_count_flops_refuses_while_loops():
     with pytest.raises(ValueError, match="unknown length"):
         count_flops(jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda v: v < 9, lambda v: v + 1, x))(0))
 
 
-def test_formula_and_count_agree_on_a_network():
+def test_product_flops_equals_count_flops_on_a_network():
     cfg = LlamaConfig(codebook_size=64, num_classes=3, grid=(4, 4), width=32, depth=3, heads=2, mlp_width=64, layers="scan")
     params = params_of(create(cfg, jax.random.key(0)))
     tokens, condition = jnp.zeros((2, 16), jnp.int32), ClassCondition(jnp.zeros((2,), jnp.int32))
@@ -135,7 +135,7 @@ def test_formula_and_count_agree_on_a_network():
     assert counted == product_flops(cfg, 2) - head + rotation
 
 
-def test_names_of_topologies():
+def test_open_topology_checks_names():
     devices, chip = open_topology("cpu:4")
     assert len(devices) == 4 and chip is None
     for text, message in (("v9:4x4", "choose from v5e"), ("cpu:64", "JAX_NUM_CPU_DEVICES=64"), ("v5e:16", "ROWSxCOLUMNS")):
@@ -143,7 +143,7 @@ def test_names_of_topologies():
             open_topology(text)
 
 
-def test_estimates():
+def test_plan_estimates_equal_hand_computed_ones():
     plan = Plan(
         devices=4,
         images=8,
@@ -153,7 +153,7 @@ def test_estimates():
         fits=True,
         products=197e12,
         others=0.0,
-        useful=98.5e12,
+        model_flops=98.5e12,
         written=819 * 10**9,
         collectives={"all-reduce": (1, 100 * 10**9), "all-gather": (1, 200 * 10**9)},
         cycles={"matrix products": 3 * 10**9},
@@ -167,7 +167,7 @@ def test_estimates():
     assert found["roofline"] == {"seconds": 2.0, "mfu": 0.25} and found["cycles"] == {"seconds": 2.0, "mfu": 0.25}
     assert "cycles" not in dataclasses.replace(plan, cycles=None).estimates(CHIPS["v5e"])
     # A kernel counts as long as its bytes or products take at the peaks, here two seconds.
-    kernels = dataclasses.replace(plan, kernels={"flash": (3, 394e12, 819)}, dearest=[(3, 2, "copy", "mlp", "f32[4] c")])
+    kernels = dataclasses.replace(plan, kernels={"flash": (3, 394e12, 819)}, most_expensive=[(3, 2, "copy", "mlp", "f32[4] c")])
     assert kernels.cycle_seconds(CHIPS["v5e"]) == 4.0
     assert "flash 3 times" in as_text(kernels, CHIPS["v5e"], []) and "2 x copy, mlp: f32[4] c" in as_text(
         kernels, CHIPS["v5e"], []
@@ -176,7 +176,7 @@ def test_estimates():
     assert "1000.00 ms of one chip" in as_text(plan, CHIPS["v5e"], [("program", "p")])
 
 
-def test_what_a_compiler_says_when_memory_is_short():
+def test_bytes_needed_parses_out_of_memory_errors():
     said = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (1.88T) exceeds available"
     )
@@ -186,7 +186,7 @@ def test_what_a_compiler_says_when_memory_is_short():
 
 
 @pytest.mark.slow
-def test_plan_of_a_run_file(tmp_path, capsys, monkeypatch):
+def test_plan_command_plans_a_run_file(tmp_path, capsys, monkeypatch):
     out = tmp_path / "plan.json"
     run = ["plan", "--config", "debug", "--config.batch_size=8", "--config.mesh.fsdp=2", "--json", str(out)]
     small = ["--config.model.width=32", "--config.model.heads=2", "--codebook-size", "64", "--config.decode.steps=2"]
@@ -194,7 +194,7 @@ def test_plan_of_a_run_file(tmp_path, capsys, monkeypatch):
     def planned(*more) -> tuple[int, dict, str]:
         code = cli.main([*run, *small, *more])
         figures = json.loads(out.read_text())
-        assert figures["peak"] > 0 and 0.3 < figures["useful"] / figures["products"] < 1.2
+        assert figures["peak"] > 0 and 0.3 < figures["model_flops"] / figures["products"] < 1.2
         assert np.isfinite(figures["compile_seconds"])
         return code, figures, capsys.readouterr().out
 

@@ -67,7 +67,7 @@ def check(kind: str, name: str, ours64, ours32, golden32) -> None:
     assert 0.05 * theirs < own < 10 * theirs, (name, own, theirs)
 
 
-def test_the_generator_in_float64(request):
+def test_llama_in_float64_equals_the_reference(request):
     config, io = load_case("maskgil_gpt/tiny")
     cfg = llama_config(config["hparams"])
     model = build(cfg, published_params("maskgil", cfg, recipe_getter(config)))
@@ -86,7 +86,7 @@ def test_the_generator_in_float64(request):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types")  # of initial values, which are not used
-def test_the_tokenizer_in_float64(request):
+def test_vqgan_in_float64_equals_the_reference(request):
     tokenizer, _, arrays = reference_case("llamagen_vq16")
     image, codes = arrays["in.img0"].transpose(0, 2, 3, 1), arrays["in.codes0"].astype(np.int32)
 

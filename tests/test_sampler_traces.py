@@ -52,7 +52,7 @@ RELEASE = ("trace_linear_argmax", "trace_linear_w0", *NOISE_FREE, "trace_inpaint
 
 
 @pytest.mark.parametrize("name", RELEASE)
-def test_published_maskgil_loop(traces, name):
+def test_decode_equals_the_published_maskgil_loop(traces, name):
     params, trace = traces(name)
     steps = params.get("step") or params["steps"]
     weight, guidance = params["r_temp"], params.get("w", params.get("cfg"))
@@ -85,7 +85,7 @@ def test_published_maskgil_loop(traces, name):
 
 
 @pytest.mark.parametrize("name", ["google_decode_cosine", "google_decode_pow2_known"])
-def test_published_maskgit_loop(traces, name):
+def test_decode_equals_the_published_maskgit_loop(traces, name):
     params, trace = traces(name)
     steps, schedule = params["T"], {"cosine": "cosine", "pow2": "square"}[params["method"]]
     tokens = jnp.asarray(trace["init"], jnp.int32)
@@ -108,7 +108,7 @@ def test_published_maskgit_loop(traces, name):
 
 
 @pytest.mark.parametrize("name", ["confidence_trace_linear", "confidence_trace_no_noise"])
-def test_published_confidence_sampler(traces, name):
+def test_decode_equals_the_published_confidence_sampler(traces, name):
     params, trace = traces(name)
     steps, (b, size) = params["step"], trace["before"].shape[1:3]
     cfg = DecodeConfig(steps, params["sched"], guidance=float(params["w"]), guidance_ramp="linear")
@@ -134,7 +134,7 @@ def test_published_confidence_sampler(traces, name):
     np.testing.assert_array_equal(overwritten, flat(trace["final"]))
 
 
-def test_published_halton_orders():
+def test_orders_equal_the_published_halton_orders():
     with np.load(SAMPLERS / "halton.npz") as file:
         orders = {name: file[name] for name in file.files if name.startswith("order/")}
     assert len(orders) == 3
@@ -145,7 +145,7 @@ def test_published_halton_orders():
 
 
 @pytest.mark.parametrize("name", ["halton_trace_plain", "halton_trace_rolled_temp"])
-def test_published_halton_sampler(traces, name):
+def test_decode_equals_the_published_halton_sampler(traces, name):
     params, trace = traces(name)
     steps, (b, size) = params["step"], trace["before"].shape[1:3]
     plan = reveal_counts("gamma_ceil", "arccos", steps, size**2)

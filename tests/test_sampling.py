@@ -12,7 +12,7 @@ from maskgil_jax.runtime.rng import image_keys
 
 @pytest.mark.parametrize("sampler", [gumbel_max, inverse_cdf])
 @pytest.mark.parametrize("codes", [5, 128, 300])
-def test_draws_follow_the_softmax(sampler, codes):
+def test_sample_tokens_follows_the_softmax(sampler, codes):
     logits = np.random.default_rng(codes).normal(scale=1.5, size=codes).astype(np.float32)
     logits[1::7] = -np.inf
     positions = 20_000
@@ -26,13 +26,13 @@ def test_draws_follow_the_softmax(sampler, codes):
     assert (picks[0] != picks[1]).any()  # two images, two keys
 
 
-def test_inverse_never_picks_a_weight_of_zero_at_either_end():
+def test_inverse_cdf_never_samples_a_weight_of_zero():
     weights = jnp.array([0.0, 0.0, 1.0, 0.0, 3.0, 0.0])
     uniform = jnp.array([0.0, 0.2499, 0.25, 1 - 2.0**-24])
     assert _first_above(jnp.tile(weights, (1, 4, 1)), uniform[None]).tolist() == [[2, 2, 4, 4]]
 
 
-def test_automatic_draw_is_by_inverse_on_cpu():
+def test_auto_draw_is_inverse_cdf():
     logits, key = jax.random.normal(jax.random.key(0), (3, 8, 20)), jax.random.split(jax.random.key(1), 3)
     out = jax.jit(sample_tokens, static_argnums=2)(jax.random.clone(key), logits, DecodeConfig())
     np.testing.assert_array_equal(out, inverse_cdf(key, logits))
@@ -40,7 +40,7 @@ def test_automatic_draw_is_by_inverse_on_cpu():
     np.testing.assert_array_equal(coldest, logits.argmax(axis=-1))
 
 
-def test_keep_likely_equals_a_sort():
+def test_filter_logits_equals_sorting():
     logits = np.random.default_rng(0).normal(scale=2, size=(2, 5, 50)).astype(np.float32)
     order = np.argsort(-logits, axis=-1)
     for k in (1, 7, 49, 50, 80):
@@ -59,7 +59,7 @@ def test_keep_likely_equals_a_sort():
     assert tied.tolist() == [[[True, False, True, True]]]
 
 
-def test_image_keys():
+def test_image_keys_fold_the_index():
     key = jax.random.key(4)
     folded = image_keys(key, 3)
     assert jax.random.key_data(folded[2]).tolist() == jax.random.key_data(jax.random.fold_in(key, 2)).tolist()

@@ -43,19 +43,19 @@ def golden(source):
         ("cumulative", "arccos", [1, 22, 24, 25, 27, 30, 38, 89]),
     ],
 )
-def test_counts_for_256_tokens(plan, schedule, expected):
+def test_reveal_counts_for_256_tokens_equal_the_table(plan, schedule, expected):
     counts = reveal_counts(plan, schedule, len(expected), 256)
     assert isinstance(counts, np.ndarray) and counts.tolist() == expected
 
 
-def test_density_is_the_published_code():
+def test_density_plan_equals_the_published_code():
     cases = list(golden("density"))
     for schedule, tokens, steps, counts in cases:
         assert reveal_counts("density", schedule, steps, tokens).tolist() == counts, (schedule, steps)
     assert len(cases) == 30
 
 
-def test_density_equals_the_published_formula_wherever_that_is_valid():
+def test_density_plan_equals_the_published_formula_where_that_is_valid():
     valid = 0
     for schedule in SCHEDULES:
         for steps in range(2, 130):
@@ -68,21 +68,27 @@ def test_density_equals_the_published_formula_wherever_that_is_valid():
     assert 300 < valid < 5 * 128  # beyond some number of steps the formula asks for a negative last step
 
 
-def test_cumulative_is_the_confidence_sampler_of_halton_maskgit():
+def test_cumulative_plan_equals_halton_maskgit():
     cases = list(golden("confidence"))
     for schedule, tokens, steps, totals in cases:
         assert np.cumsum(reveal_counts("cumulative", schedule, steps, tokens)).tolist() == totals, (schedule, tokens, steps)
     assert len(cases) == 90
 
 
-def test_gamma_ceil_has_the_totals_of_the_halton_sampler():
+def test_cumulative_plan_rounds_as_torch_and_keeps_idle_steps():
+    assert np.cumsum(reveal_counts("cumulative", "linear", 10, 144))[6] == 96  # 95 if linspace is rounded twice
+    counts = reveal_counts("cumulative", "root", 64, 64)
+    assert counts[0] == 1 and counts.sum() == 64 and (counts == 0).sum() == 15
+
+
+def test_gamma_ceil_plan_has_the_totals_of_the_halton_sampler():
     for schedule, tokens, steps, totals in golden("halton"):
         if tokens == 576:  # arccos(1/2) is a third of a right angle: 192 exactly, 191 in their float32
             totals[steps // 2 - 1] += 1
         assert np.cumsum(reveal_counts("gamma_ceil", schedule, steps, tokens)).tolist() == totals, (tokens, steps)
 
 
-def test_gamma_leaves_masked_what_maskgit_leaves():
+def test_gamma_plan_equals_maskgit():
     cases = list(golden("google"))
     for schedule, tokens, steps, masked in cases:
         if (schedule, steps) == ("cosine", 12):  # cos(60 degrees) is a half: 128 or 512 exactly, one less in their float32
@@ -97,32 +103,32 @@ def test_gamma_leaves_masked_what_maskgit_leaves():
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_any_steps_and_any_number_of_tokens(plan, schedule):
+def test_reveal_counts_are_valid_for_any_steps_and_tokens(plan, schedule):
     for steps in (*range(1, 20), 64, 255, 256, 257):
         tokens = np.array([0, 1, 2, 3, 7, 12, 16, 17, 64, 128, 255, 256])
         counts = np.asarray(reveal_counts(plan, schedule, steps, tokens))
         assert counts.shape == (len(tokens), steps) and counts.min() >= 0
         np.testing.assert_array_equal(counts.sum(axis=1), tokens)
-        if plan != "density":  # whose published counts may end with a 0
+        if plan in ("gamma", "gamma_ceil"):  # the published counts of the others may hold zeros
             assert all(row[: min(steps, n)].min(initial=1) >= 1 for row, n in zip(counts, tokens))
     assert reveal_counts(plan, schedule, 1, 256).tolist() == [256]
 
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_traced_plan_is_the_numpy_plan(plan, schedule):
+def test_reveal_counts_traced_equal_numpy(plan, schedule):
     tokens = jnp.arange(145)
     traced = jax.jit(lambda n: reveal_counts(plan, schedule, 7, n, max_masked=144))(tokens)
     np.testing.assert_array_equal(traced, [reveal_counts(plan, schedule, 7, n) for n in range(145)])
     np.testing.assert_array_equal(traced, reveal_counts(plan, schedule, 7, tokens))
 
 
-def test_more_tokens_than_the_table_holds_cannot_pass_unnoticed():
+def test_reveal_counts_beyond_max_masked_are_minus_one():
     traced = jax.jit(lambda n: reveal_counts("gamma", "cosine", 3, n, max_masked=8))(jnp.array([8, 9]))
     assert traced[0].sum() == 8 and traced[1].tolist() == [-1, -1, -1]
 
 
-def test_mask_ratio():
+def test_mask_ratio_of_both_conventions():
     draws = np.array(GOLDEN["mask_ratio"]["r"], np.float32)
     for schedule in ("linear", "square", "cosine", "arccos"):
         release = mask_ratio(schedule, jnp.asarray(draws), "release")
@@ -146,7 +152,7 @@ def test_mask_ratio():
         (("gamma", "arccos", 8, np.array([3, -2])), "num_masked.*-2"),
     ],
 )
-def test_impossible_arguments_are_named(arguments, named):
+def test_reveal_counts_names_invalid_arguments(arguments, named):
     with pytest.raises(ConfigError, match=named):
         reveal_counts(*arguments)
     with pytest.raises(ConfigError, match="schedule"):

@@ -42,7 +42,7 @@ def case():
 
 
 @pytest.mark.parametrize("suffix", ["", "_drop"])
-def test_training_logits_and_loss_equal_llamagen(case, suffix):
+def test_text_llama_logits_and_loss_equal_llamagen(case, suffix):
     model, condition, io, tolerance = case
     if suffix:
         null = model.null_condition(condition)
@@ -56,7 +56,7 @@ def test_training_logits_and_loss_equal_llamagen(case, suffix):
 
 
 @pytest.mark.parametrize("name,scale", [("cfg1", 1.0), ("cfg2", 2.0)])
-def test_greedy_tokens_equal_llamagen(case, name, scale):
+def test_text_llama_greedy_tokens_equal_llamagen(case, name, scale):
     model, condition, io, _ = case
     got = decode_causal(model, condition, jax.random.key(0), CausalConfig(guidance=scale, temperature=0.0))
     np.testing.assert_array_equal(got, io[f"out.gen_{name}.tokens"])
@@ -74,7 +74,7 @@ def text(batch, key=7):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_padding_is_seen_by_nothing_and_words_are(causal):
+def test_text_padding_changes_nothing_and_words_do(causal):
     model = random_network(LlamaConfig(**{**vars(SMALL), "causal": causal}))
     tokens, condition = jnp.arange(12, dtype=jnp.int32).reshape(2, 6), text(2)
     noise = 10.0 * jax.random.normal(jax.random.key(3), condition.features_btd.shape)
@@ -91,7 +91,7 @@ def test_padding_is_seen_by_nothing_and_words_are(causal):
     assert float(jnp.abs(run(null) - before).max()) > 1e-3
 
 
-def test_the_null_text_gets_no_gradient_and_has_a_sharding():
+def test_null_text_has_no_gradient_and_a_sharding():
     model = random_network(SMALL)
     tokens, condition = jnp.arange(6, dtype=jnp.int32)[None], text(1)
     loss = jax.jit(jax.grad(lambda m: jnp.sum(m(tokens, m.null_condition(condition)) ** 2)))
@@ -101,7 +101,7 @@ def test_the_null_text_gets_no_gradient_and_has_a_sharding():
     assert layout["caption_null"].spec == P() and layout["caption_up"]["kernel"].spec == P("fsdp", "tensor")
 
 
-def test_weights_come_in_and_go_out_under_the_original_names(tmp_path, case):
+def test_text_llama_converts_and_exports_original_names(tmp_path, case):
     from safetensors.numpy import save_file
 
     model = case[0]
@@ -120,19 +120,19 @@ def test_weights_come_in_and_go_out_under_the_original_names(tmp_path, case):
         export(tmp_path / "weights", "llamagen-c2i")
 
 
-def test_a_weights_folder_keeps_the_kind_of_condition(tmp_path):
+def test_weights_folder_keeps_the_kind_of_condition(tmp_path):
     save_weights(tmp_path / "w", SMALL, params_of(create(SMALL, jax.random.key(0))))
     assert load_generator(tmp_path / "w").cfg == SMALL
 
 
-def test_what_does_not_fit_is_named():
+def test_text_llama_names_invalid_conditions():
     model = random_network(SMALL)
     tokens = jnp.zeros((2, 6), jnp.int32)
     with pytest.raises(ConfigError, match="text-conditional, got ClassCondition"):
         model(tokens, ClassCondition(jnp.zeros(2, jnp.int32)))
     with pytest.raises(ConfigError, match=r"expected features \(2, 4, 6\) and a mask \(2, 4\), got \(1, 4, 6\)"):
         model(tokens, text(1))
-    with pytest.raises(ConfigError, match="a text stands first"):
+    with pytest.raises(ConfigError, match=r"condition: a text .*class_position"):
         LlamaConfig(condition="text", class_position="last")
     with pytest.raises(ConfigError, match="Did you mean 'text'"):
         LlamaConfig(condition="texts")

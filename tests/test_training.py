@@ -98,7 +98,7 @@ def test_three_adamw_steps_equal_the_published_trainer():
 
 
 @pytest.mark.parametrize("schedule", ["root", "linear", "square", "cosine", "arccos"])
-def test_corrupt_hides_an_exact_share_at_random_places(schedule):
+def test_corrupt_masks_an_exact_number_at_random_positions(schedule):
     tokens = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32), (512, 64))
     inputs, mask = jax.jit(functools.partial(corrupt, schedule=schedule, mask_id=99))(jax.random.key(0), tokens)
     np.testing.assert_array_equal(np.asarray(inputs == 99), np.asarray(mask))
@@ -111,7 +111,7 @@ def test_corrupt_hides_an_exact_share_at_random_places(schedule):
     assert abs(per_place - per_place.mean()).max() < 0.1, "every place is hidden about equally often"
 
 
-def test_bernoulli_masking_can_hide_nothing():
+def test_corrupt_bernoulli_can_mask_nothing():
     tokens = jnp.zeros((256, 4), jnp.int32)
     mask = corrupt(jax.random.key(0), tokens, "arccos", 9, masking="bernoulli")[1]
     assert int(mask.sum(1).min()) == 0 and 0.5 < float(mask.mean()) < 0.75
@@ -119,13 +119,13 @@ def test_bernoulli_masking_can_hide_nothing():
         corrupt(jax.random.key(0), tokens, "arccos", 9, masking="exakt")
 
 
-def test_labels_are_dropped_at_the_rate():
+def test_drop_conditions_has_the_given_rate():
     drop = drop_conditions(jax.random.key(0), 4000, 0.1)
     label = select(drop, ClassCondition(jnp.full(4000, 7)), ClassCondition(jnp.ones(4000, jnp.int32))).label_b
     assert set(np.unique(label)) == {1, 7} and abs(float((label == 7).mean()) - 0.1) < 0.02
 
 
-def test_masked_and_unmasked_are_counted_apart():
+def test_masked_cross_entropy_counts_masked_and_unmasked_separately():
     logits = jnp.log(jnp.asarray([[[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]]]))
     targets, mask = jnp.asarray([[0, 2]]), jnp.asarray([[True, False]])
     loss, sums = masked_cross_entropy(logits, targets, mask, label_smoothing=0.0)
@@ -136,7 +136,7 @@ def test_masked_and_unmasked_are_counted_apart():
     np.testing.assert_allclose(both, (-np.log(0.7) - 0.5 * np.log(0.3)) / 1.5, rtol=1e-5)
 
 
-def test_of_equal_logits_the_first_is_best():
+def test_best_class_takes_the_first_of_equal_logits():
     logits = jnp.round(jax.random.normal(jax.random.key(0), (3, 40, 65)))  # many of them equal
     np.testing.assert_array_equal(best_class(logits), np.argmax(logits, axis=-1))
 
@@ -157,7 +157,7 @@ def test_accumulated_gradients_equal_the_big_batch():
         chex.assert_trees_all_close((other, other_sums), (grads, sums), rtol=2e-4, atol=1e-7)
 
 
-def test_chunked_loss_equals_the_whole_one():
+def test_chunked_cross_entropy_equals_masked_cross_entropy():
     params = params_of(create(SMALL, jax.random.key(0)))
     params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
     codes = jax.random.randint(jax.random.key(2), (8, 16), 0, 16)
@@ -174,7 +174,7 @@ def test_chunked_loss_equals_the_whole_one():
         in_chunks(3)
 
 
-def test_chunked_loss_never_holds_all_logits():
+def test_chunked_cross_entropy_never_holds_all_logits():
     hidden, head = jnp.ones((2, 64, 8)), jnp.ones((8, 4096))
     tokens = jnp.zeros((2, 64), jnp.int32), jnp.ones((2, 64), bool)
 
@@ -185,14 +185,14 @@ def test_chunked_loss_never_holds_all_logits():
     assert largest(16) < largest(1) / 4
 
 
-def test_first_moment_may_be_half():
+def test_moment_dtype_bfloat16_halves_the_first_moment():
     params = {"head": {"kernel": jnp.ones((4, 4))}}
     state = make_optimizer(optimizer_options(moment_dtype="bfloat16"), 3).init(params)
     kinds = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
     assert kinds == [jnp.bfloat16, jnp.float32]
 
 
-def test_weight_decay_spares_norms_only():
+def test_weight_decay_excludes_norms_only():
     mask = decay_mask(params_of(create(SMALL, jax.random.key(0))))
     assert mask["layers"]["attn"]["q"]["kernel"] and mask["tokens"]["embedding"] and mask["head"]["kernel"]
     assert not mask["layers"]["attn_norm"]["scale"] and not mask["norm"]["scale"]
@@ -231,12 +231,12 @@ def one_run(steps, layout_of=None):
     return step, losses
 
 
-def test_a_step_is_compiled_once():
+def test_train_step_compiles_once():
     step, losses = one_run(3)
     assert step._cache_size() == 1 and len(set(losses)) == 3
 
 
-def test_no_device_holds_the_states_of_the_whole_batch():
+def test_train_step_keeps_activations_sharded_over_the_batch():
     """Also where the parameters are split over all devices; looked for in the compiled program."""
     tx, mesh = make_optimizer(optimizer_options(), 1), make_mesh(data=1, fsdp=8)
     cfg = dataclasses.replace(SMALL, layers="scan")
@@ -249,7 +249,7 @@ def test_no_device_holds_the_states_of_the_whole_batch():
 
 
 @pytest.mark.slow
-def test_every_mesh_gives_the_same_losses():
+def test_train_step_losses_are_the_same_on_every_mesh():
     expected = one_run(3)[1]
     for layout in (dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2), dict(data=1, tensor=8)):
         np.testing.assert_allclose(one_run(3, layout)[1], expected, atol=1e-5)

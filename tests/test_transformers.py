@@ -70,7 +70,7 @@ def test_causal_llama_equals_llamagen():
     np.testing.assert_allclose(got, io["out.train_logits_drop"], atol=1e-4, rtol=1e-5)
 
 
-def test_causal_llama_never_looks_ahead():
+def test_causal_llama_attends_to_no_later_token():
     cfg = LlamaConfig(codebook_size=11, num_classes=3, grid=(3, 4), width=32, depth=2, heads=2, mlp_width=32, causal=True)
     model = create(cfg, jax.random.key(0))
     model.head.kernel[...] = jax.random.normal(jax.random.key(1), model.head.kernel.shape)
@@ -107,7 +107,7 @@ def test_rotation_tables_equal_the_published_ones():
     np.testing.assert_allclose(np.stack(shifted, -1), tables["freqs1d.seq256_dim64_base10000_cls1"], atol=1e-4)
 
 
-def test_every_position_has_its_own_rotation():
+def test_rotation_tables_differ_at_every_position():
     cos, sin = rotation_table((24, 17), 64, 1e4, positions="2d", prefix=1, prefix_rotation="zero", class_position="first")
     rows = np.concatenate([cos, sin], 1)
     assert len(np.unique(rows.round(6), axis=0)) == 24 * 17 + 1
@@ -126,7 +126,7 @@ def test_attention_depends_only_on_relative_rows_and_columns():
 @pytest.mark.parametrize(
     "preset,millions", [("B", 110.889984), ("L", 342.913024), ("XL", 774.702080), ("XXL", 1410.975744)], ids=lambda v: str(v)
 )
-def test_presets_have_the_papers_sizes(preset, millions):
+def test_llama_presets_have_the_sizes_of_the_paper(preset, millions):
     """Table 2: 111M, 343M, 775M, 1.4B. The published B-XXL have no QK/Post-Norm parameters; ours adds them to XXL (< 0.5M)."""
     count = count_params(LLAMA_PRESETS[preset]) / 1e6
     extra = 0.5 if preset == "XXL" else 0.0
@@ -134,7 +134,7 @@ def test_presets_have_the_papers_sizes(preset, millions):
     assert millions - LLAMA_PRESETS[preset].width / 1e6 <= count + 1e-9 <= millions + extra, count
 
 
-def test_baseline_has_the_papers_sizes():
+def test_bert_presets_have_the_sizes_of_the_paper():
     assert round(count_params(BERT_PRESETS["B"]) / 1e6, 1) == 104.9
     assert count_params(BertConfig(codebook_size=1024, depth=24, heads=16)) == 174_160_874
 
@@ -184,7 +184,7 @@ def test_dropout_does_not_depend_on_how_the_batch_is_split():
     assert float(jnp.abs(whole - model.hidden(tokens, ClassCondition(label))).max()) > 0.1
 
 
-def test_wrong_inputs_are_named():
+def test_networks_name_invalid_inputs():
     cfg = LlamaConfig(codebook_size=16, num_classes=3, grid=(2, 4), width=32, depth=1, heads=2, mlp_width=32)
     model = create(cfg, jax.random.key(0))
     label = ClassCondition(jnp.zeros(2, jnp.int32))
@@ -208,7 +208,7 @@ def test_abstract_params_allocate_nothing():
 
 
 @pytest.mark.slow
-def test_networks_do_not_lean_on_nnx_graph_mode():
+def test_networks_run_without_nnx_graph_mode():
     """The same numbers with the defaults that Flax announces for NNX (trees instead of graphs)."""
     code = (
         "import jax, jax.numpy as jnp; from maskgil_jax.config import LlamaConfig;"

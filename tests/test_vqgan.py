@@ -92,7 +92,7 @@ MID = ("llamagen_vq16_mid", "llamagen_vq8_mid", "taming_f16_mid", "chameleon_mid
 
 
 @pytest.mark.parametrize("name", ["llamagen_vq16", *(pytest.param(name, marks=pytest.mark.slow) for name in MID)])
-def test_matches_the_published_code(name):
+def test_vqgan_equals_the_published_code(name):
     """Codes equal, latents and images within tolerance, on a square and a non-square image."""
     tokenizer, meta, arrays = reference_case(name)
     compared = set()
@@ -116,14 +116,14 @@ def test_matches_the_published_code(name):
     assert compared == wanted
 
 
-def test_published_sizes():
+def test_vqgan_presets_have_the_published_sizes():
     assert count_params(VQ_PRESETS["VQ-16"]) == 71_883_403
     assert count_params(VQ_PRESETS["VQ-8"]) == 70_109_835
     chameleon = VQConfig(attention_levels=(), codebook_size=8192, codebook_dim=256, l2_normalize=False, image_size=512)
     assert count_params(chameleon) == 68_718_467
 
 
-def test_search_is_exact_in_blocks_and_first_wins_ties():
+def test_nearest_codes_is_exact_in_blocks_and_takes_the_first_of_ties():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(37, 5)).astype(np.float32)
     table = np.concatenate([table, table[::-1]])  # every code twice: the first must win
@@ -135,7 +135,7 @@ def test_search_is_exact_in_blocks_and_first_wins_ties():
 
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["euclidean", "cosine"])
-def test_search_among_262144_codes_is_exact(normalize):
+def test_nearest_codes_is_exact_among_262144_codes(normalize):
     """In two blocks, against float64; the Euclidean table is a fresh one, tiny beside the latents."""
     quantizer = VectorQuantizer(2, 8, normalize, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
@@ -148,14 +148,14 @@ def test_search_among_262144_codes_is_exact(normalize):
     np.testing.assert_array_equal(codes, scores.argmin(1))
 
 
-def test_search_memory_is_bounded():
+def test_nearest_codes_memory_is_bounded():
     """262,144 codes and 4 images of 16x16 codes: 1 GiB of distances at once, unless in blocks."""
     shapes = jax.ShapeDtypeStruct((1024, 18), jnp.float32), jax.ShapeDtypeStruct((2**18, 18), jnp.float32)
     compiled = jax.jit(nearest_codes).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 300 * 2**20
 
 
-def test_straight_through_gradient():
+def test_quantizer_passes_the_gradient_straight_through():
     quantizer = VectorQuantizer(16, 4, False, rngs=nnx.Rngs(0))
     z = jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
     weights = jax.random.normal(jax.random.key(2), z.shape)
@@ -164,7 +164,7 @@ def test_straight_through_gradient():
     np.testing.assert_allclose(quantizer(z).z_bhwd, quantizer.lookup(quantizer.search(z)), atol=1e-6)
 
 
-def test_zero_latent_has_finite_gradient():
+def test_quantizer_gradient_is_finite_at_zero():
     quantizer = VectorQuantizer(16, 4, True, rngs=nnx.Rngs(0))
 
     def loss(z):
@@ -174,12 +174,12 @@ def test_zero_latent_has_finite_gradient():
     assert np.isfinite(jax.jit(jax.grad(loss))(jnp.zeros((1, 1, 1, 4)))).all()
 
 
-def test_codes_beyond_the_codebook_are_clamped():
+def test_decode_clamps_codes_beyond_the_codebook():
     quantizer = VectorQuantizer(16, 4, True, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(quantizer.lookup(jnp.array([16, -1])), quantizer.vectors()[jnp.array([15, 0])])
 
 
-def test_what_is_quicker_on_a_cpu_gives_the_same():
+def test_cpu_forms_of_convolution_and_norm_give_the_same():
     """Sums in two levels against Flax's norm, folded doubling against a convolution of the enlarged image."""
     x = jax.random.normal(jax.random.key(1), (2, 3, 5, 8)) * 2 + 1
     norm, conv = norm_of(TINY, 8, rngs=nnx.Rngs(0)), conv_of(TINY, 8, 6, 3, rngs=nnx.Rngs(0))
@@ -195,7 +195,7 @@ def test_what_is_quicker_on_a_cpu_gives_the_same():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), quick, plain)
 
 
-def test_encode_and_decode():
+def test_vqgan_encodes_and_decodes_any_multiple_of_the_factor():
     """Any multiple of the downsampling factor; the round trip is that of `quantize`."""
     tokenizer = tiny_tokenizer()
     images = jax.random.uniform(jax.random.key(1), (2, 8, 12, 3), minval=-1.0)
@@ -215,7 +215,7 @@ def test_encode_and_decode():
     np.testing.assert_allclose(rendered, expected, atol=1e-5)
 
 
-def test_initial_weights():
+def test_vqgan_initial_weights_have_the_documented_variance():
     """Kernels have variance 1 / fan-in, normalised codes length 1, and two keys give two networks."""
     init = jax.jit(lambda key: params_of(create(TINY, key)))
     first, again, other = (flatten(init(jax.random.key(n))) for n in (0, 0, 1))
@@ -227,7 +227,7 @@ def test_initial_weights():
     np.testing.assert_allclose(np.linalg.norm(first["codebook/embedding"], axis=-1), 1.0, rtol=1e-5)
 
 
-def test_bfloat16_compute_keeps_float32_edges():
+def test_vqgan_in_bfloat16_gives_float32_outputs():
     cfg = dataclasses.replace(TINY, dtype="bfloat16")
     images = jax.ShapeDtypeStruct((2, 8, 12, 3), jnp.float32)
     tokenizer = nnx.eval_shape(lambda: VQGAN(cfg, rngs=nnx.Rngs(0)))
@@ -238,7 +238,7 @@ def test_bfloat16_compute_keeps_float32_edges():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(tokenizer, nnx.Param))} == {jnp.dtype("float32")}
 
 
-def test_refusals():
+def test_vqgan_names_invalid_inputs():
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match=r"9x8 .*factor 2.*8x8"):
         tokenizer.encode(jnp.zeros((1, 9, 8, 3)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.data.images import open_images
-from maskgil_jax.files.images import contact_sheet, curves, save_png
+from maskgil_jax.files.images import contact_sheet, save_png
 from maskgil_jax.pipelines.encoding import encode_source
 from maskgil_jax.pipelines.pipeline import Pipeline, load
 from maskgil_jax.tokenizers.images import reconstruct
@@ -40,14 +40,15 @@ def run(workdir: pathlib.Path, *, report: bool, weights: pathlib.Path | str | No
         print(f"  loss curves                 {workdir / 'curves.png'}")
     print(f"  weights folder              {weights}  (maskgil sample --weights {weights})")
     if report:
-        from maskgil_jax.evaluation.report import learned
+        from maskgil_jax.evaluation.benchmarks.demo_report import summarize
 
         train_set = open_images(data.path, split="train", label=data.label, size=data.image_size)
-        print("\n" + learned(pipeline, train_set, held_out))
+        print("\n" + summarize(pipeline, train_set, held_out))
 
 
 def train(workdir: pathlib.Path, read_run_file) -> pathlib.Path:
     """Tokenizer, code store, generator; each step is reused if it is finished and continued if it is not."""
+    from maskgil_jax.evaluation.plots import loss_curves
     from maskgil_jax.training import generator, tokenizer
 
     _log.info("1/3 tokenizer: images -> codes and back")
@@ -57,11 +58,11 @@ def train(workdir: pathlib.Path, read_run_file) -> pathlib.Path:
     codes = str(workdir / "codes")
     config = read_run_file("demo", [f"--config.tokenizer={tokenizer_weights}", f"--config.data.codes={codes}"])
     source = open_images(config.data.path, split=config.data.split, label=config.data.label, size=config.data.image_size)
-    encode_source(weights, source, codes, image_size=config.data.image_size)
+    encode_source(weights, source, codes, size=config.data.image_size)
     _log.info("3/3 generator: fill in masked codes, given a class")
     result = generator.train(config, workdir / "generator")
     runs = {"tokenizer": workdir / "tokenizer", "generator": workdir / "generator"}
-    save_png(workdir / "curves.png", curves(runs))
+    save_png(workdir / "curves.png", loss_curves(runs))
     return result
 
 

@@ -1,7 +1,8 @@
-"""maskgil evaluate: figures of samples, of a tokenizer, or of the rows of one of the paper's tables."""
+"""maskgil evaluate: evaluates samples, a tokenizer, or the rows of one of the paper's tables."""
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 
 from maskgil_jax.commands.run_files import read_run_file
@@ -10,60 +11,114 @@ from maskgil_jax.commands.start import prepare_jax
 
 
 def add(command) -> None:
-    sub = command("evaluate", run, "Measure samples, a tokenizer, or the rows of one of the paper's tables.", overrides=True)
+    sub = command("evaluate", run, "Evaluate samples, a tokenizer, or the rows of one of the paper's tables.", overrides=True)
     what = sub.add_argument_group(
-        "what is measured (one of these; with --config, --weights is the folder of the rows' weights)"
+        "what to evaluate (one of these; with --config, --weights is the folder of the rows' weights)"
     )
-    what.add_argument("--weights", help="pipeline folder, shipped name or hf://owner/repo: samples are drawn, not written")
+    what.add_argument("--weights", help="pipeline folder, shipped name or hf://owner/repo to draw samples from")
     what.add_argument("--samples", help="images: a folder, an .npz (arr_0), an .array_record, emoji or tfds:NAME")
-    what.add_argument("--tokenizer", help="weights folder of a tokenizer: reconstructions of --data")
+    what.add_argument("--tokenizer", help="weights folder of a tokenizer, evaluated by its reconstructions of --data")
     what.add_argument("--config", metavar="FILE", help="run file of a table, e.g. configs/eval_table3.py")
-    what.add_argument("--geneval-results", metavar="FILE", help="results file of GenEval's own detector")
+    what.add_argument("--geneval-results", metavar="FILE", help="results file of GenEval's detector")
 
-    how = sub.add_argument_group("compared with what, by what")
+    how = sub.add_argument_group("reference, features and metrics")
     how.add_argument("--reference", help="an ADM .npz, a stats file, a folder, emoji or tfds:NAME")
     how.add_argument("--features", help="weights folder whose features are compared: a converted FID Inception, or demo")
     how.add_argument("--protocol", help="how images enter the FID Inception: adm (default), pytorch-fid or torch-fidelity")
-    how.add_argument(
-        "--metrics", help="with commas: fid, sfid, is, precision_recall, density_coverage, kid, agreement, clipscore"
-    )
+    how.add_argument("--metrics", action=MetricsOption, help="comma-separated names")
     how.add_argument("--texts", metavar="FILE", help="for clipscore: one text per image, in order")
-    how.add_argument("--clip", default="", metavar="MODEL", help="for clipscore: folder or hub name of a CLIP model")
+    how.add_argument(
+        "--clip",
+        default="",
+        metavar="MODEL",
+        help="for clipscore: folder or hub name of a CLIP model of the transformers library",
+    )
     add_source_options(how)
 
-    draw = sub.add_argument_group("samples drawn from --weights")
-    draw.add_argument("--count", type=int, help="images to draw (default: 50000), or to take of --samples and --data")
-    draw.add_argument("--seed", type=int, default=0)
+    draw = sub.add_argument_group("samples of --weights")
+    draw.add_argument("--count", type=image_count, help="images to draw (default: 50000), or to use of --samples and --data")
+    draw.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
     draw.add_argument(
         "--labels",
         default="balanced",
         choices=("balanced", "reference"),
-        help="every class equally often (default), or as often as the reference data set has it",
+        help="each class equally often (default), or with the frequencies of the reference data set",
     )
     draw.add_argument("--save-samples", metavar="PATH", help="also write them: a folder of PNGs, an .npz or an .array_record")
     add_decoding_options(draw)
 
     tok = sub.add_argument_group("reconstructions of --tokenizer")
-    tok.add_argument("--data", help="images to reconstruct: as --samples")
-    tok.add_argument("--train-reference", metavar="SPEC", help="also the distance to this reference, e.g. ADM's .npz")
-    tok.add_argument("--lpips", metavar="DIR", help="LPIPS weights folder; without them LPIPS is left out")
+    tok.add_argument("--data", help="images to reconstruct, as for --samples")
+    tok.add_argument("--train-reference", metavar="SPEC", help="also compute the distance to this reference, e.g. ADM's .npz")
+    tok.add_argument("--lpips", metavar="DIR", help="LPIPS weights folder; without it LPIPS is left out")
 
     sub.add_argument(
-        "--out", help="JSON file (default: evaluation.json), or the folder of a table's results (default: evaluation)"
+        "--out",
+        type=output_path,
+        help="JSON file (default: evaluation.json), or the folder of a table's results (default: evaluation)",
     )
-    sub.add_argument("--batch-size", type=int, default=64)
+    sub.add_argument("--batch-size", type=batch_size, default=64, help="images per batch (default: 64)")
+
+
+class MetricsOption(argparse.Action):
+    """`--metrics`. Its help lists the rows of `evaluation.metrics`, which import JAX, only when it is printed."""
+
+    @property
+    def help(self) -> str:
+        from maskgil_jax.evaluation.metrics import sample_metrics
+
+        return f"{self._text}: " + "; ".join(f"{name} ({row.help})" for name, row in sample_metrics().items())
+
+    @help.setter
+    def help(self, text: str) -> None:
+        self._text = text
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values)
+
+
+def output_path(text: str) -> str:
+    """A path that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return text
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """SIZE or HEIGHTxWIDTH in pixels."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) >= 1 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected a number of pixels, or HEIGHTxWIDTH, each at least 1, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def image_count(text: str) -> int:
+    """A number of images, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of images of at least 1, got {text!r}")
+    return int(text)
+
+
+def batch_size(text: str) -> int:
+    """A number of images per batch, at least 1."""
+    return image_count(text)
 
 
 def add_source_options(group) -> None:
-    """Options of data sets and folders, for `evaluate` and `stats`."""
-    group.add_argument("--split", default="train", help="of emoji, tfds:NAME (default: train)")
+    """Adds the options of data sets and folders, for `evaluate` and `stats`."""
+    group.add_argument("--split", default="train", help="split of emoji and tfds:NAME (default: train)")
     group.add_argument("--data-label", default="subgroup", help="emoji only: subgroup, group or style")
-    group.add_argument("--data-dir", help="tfds only: where the prepared data are")
-    group.add_argument("--image-size", type=int, help="centre-crop every image to it; without it all must have one size")
+    group.add_argument("--data-dir", help="tfds only: folder of the prepared data sets")
+    group.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="SIZE",
+        help="centre-crop every image to a square of SIZE pixels, or to HEIGHTxWIDTH; without it all must have one size",
+    )
 
 
 def source_options(args) -> dict:
-    """What `image_sets.open_set` takes of the options above, but for the size."""
+    """The arguments of `images.open_image_set` that these options set, except the size."""
     return dict(split=args.split, label=args.data_label, data_dir=args.data_dir)
 
 
@@ -80,7 +135,7 @@ def run(args, rest) -> None:
     given = [name for name in ("weights", "samples", "tokenizer", "geneval_results") if getattr(args, name)]
     require(len(given) == 1, "give one of --weights, --samples, --tokenizer, --geneval-results, --config; see --help")
     if given == ["geneval_results"]:
-        from maskgil_jax.evaluation import geneval
+        from maskgil_jax.evaluation.benchmarks import geneval
 
         print(geneval.as_markdown(geneval.read_results(args.geneval_results)))
         return None
@@ -88,29 +143,29 @@ def run(args, rest) -> None:
 
 
 def samples(args) -> None:
-    """Samples, given or drawn, against a reference."""
+    """Evaluates samples, given or drawn, against a reference."""
     from maskgil_jax.config import require
-    from maskgil_jax.evaluation.clip import USUAL_MODEL, open_clip, read_texts
-    from maskgil_jax.evaluation.extractor import load_extractor
-    from maskgil_jax.evaluation.image_sets import open_set
+    from maskgil_jax.evaluation.features import load_feature_extractor
+    from maskgil_jax.evaluation.images import open_image_set, saved
+    from maskgil_jax.evaluation.metrics.clip import USUAL_MODEL, open_clip, read_texts
     from maskgil_jax.evaluation.reference import open_reference
     from maskgil_jax.evaluation.run import default_metrics, evaluate, needs
-    from maskgil_jax.evaluation.sample_files import saved
 
     require(bool(args.reference), "--reference: give an ADM .npz, a stats file, a folder, emoji or tfds:NAME")
     require(not args.save_samples or bool(args.weights), "--save-samples: belongs to --weights")
     prepare_jax()
-    extractor = load_extractor(args.features, args.protocol)
+    extractor = load_feature_extractor(args.features, args.protocol)
     clip = open_clip(read_texts(args.texts), args.clip or USUAL_MODEL) if args.texts else None
     if args.weights:
-        images, more = drawn(args)
+        images, warnings = drawn(args)
     else:
-        images, more = open_set(args.samples, image_size=args.image_size, count=args.count, **source_options(args)), []
+        options = dict(image_size=args.image_size, count=args.count, **source_options(args))
+        images, warnings = open_image_set(args.samples, **options), []
     if args.metrics:
         metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
     else:
         known = bool(extractor.class_names) and images.class_names == extractor.class_names
-        metrics = default_metrics(extractor, known) + ("clipscore",) * (clip is not None)
+        metrics = default_metrics(extractor, known, clip is not None)
     moments, keep = needs(metrics)
     if args.save_samples:
         images = saved(images, args.save_samples)
@@ -119,21 +174,21 @@ def samples(args) -> None:
         extractor,
         moments=moments or ("features",),
         keep=keep,
-        image_size=images.size[0],
+        image_size=images.size,
         batch_size=args.batch_size,
         **source_options(args),
     )
     result = evaluate(images, reference, extractor, metrics, batch_size=args.batch_size, clip=clip)
-    result["warnings"] = more + result["warnings"]
+    result["warnings"] = warnings + result["warnings"]
     show(result, args.out or "evaluation.json")
 
 
 def drawn(args):
-    """(the samples of --weights as a set, warnings)."""
+    """Returns (the samples of --weights as an image set, warnings)."""
     from maskgil_jax.checkpoints.weights import load_weights
     from maskgil_jax.config import require
     from maskgil_jax.evaluation.generated import cycled_labels, even_counts, generated_set, labels_like
-    from maskgil_jax.evaluation.image_sets import open_set
+    from maskgil_jax.evaluation.images import open_image_set
     from maskgil_jax.pipelines.pipeline import load
 
     pipeline = with_cli_options(load(args.weights), args)
@@ -141,41 +196,41 @@ def drawn(args):
     require(count >= 2, f"--count: must be at least 2, got {count}")
     classes = len(pipeline.class_names)
     if args.labels == "reference":
-        source = open_set(args.reference, image_size=args.image_size, **source_options(args))
+        source = open_image_set(args.reference, image_size=args.image_size, **source_options(args))
         require(
             source.labels is not None and source.class_names == pipeline.class_names,
-            f"--labels reference: {args.reference} does not say the classes of the generator; use balanced",
+            f"--labels reference: {args.reference} does not have the classes of the generator; use balanced",
         )
         labels, warnings = labels_like(source.labels(), count, args.seed), []
     else:
         labels, warnings = cycled_labels(count, classes), even_counts(count, classes)
     hashes = {part: load_weights(args.weights, part).hash for part in ("tokenizer", "generator")}
     found = generated_set(pipeline, labels, seed=args.seed, batch_size=args.batch_size, hashes=hashes)
-    found.about["labels"] = args.labels
+    found.provenance["labels"] = args.labels
     return found, warnings
 
 
 def tokenizer(args) -> None:
-    """Reconstructions of a set of images."""
+    """Evaluates a tokenizer on a set of images."""
     from maskgil_jax.checkpoints.weights import load_weights
     from maskgil_jax.config import require
-    from maskgil_jax.evaluation.extractor import load_extractor
-    from maskgil_jax.evaluation.image_sets import open_set
+    from maskgil_jax.evaluation.features import load_feature_extractor
+    from maskgil_jax.evaluation.images import open_image_set
     from maskgil_jax.evaluation.reconstruction import evaluate_tokenizer, open_lpips
     from maskgil_jax.evaluation.reference import open_reference
     from maskgil_jax.files.images import save_png
 
     require(bool(args.data), "--data: give the images to reconstruct: a folder, an .npz, emoji or tfds:NAME")
-    wanted = [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
+    names = [name.strip() for name in (args.metrics or "").split(",") if name.strip()]
     prepare_jax()
-    lpips = open_lpips(args.lpips) if args.lpips or "lpips" in wanted else None
-    extractor = load_extractor(args.features, args.protocol)
+    lpips = open_lpips(args.lpips) if args.lpips or "lpips" in names else None
+    extractor = load_feature_extractor(args.features, args.protocol)
     weights = load_weights(args.tokenizer, "tokenizer")
     size = args.image_size or getattr(weights.cfg, "image_size", None)
-    images = open_set(args.data, image_size=size, count=args.count, **source_options(args))
+    images = open_image_set(args.data, image_size=size, count=args.count, **source_options(args))
     train = None
     if args.train_reference:
-        options = dict(image_size=images.size[0], batch_size=args.batch_size, label=args.data_label, data_dir=args.data_dir)
+        options = dict(image_size=images.size, batch_size=args.batch_size, label=args.data_label, data_dir=args.data_dir)
         train = open_reference(args.train_reference, extractor, moments=("features",), keep=False, **options)
     result, sheet = evaluate_tokenizer(
         weights, images, extractor, train_reference=train, lpips=lpips, batch_size=args.batch_size
@@ -187,13 +242,13 @@ def tokenizer(args) -> None:
 
 
 def table(args, rest) -> None:
-    """The rows of a run file."""
+    """Evaluates the rows of a run file."""
     from maskgil_jax.config import choose, require
-    from maskgil_jax.evaluation.paper_tables import run_table
+    from maskgil_jax.evaluation.benchmarks.paper_tables import run_table
 
     config = read_run_file(args.config, rest)
     choose("config.task", config.task, ("evaluation",))
-    require(bool(args.weights), "--weights: give the folder that holds a sub-folder of weights for each row")
+    require(bool(args.weights), "--weights: give the folder with a sub-folder of weights for each row")
     if args.features:
         config.features = args.features
     if args.reference:
@@ -205,8 +260,8 @@ def table(args, rest) -> None:
 
 
 def show(result: dict, out) -> None:
-    """Prints a result, and writes it."""
-    from maskgil_jax.evaluation.results import as_markdown, as_table
+    """Writes a result and prints it."""
+    from maskgil_jax.evaluation.report import as_markdown, as_table
     from maskgil_jax.files.atomic import write_json
 
     write_json(out, result)

@@ -72,7 +72,7 @@ def plan(args, config, tokenizer) -> int:
             program = decode_program(config, cfg, conditioner, mesh, planned, args.decode)
         else:
             program = train_program(config, cfg, conditioner, mesh)
-        found = make_plan(program, mesh.size, chip, top=args.top, quick=args.quick)
+        found = make_plan(program, mesh.size, chip, top=args.top, low_effort=args.quick)
     rows, columns = cfg.grid
     model = config.model
     heading = [

@@ -1,16 +1,18 @@
-"""maskgil plot: what training runs logged and evaluations measured, as pictures."""
+"""maskgil plot: plots the metrics of training runs and the results of evaluations."""
 
 from __future__ import annotations
 
 import pathlib
 
+from maskgil_jax.commands.evaluate import output_path
+
 
 def add(command) -> None:
-    sub = command("plot", run, "Draw the curves of training runs, or figures of evaluations against steps and guidance.")
+    sub = command("plot", run, "Plot the metrics of training runs, or results of evaluations against steps and guidance.")
     sub.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders with metrics.jsonl; JSON files of maskgil evaluate, or folders of them"
     )
-    sub.add_argument("--out", default="plots", help="folder for the pictures (default: plots)")
+    sub.add_argument("--out", type=output_path, default="plots", help="folder for the plots (default: plots)")
 
 
 def run(args, rest) -> None:
@@ -23,12 +25,12 @@ def run(args, rest) -> None:
     if missing:
         raise ConfigError(f"{missing[0]}: no such file or folder")
     trained = [name for name in args.runs if (pathlib.Path(name) / "metrics.jsonl").is_file()]
-    measured = [name for name in args.runs if name not in trained]
-    pictures = {"curves": plot_runs(trained)} if trained else {}
-    if measured:
-        pictures.update(plot_results(read_results(measured)))
+    evaluated = [name for name in args.runs if name not in trained]
+    plots = {"curves": plot_runs(trained)} if trained else {}
+    if evaluated:
+        plots.update(plot_results(read_results(evaluated)))
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        save_png(out / f"{name}.png", picture)
+    for name, image in plots.items():
+        save_png(out / f"{name}.png", image)
         print(f"{out / name}.png")

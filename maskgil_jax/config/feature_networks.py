@@ -1,4 +1,4 @@
-"""Options of the networks that judge images: the classifier trained here, and the two that the field measures with."""
+"""Options of the feature networks: the classifier trained here, Inception and LPIPS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .base import choose, require
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """Small convolutional network that judges generated images; the defaults hold 0.24M parameters."""
+    """Small convolutional classifier; the defaults have 0.24M parameters."""
 
     num_classes: int = 98
     channels: tuple[int, ...] = (24, 48, 80)  # width at 1/2, 1/4, ... of the resolution
@@ -26,7 +26,7 @@ class ClassifierConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InceptionConfig:
-    """The FID InceptionV3 of 2015-12-05. One network, one size: there is nothing to choose."""
+    """The FID InceptionV3 of 2015-12-05. It has no options."""
 
 
 @dataclasses.dataclass(frozen=True)

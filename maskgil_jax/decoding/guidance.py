@@ -14,7 +14,7 @@ _TIE = 1e-9  # far above float64 rounding, far below the distance of two steps
 
 
 def progress(steps: int) -> np.ndarray:
-    """Where each step stands between the first (0) and the last (1), float64 (steps,); a single step is the last."""
+    """Position of each step from the first (0) to the last (1), float64 (steps,); a single step is the last."""
     return np.linspace(0.0, 1.0, steps) if steps > 1 else np.ones(1)
 
 

@@ -21,7 +21,7 @@ from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided
 from maskgil_jax.decoding.orders import ORDERS, Order, order_scores
 from maskgil_jax.decoding.schedules import max_masked_per_step, remask_counts, remask_steps, reveal_counts
 from maskgil_jax.decoding.token_sampling import sample_tokens, temperatures
-from maskgil_jax.models.condition import batch_size
+from maskgil_jax.models.condition import batch_size, valid_tokens
 from maskgil_jax.models.generator import as_generator, unstack_layers
 from maskgil_jax.runtime.platform import map_batch, platform, prefer_sequential
 from maskgil_jax.runtime.rng import fold_keys, image_keys, typed_key
@@ -132,6 +132,9 @@ def _decode(
     b, l, mask_id = batch_size(condition), math.prod(grid), generator.cfg.mask_id
     hold_steps = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to) if cfg.remask_loop else (0, 0)
     plan = (cfg.plan, cfg.schedule, cfg.steps)
+    valid_bl = valid_tokens(condition, l)
+    if valid_bl is not None:  # padding is a given token, so that plans count the tokens of each image
+        tokens_bl = jnp.where(valid_bl, mask_id if tokens_bl is None else tokens_bl, 0)
     if tokens_bl is None:
         tokens_bl = jnp.full((b, l), mask_id, jnp.int32)
         counts_bt = jnp.tile(reveal_counts(*plan, l, hold_steps=hold_steps), (b, 1))

@@ -1,7 +1,7 @@
-"""How many tokens each decoding step reveals, and how many a training example hides.
+"""Number of tokens that each decoding step reveals, and mask ratio of training examples.
 
-Everything follows from one curve per schedule, `gamma(t)`: the share still masked at progress t. A *plan* is a way of
-reading the curve; the same schedule gives very different counts under different plans (arccos, 8 steps, 256 tokens):
+Each schedule is one curve `gamma(t)`: the fraction still masked at progress t. A *plan* turns it into counts; one schedule
+gives different counts under different plans (arccos, 8 steps, 256 tokens):
 
     density      1 18 26 32 38 43 48 50     gamma is the density of reveals, normalised (the published MaskGIL code)
     gamma        21 21 21 23 25 28 35 82    floor(gamma(t/T) N) tokens stay masked (MaskGIT)
@@ -59,8 +59,9 @@ def reveal_counts(
 ):
     """Number of tokens to reveal at each step; never negative, always sums to `num_masked`.
 
-    Where the published plans are valid (nothing negative) the counts are theirs. Otherwise every step reveals at least one
-    token while `steps <= num_masked`; with more steps than tokens the first `num_masked` steps reveal one each.
+    Where the published plans are valid (nothing negative) the counts are theirs; "cumulative" may then have steps that reveal
+    nothing. Otherwise every step reveals at least one token while `steps <= num_masked`; with more steps than tokens the first
+    `num_masked` steps reveal one each.
 
     Args:
       plan: one of `config.PLANS` (see the module's table).
@@ -101,7 +102,7 @@ def max_masked_per_step(
 
 
 def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
-    """(first, end) of the steps i with `start <= i / steps < stop` that can hide anything: neither the first nor the last.
+    """(first, end) of the steps i with `start <= i / steps < stop` that can mask tokens again: neither the first nor the last.
 
     In ReMDM's time, which runs from 1 to 0, these are t_on = 1 - start >= t > t_off = 1 - stop.
     """
@@ -111,20 +112,20 @@ def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
 
 
 def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, window: tuple[int, int] | None = None):
-    """How many of the tokens made so far ReMDM (2503.00307) hides again at each step: int32 JAX array (b, steps).
+    """How many of the tokens revealed so far ReMDM (2503.00307) masks again at each step: int32 JAX array (b, steps).
 
     A step that reveals n tokens then reveals n + this many, so the plan of what stays masked holds all the same. In
-    ReMDM every token made so far is hidden with a probability sigma, at most sigma_max = min(1, left / made), where `left`
-    counts those masked after the step and `made` those made before it. Here the number is fixed, floor(sigma * made), and
-    only which ones is drawn, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
-    eta * sigma_max. Nothing is hidden at the first step (nothing is made yet) nor at the last (nothing may be left).
+    ReMDM every revealed token is masked with a probability sigma, at most sigma_max = min(1, left / made), where `left`
+    counts those masked after the step and `made` those revealed before it. Here the number is fixed, floor(sigma * made), and
+    only which ones is random, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
+    eta * sigma_max. Nothing is masked at the first step (nothing is revealed yet) nor at the last (nothing may be left).
 
     Args:
       rule: one of `config.REMASK_RULES`.
       eta: strength in [0, 1].
       counts_bt: the plan, integers (b, steps), possibly traced: what `reveal_counts` gives.
       max_masked: static upper bound of a plan's sum (the canvas length).
-      window: (first, end) of the steps that hide (`remask_steps`), the others hide nothing. Default: all.
+      window: (first, end) of the steps that mask tokens again (`remask_steps`). Default: all.
 
     Raises:
       ConfigError: unknown rule.
@@ -159,16 +160,17 @@ def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, hold_steps: t
     if plan == "density":
         known_bt = _density(schedule, steps, n_b1)
         # The last step takes the remainder. Raising zeros to 1 can spend more than there is, and the published code then
-        # reveals a negative number: only those rows are bent into range, the others stay as published.
+        # reveals a negative number: only those rows are clipped, the others stay as published.
         fits_b1 = np.where(steps == 1, 0, known_bt[:, -2:-1].sum(axis=1, keepdims=True)) <= n_b1
         return _differences(np.where(fits_b1, known_bt, _fit(known_bt, n_b1)), n_b1)
     if plan == "cumulative":
         known_bt = np.floor((1 - gamma(schedule, _linspace32(steps))) * n_b1 + _TIE).astype(np.int64)
-    else:
-        masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
-        masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
-        known_bt = n_b1 - masked_bt.astype(np.int64)
-    return _differences(_fit(known_bt, n_b1), n_b1)
+        # At least i + 1 tokens are known after step i. A schedule that reveals more than that early has idle steps later, which
+        # the published sampler keeps.
+        return _differences(np.minimum(np.maximum(known_bt, np.arange(steps) + 1), n_b1), n_b1)
+    masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
+    masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
+    return _differences(_fit(n_b1 - masked_bt.astype(np.int64), n_b1), n_b1)
 
 
 def _differences(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:
@@ -185,15 +187,15 @@ def _density(schedule: str, steps: int, n_b1: np.ndarray) -> np.ndarray:
 
 
 def _linspace32(steps: int) -> np.ndarray:
-    """0..1 in float32, counted from both ends as PyTorch does: the published counts at exact ties depend on it."""
-    index = np.arange(steps, dtype=np.float32)
-    step = np.float32(1) / np.float32(max(steps - 1, 1))
-    t = np.where(index < steps // 2, index * step, np.float32(1) - (np.float32(steps - 1) - index) * step)
+    """0..1 in float32 as `torch.linspace` computes it: from both ends, each value rounded once (a fused multiply-add)."""
+    index = np.arange(steps)
+    step = np.float64(np.float32(1) / np.float32(max(steps - 1, 1)))  # products with a float32 are exact in float64
+    t = np.where(index < steps // 2, index * step, 1 - (steps - 1 - index) * step).astype(np.float32)
     return np.clip(t.astype(np.float64), 0.0, 1.0)
 
 
 def _fit(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:
-    """Bends cumulative counts into range: at least one token a step while there are enough, never more than there are."""
+    """Clips cumulative counts: at least one token a step while there are enough, never more than there are."""
     steps = known_bt.shape[1]
     lowest_t = np.arange(steps) + 1
     highest_bt = np.maximum(n_b1 - steps + lowest_t, lowest_t)

@@ -1,1 +1,1 @@
-
+"""Evaluation: image sets -> features -> metrics -> report."""

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from maskgil_jax.conditioning import Conditioner
 from maskgil_jax.config import ConfigError, choose, require
-from maskgil_jax.evaluation.collect import feature_rows, split_batch
-from maskgil_jax.evaluation.extractor import load_extractor
-from maskgil_jax.evaluation.frechet import FeatureStatistics, frechet_distance
+from maskgil_jax.evaluation.extraction import feature_rows, split_batch
+from maskgil_jax.evaluation.features import load_feature_extractor
 from maskgil_jax.evaluation.generated import cycled_labels
+from maskgil_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from maskgil_jax.evaluation.reference import open_reference
 from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.pipelines.pipeline import Pipeline
@@ -37,7 +37,7 @@ class SampleEvaluator:
         require(options.count >= 2, f"config.evaluate.count: must be at least 2, got {options.count}")
         require(bool(options.reference), "config.evaluate.reference: is empty; give an .npz, a stats file or images")
         self.best = choose("config.evaluate.best", options.best, FIGURES)
-        self.options, self.extractor = options, load_extractor(options.features)
+        self.options, self.extractor = options, load_feature_extractor(options.features)
         self.reference = open_reference(
             options.reference,
             self.extractor,

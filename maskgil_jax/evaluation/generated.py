@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax.config import CausalConfig, DecodeConfig, require, to_dict
-from maskgil_jax.evaluation.collect import split_batch
-from maskgil_jax.evaluation.features import local_mesh
-from maskgil_jax.evaluation.image_sets import ImageSet
+from maskgil_jax.evaluation.extraction import local_mesh, split_batch
+from maskgil_jax.evaluation.images import ImageSet
 from maskgil_jax.models.condition import batch_size as batch_size_of
 from maskgil_jax.pipelines.pipeline import Pipeline
 
@@ -61,7 +60,7 @@ def generated_set(
         batches=batches,
         labels=lambda: ids_n,
         class_names=pipeline.class_names,
-        about={
+        provenance={
             "kind": "weights",
             "path": pipeline.name,
             "seed": seed,

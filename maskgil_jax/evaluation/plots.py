@@ -1,4 +1,4 @@
-"""Figures of runs and of evaluations, as uint8 (h, w, 3) pictures: curves over training, FID against steps and guidance."""
+"""Plots of training runs (metrics over steps) and evaluations (FID against steps and guidance), uint8 (h, w, 3)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgil_jax.evaluation.results import SHOWN, name_of, read_json
+from maskgil_jax.evaluation.metrics import figures as all_figures
+from maskgil_jax.evaluation.report import label_of, read_json
 
 COLUMNS = 3
 
 
 def read_metrics(folder) -> dict[str, tuple[list[int], list[float]]]:
-    """{metric: (steps, values)} of a training run's `metrics.jsonl`; half a line at the end of a killed run is left out.
+    """Reads {metric: (steps, values)} from a training run's `metrics.jsonl`, without an incomplete last line.
 
-    Raises a `ValueError` naming the file if there is none or nothing in it.
+    Raises a `ValueError` that names the file if it does not exist or is empty.
     """
     file = Path(folder) / "metrics.jsonl"
     if not file.is_file():
@@ -40,7 +41,7 @@ def read_metrics(folder) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def plot_runs(folders) -> np.ndarray:
-    """One panel per metric, one line per run."""
+    """Plots one panel per metric, with one line per run."""
     runs = {str(folder): read_metrics(folder) for folder in folders}
     names = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
 
@@ -56,11 +57,25 @@ def plot_runs(folders) -> np.ndarray:
         if len(runs) > 1:
             axes[0].legend(fontsize="small")
 
-    return _picture(len(names), draw)
+    return _render(len(names), draw)
+
+
+def loss_curves(runs: dict) -> np.ndarray:
+    """Plots the logged losses of some runs side by side; runs: {name: folder with metrics.jsonl}."""
+    losses = {name: {m: v for m, v in read_metrics(folder).items() if m.endswith("loss")} for name, folder in runs.items()}
+
+    def draw(axes) -> None:
+        for axis, (name, metrics) in zip(axes, losses.items()):
+            for metric, (steps, values) in metrics.items():
+                axis.plot(steps, values, label=metric)
+            axis.set(title=name, xlabel="step", ylabel="loss")
+            axis.legend()
+
+    return _render(len(losses), draw)
 
 
 def read_results(paths) -> list[dict]:
-    """Results of `maskgil evaluate`: JSON files, or all of those in a folder. Raises if there are none."""
+    """Reads JSON results of `maskgil evaluate`, from files or folders. Raises a `ValueError` if there are none."""
     found = []
     for path in map(Path, paths):
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
@@ -71,10 +86,11 @@ def read_results(paths) -> list[dict]:
 
 
 def plot_results(results: list[dict]) -> dict[str, np.ndarray]:
-    """{name: picture} of what the results can show: "steps" (FID and IS against steps, a line per schedule), "guidance" (a
-    line per generator), "schedule" (a bar each) and "tradeoff" (IS against FID). Results of tokenizers have no sampler.
+    """Plots {name: image}: "steps" (FID and IS against steps, a line per schedule), "guidance" (a line per generator),
+    "schedule" (a bar each) and "tradeoff" (IS against FID), as far as the results differ in these options. Results of
+    tokenizers are skipped.
 
-    Raises a `ValueError` if features or references differ: such figures do not belong in one picture.
+    Raises a `ValueError` if extractors or references differ, as such figures cannot be compared.
     """
     sampled = [r for r in results if "sampler" in r["samples"] and "fid" in r["figures"]]
     if not sampled:
@@ -85,18 +101,18 @@ def plot_results(results: list[dict]) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"the results have {len(seen)} different {what}s ({what}.{key}): {', '.join(sorted(map(str, seen)))}"
             )
-    pictures = {}
+    plots = {}
     for name, along, line, others in (
         ("steps", "steps", "schedule", ("guidance",)),
         ("guidance", "guidance", None, ("steps", "schedule")),
     ):
         if len({r["samples"]["sampler"][along] for r in sampled}) > 1:
-            pictures[name] = _against(sampled, along, line, others)
+            plots[name] = _against(sampled, along, line, others)
     if len({r["samples"]["sampler"]["schedule"] for r in sampled}) > 1:
-        pictures["schedule"] = _schedules(sampled)
+        plots["schedule"] = _schedules(sampled)
     if all("is" in r["figures"] for r in sampled) and len(sampled) > 1:
-        pictures["tradeoff"] = _tradeoff(sampled)
-    return pictures or {"fid": _bars(sampled)}
+        plots["tradeoff"] = _tradeoff(sampled)
+    return plots or {"fid": _bars(sampled)}
 
 
 def _name(result: dict) -> str:
@@ -104,17 +120,19 @@ def _name(result: dict) -> str:
 
 
 def _generator(result: dict) -> str:
-    """Lines join results of one generator."""
+    """The generator's name; a line connects the results of one generator."""
     return Path(result["samples"].get("path") or "").name or "samples"
 
 
 def _against(results: list[dict], along: str, line: str | None, others: tuple[str, ...]) -> np.ndarray:
-    figures = [f for f in SHOWN if all(f in r["figures"] for r in results) and f in ("fid", "is", "precision", "recall")]
+    figures = [
+        f for f in all_figures() if all(f in r["figures"] for r in results) and f in ("fid", "is", "precision", "recall")
+    ]
     lines: dict[tuple, list[dict]] = {}
     for result in results:
         sampler = result["samples"]["sampler"]
         lines.setdefault((_generator(result), sampler[line] if line else "", *(sampler[o] for o in others)), []).append(result)
-    # What differs between the lines names them.
+    # A line is labelled with the options that differ between the lines.
     changing = [i for i in range(len(next(iter(lines)))) if len({key[i] for key in lines}) > 1]
     labels = ("", f"{line} " if line == "guidance" else "", *(f"{o} " for o in others))
 
@@ -124,7 +142,7 @@ def _against(results: list[dict], along: str, line: str | None, others: tuple[st
                 points = sorted((r["samples"]["sampler"][along], r["figures"][figure]) for r in members)
                 name = ", ".join(f"{labels[i]}{key[i]}" for i in changing)
                 axis.plot(*zip(*points), marker="o", label=name)
-            axis.set(title=name_of(figure, results[0]["extractor"]), xlabel=along)
+            axis.set(title=label_of(figure, results[0]["extractor"]), xlabel=along)
             if along == "steps":
                 ticks = sorted({r["samples"]["sampler"]["steps"] for r in results})
                 axis.set_xscale("log", base=2)
@@ -132,11 +150,11 @@ def _against(results: list[dict], along: str, line: str | None, others: tuple[st
         if changing:
             axes[0].legend(fontsize="small")
 
-    return _picture(len(figures), draw)
+    return _render(len(figures), draw)
 
 
 def _schedules(results: list[dict]) -> np.ndarray:
-    """The best FID of each schedule, whatever the other options."""
+    """The best FID of each schedule over all other options."""
     best: dict[str, float] = {}
     for result in results:
         schedule = result["samples"]["sampler"]["schedule"]
@@ -144,9 +162,9 @@ def _schedules(results: list[dict]) -> np.ndarray:
 
     def draw(axes) -> None:
         axes[0].bar(list(best), list(best.values()))
-        axes[0].set(title=f"{name_of('fid', results[0]['extractor'])}, best of each schedule")
+        axes[0].set(title=f"{label_of('fid', results[0]['extractor'])}, best of each schedule")
 
-    return _picture(1, draw)
+    return _render(1, draw)
 
 
 def _tradeoff(results: list[dict]) -> np.ndarray:
@@ -156,20 +174,20 @@ def _tradeoff(results: list[dict]) -> np.ndarray:
             axes[0].plot([x], [y], "o")
             axes[0].annotate(_name(result), (x, y), fontsize="x-small", xytext=(4, 4), textcoords="offset points")
         extractor = results[0]["extractor"]
-        axes[0].set(xlabel=name_of("fid", extractor), ylabel=name_of("is", extractor), title="each result")
+        axes[0].set(xlabel=label_of("fid", extractor), ylabel=label_of("is", extractor), title="each result")
 
-    return _picture(1, draw)
+    return _render(1, draw)
 
 
 def _bars(results: list[dict]) -> np.ndarray:
     def draw(axes) -> None:
         axes[0].bar([_name(r) for r in results], [r["figures"]["fid"] for r in results])
-        axes[0].set(title=name_of("fid", results[0]["extractor"]))
+        axes[0].set(title=label_of("fid", results[0]["extractor"]))
 
-    return _picture(1, draw)
+    return _render(1, draw)
 
 
-def _picture(panels: int, draw: Callable) -> np.ndarray:
+def _render(panels: int, draw: Callable) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,8 @@
-"""What samples are compared with: an ADM reference batch, a stats file of `maskgil stats`, or images; and writing stats files.
+"""References of evaluations: an ADM reference batch, a stats file of `maskgil stats`, or images.
 
-A stats file is an `.npz` with `mu`, `sigma` (and `mu_s`, `sigma_s` where the extractor has a spatial tap), the names other
-tools use too, and `maskgil_stats`, JSON that says how they came about. With `features` it serves precision and recall.
+A stats file is an `.npz` with `mu`, `sigma` (and `mu_s`, `sigma_s` where the extractor has a spatial tap), the keys
+that other tools use, and `maskgil_stats`, JSON with their provenance. With `features` it serves precision, recall and
+KID.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax.config import require
-from maskgil_jax.evaluation.collect import collect
-from maskgil_jax.evaluation.extractor import Extractor
-from maskgil_jax.evaluation.image_sets import ImageSet, open_set
-from maskgil_jax.evaluation.npz_files import load_array, npz_headers, read_note
+from maskgil_jax.evaluation.extraction import extract
+from maskgil_jax.evaluation.features import FeatureExtractor
+from maskgil_jax.evaluation.images import ImageSet, Size, open_image_set
 from maskgil_jax.files.atomic import writing
+from maskgil_jax.files.npz import load_array, load_json, npz_headers
 
 FORMAT = "maskgil_jax stats 1"
-NAMES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # tap -> keys of its mean and covariance
+KEYS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # tap -> keys of its mean and covariance
 
 
 @dataclasses.dataclass
 class Reference:
-    """Moments by tap (mean (d,), covariance (d, d)), features (n, d) where they are known, and where all of it is from.
+    """Moments by tap (mean (d,), covariance (d, d)), features (n, d) where available, and their provenance.
 
-    count and size are None where a file does not say. images: the set to be read for what is not there yet.
+    count and size ((height, width)) are None where a file does not state them.
     """
 
     name: str
@@ -44,8 +45,8 @@ class Reference:
     notes: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
-    def about(self) -> dict:
-        """What the output says of it."""
+    def metadata(self) -> dict:
+        """Its entry in a result."""
         size = f"{self.size[1]}x{self.size[0]}" if self.size else None
         feature_rows = None if self.features is None else len(self.features)
         return {
@@ -60,21 +61,22 @@ class Reference:
 
 def open_reference(
     spec: str | os.PathLike,
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     *,
     moments: Iterable[str],
     keep: bool,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     batch_size: int = 64,
     mesh: Mesh | None = None,
     **options,
 ) -> Reference:
-    """Opens a reference and works out what is wanted of it: `moments` of these taps and, with `keep`, the features.
+    """Opens a reference and computes what is missing: the `moments` of these taps and, with `keep`, the features.
 
-    spec: an ADM `.npz` (`mu`, `sigma`, `mu_s`, `sigma_s`, `arr_0`: given moments are used as they are if the extractor is the
-      Inception they are from, everything else is computed from `arr_0`), a stats file, or images as in `open_set`, which
-      takes `options`. image_size: side to which images of a folder or data set are centre-cropped.
-    Raises a `ValueError` naming the file for wrong keys, widths, or another extractor or protocol than this run's.
+    spec: an ADM `.npz` (`mu`, `sigma`, `mu_s`, `sigma_s`, `arr_0`: given moments are used as they are if the extractor
+      is the Inception they are from, everything else is computed from `arr_0`), a stats file, or images as in
+      `open_image_set`, which takes `options`. image_size: (height, width), or the side of a square, to which images of
+      other sizes are centre-cropped.
+    Raises a `ValueError` that names the file for wrong keys, widths, or another extractor or protocol than this run's.
     """
     run = dict(batch_size=batch_size, mesh=mesh)
     if str(spec).endswith(".npz") and Path(spec).is_file():
@@ -82,35 +84,35 @@ def open_reference(
         if "maskgil_stats" in headers:
             return _from_stats(Path(spec), headers, extractor)
         return _from_adm(Path(spec), headers, extractor, tuple(moments), keep, run)
-    images = open_set(spec, image_size=image_size, **options)
-    return measured(images, extractor, moments=moments, keep=keep, **run)
+    images = open_image_set(spec, image_size=image_size, **options)
+    return reference_of(images, extractor, moments=moments, keep=keep, **run)
 
 
-def measured(images: ImageSet, extractor: Extractor, *, moments: Iterable[str], keep: bool, **run) -> Reference:
-    """The reference that a set of images is; what it is made of is read once."""
+def reference_of(images: ImageSet, extractor: FeatureExtractor, *, moments: Iterable[str], keep: bool, **run) -> Reference:
+    """Makes a reference of an image set, in one pass over it."""
     require_two(images.name, images.count)
     desc = f"reference {images.name}"
-    found = collect(images, extractor, moments=moments, keep=("features",) if keep else (), desc=desc, **run)
+    found = extract(images, extractor, moments=moments, keep=("features",) if keep else (), desc=desc, **run)
     return Reference(
         name=images.name,
-        kind=images.about.get("kind", "images"),
-        hash=found.watch.hash,
-        count=found.watch.count,
+        kind=images.provenance.get("kind", "images"),
+        hash=found.checks.hash,
+        count=found.count,
         size=images.size,
         moments={tap: found.moments(tap) for tap in found.statistics},
-        features=found.kept.get("features"),
+        features=found.rows.get("features"),
         notes=[f"reference: {note}" for note in images.notes],
-        warnings=found.watch.warnings("reference"),
+        warnings=found.checks.warnings("reference"),
     )
 
 
 def require_two(name: str, count: int) -> None:
-    """A covariance of one image does not exist."""
+    """Raises a `ConfigError` for a set of one image, which has no covariance."""
     require(count >= 2, f"{name}: holds {count} image; distances between sets need at least 2 (papers take 50000)")
 
 
-def _from_stats(path: Path, headers: dict, extractor: Extractor) -> Reference:
-    note = read_note(path, "maskgil_stats")
+def _from_stats(path: Path, headers: dict, extractor: FeatureExtractor) -> Reference:
+    note = load_json(path, "maskgil_stats")
     if note.get("format") != FORMAT:
         raise ValueError(f"{path}: expected {FORMAT!r}, found {note.get('format')!r}")
     made_with = note.get("extractor", {})
@@ -119,10 +121,10 @@ def _from_stats(path: Path, headers: dict, extractor: Extractor) -> Reference:
             raise ValueError(
                 f"{path}: made with the extractor {made_with.get('name')} ({made_with.get('hash')}, protocol "
                 f"{made_with.get('protocol')}), this run has {extractor.name} ({extractor.hash}, {extractor.protocol}); "
-                "use the same --features and --protocol, or make the file anew with maskgil stats"
+                "use the same --features and --protocol, or make the file again with maskgil stats"
             )
-    moments = {tap: _moments(path, *names) for tap, names in NAMES.items() if set(names) <= headers.keys()}
-    require("features" in moments, f"{path}: has no mu and sigma; make the file anew with maskgil stats")
+    moments = {tap: _moments(path, *keys) for tap, keys in KEYS.items() if set(keys) <= headers.keys()}
+    require("features" in moments, f"{path}: has no mu and sigma; make the file again with maskgil stats")
     return Reference(
         name=str(path),
         kind="stats",
@@ -131,11 +133,13 @@ def _from_stats(path: Path, headers: dict, extractor: Extractor) -> Reference:
         size=tuple(note["size"]) if note.get("size") else None,
         moments=moments,
         features=load_array(path, "features") if "features" in headers else None,
-        notes=[f"reference: {path.name} was made of {note.get('source')}", *note.get("notes", [])],
+        notes=[f"reference: {path.name} was computed from {note.get('source')}", *note.get("notes", [])],
     )
 
 
-def _from_adm(path: Path, headers: dict, extractor: Extractor, taps: tuple[str, ...], keep: bool, run: dict) -> Reference:
+def _from_adm(
+    path: Path, headers: dict, extractor: FeatureExtractor, taps: tuple[str, ...], keep: bool, run: dict
+) -> Reference:
     if "arr_0" not in headers and not {"mu", "sigma"} <= headers.keys():
         raise ValueError(
             f"{path}: has the keys {', '.join(sorted(headers)) or '(none)'}; a reference has mu and sigma "
@@ -143,11 +147,11 @@ def _from_adm(path: Path, headers: dict, extractor: Extractor, taps: tuple[str, 
         )
     notes, warnings, moments, images = [], [], {}, None
     if extractor.is_inception:
-        moments = {tap: _moments(path, *names) for tap, names in NAMES.items() if set(names) <= headers.keys()}
+        moments = {tap: _moments(path, *keys) for tap, keys in KEYS.items() if set(keys) <= headers.keys()}
         if moments:
-            notes.append(f"reference: {', '.join(sorted(moments))}: mean and covariance as {path.name} gives them")
+            notes.append(f"reference: {', '.join(sorted(moments))}: mean and covariance as stored in {path.name}")
         if moments and extractor.protocol != "adm":
-            warnings.append(f"{path}: its mu and sigma are taken for those of protocol adm, this run is {extractor.protocol}")
+            warnings.append(f"{path}: its mu and sigma are assumed to be of protocol adm, this run is {extractor.protocol}")
     elif "arr_0" not in headers:
         raise ValueError(
             f"{path}: its mu and sigma are of the FID Inception, {extractor.name} is a {extractor.family}; it has no images "
@@ -155,7 +159,7 @@ def _from_adm(path: Path, headers: dict, extractor: Extractor, taps: tuple[str, 
         )
     missing, features, found_hash, count, size = [tap for tap in taps if tap not in moments], None, file_hash(path), None, None
     if "arr_0" in headers:
-        images = open_set(path)
+        images = open_image_set(path)
         count, size = images.count, images.size
     if missing or keep:
         if images is None:
@@ -163,7 +167,7 @@ def _from_adm(path: Path, headers: dict, extractor: Extractor, taps: tuple[str, 
                 f"{path}: has no images (arr_0), which {' and '.join([*missing, *['precision and recall'] * keep])} need; "
                 "leave those metrics out with --metrics"
             )
-        made = measured(images, extractor, moments=missing, keep=keep, **run)
+        made = reference_of(images, extractor, moments=missing, keep=keep, **run)
         moments.update(made.moments)
         features, warnings = made.features, [*warnings, *made.warnings]
         notes += made.notes
@@ -187,20 +191,22 @@ def file_hash(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def write_stats(images: ImageSet, extractor: Extractor, out: str | os.PathLike, *, keep: bool = False, **run) -> Reference:
-    """Makes the stats file `out` of a set, whole or not at all. keep: with the features, for precision and recall."""
-    taps = [tap for tap in NAMES if tap in extractor.taps]
-    made = measured(images, extractor, moments=taps, keep=keep, **run)
+def write_stats(
+    images: ImageSet, extractor: FeatureExtractor, out: str | os.PathLike, *, keep: bool = False, **run
+) -> Reference:
+    """Writes the stats file `out` of a set atomically. keep: with the features, for precision, recall and KID."""
+    taps = [tap for tap in KEYS if tap in extractor.taps]
+    made = reference_of(images, extractor, moments=taps, keep=keep, **run)
     note = {
         "format": FORMAT,
         "source": made.name,
         "source_hash": made.hash,
         "count": made.count,
         "size": made.size,
-        "extractor": extractor.about(),
+        "extractor": extractor.metadata(),
         "notes": made.notes,
     }
-    arrays = {key: array for tap, pair in made.moments.items() for key, array in zip(NAMES[tap], pair, strict=True)}
+    arrays = {key: array for tap, pair in made.moments.items() for key, array in zip(KEYS[tap], pair, strict=True)}
     if made.features is not None:
         arrays["features"] = made.features
     with writing(out) as part, open(part, "wb") as file:

@@ -1,262 +1,105 @@
-"""Figures that show whether a pipeline learned something, each beside what it has to be compared with.
-
-The tokenizer on images it has not seen, the generator's guesses of masked codes, and what a classifier that has only ever
-seen real images makes of generated ones.
-"""
+"""Formats the result of an evaluation, with its provenance, as a table, as a Markdown row and as JSON."""
 
 from __future__ import annotations
 
-import functools
-import math
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from tqdm import tqdm
+from maskgil_jax.evaluation.metrics import figures as all_figures
 
-from maskgil_jax.checkpoints.weights import Weights, load_weights
-from maskgil_jax.config import ClassifierConfig, ConfigError, require
-from maskgil_jax.evaluation.metrics import codebook_perplexity, codebook_usage, count_codes, psnr
-from maskgil_jax.pipelines.pipeline import Pipeline
-from maskgil_jax.tokenizers.images import to_uint8, to_unit
-from maskgil_jax.training.classifier import accuracy, in_batches, pixels_and_labels, predict
-from maskgil_jax.training.losses import corrupt
-
-MOST = 10_000  # images taken of a set, evenly spread over it; the built-in one is smaller
-NEAR = 32  # side at which images are compared with the training images
+FORMAT = "maskgil_jax evaluation 1"
 
 
-def learned(
-    pipeline: Pipeline, train_source, held_out_source, *, classifier: Weights | None = None, count: int = 500, seed: int = 0
-) -> str:
-    """The `figures` as a Markdown table."""
-    return as_markdown(figures(pipeline, train_source, held_out_source, classifier=classifier, count=count, seed=seed))
+def environment() -> dict:
+    """Format, date, versions and device: the first entries of every result."""
+    import jax
 
+    import maskgil_jax
 
-def figures(
-    pipeline: Pipeline,
-    train_source,
-    held_out_source,
-    *,
-    classifier: Weights | None = None,
-    count: int = 500,
-    seed: int = 0,
-    schedule: str = "arccos",
-    batch_size: int = 64,
-) -> dict:
-    """All numbers as plain nested dicts, ready for JSON; shares are in [0, 1], PSNR in dB, distances in grey levels.
-
-    train_source, held_out_source: image sources (`data.images.open_images`) of the pipeline's classes and image size; the
-      first is what pipeline and classifier were trained on. classifier: default the shipped one, of the built-in emoji.
-    count: images generated; their classes have the frequencies of the training set. schedule: of the mask ratio. The same
-    `seed` gives the same numbers.
-    Raises a `ValueError` if classes, sizes or networks do not belong together.
-    """
-    judge = load_weights("demo", "classifier") if classifier is None else classifier
-    _check(pipeline, judge, (train_source, held_out_source), count)
-    run = functools.partial(in_batches, batch_size=batch_size)
-    train_images, train_labels = pixels_and_labels(train_source, _spread(len(train_source), MOST))
-    test_images, test_labels = pixels_and_labels(held_out_source, _spread(len(held_out_source), MOST))
-    _check_sizes(pipeline, judge, train_images, test_images)
-    # As many training images as held-out ones, for the figures that need not take them all.
-    part = _spread(len(train_images), len(test_images))
-
-    # tokenizer
-    encode = functools.partial(_encode, pipeline.tokenizer)
-    decode = functools.partial(_decode, pipeline.tokenizer)
-    train_codes = run(encode, train_images, desc="codes of training images")
-    test_codes = run(encode, test_images, desc="codes of held-out images")
-    test_copies = run(decode, test_codes, desc="held-out images from codes")
-    train_copies = run(decode, train_codes[part], desc="training images from codes")
-    size = pipeline.tokenizer.cfg.codebook_size
-    counts = {"held_out": count_codes(test_codes, size), "train": count_codes(train_codes, size)}
-    tokenizer = {
-        "codebook_size": size,
-        "usage": {name: codebook_usage(c) for name, c in counts.items()},
-        "perplexity": {name: codebook_perplexity(c) for name, c in counts.items()},
-        "psnr": {
-            "held_out": float(psnr(test_images, test_copies).mean()),
-            "train": float(psnr(train_images[part], train_copies).mean()),
-        },
-    }
-
-    # masked codes: the same masks for both sets, so that only the images differ
-    mask_key, code_key = jax.random.split(jax.random.key(seed))
-    options = dict(conditioner=pipeline.conditioner, grid=train_codes.shape[1:])
-    guess = functools.partial(_guess, pipeline.generator, **options)
-    hits = {}
-    test_bl, train_bl = (codes.reshape(len(codes), -1) for codes in (test_codes, train_codes))
-    for name, codes_bl, label_b in (("held_out", test_bl, test_labels), ("train", train_bl[part], train_labels[part])):
-        inputs_bl, mask_bl = jax.device_get(corrupt(mask_key, jnp.asarray(codes_bl), schedule, pipeline.generator.cfg.mask_id))
-        guessed_bl = run(guess, inputs_bl, label_b, desc=f"masked codes, {name}")
-        hits[name] = float((guessed_bl == codes_bl)[mask_bl].mean())
-        if name == "held_out":
-            place_l = np.asarray([count_codes(column, size).argmax() for column in train_bl.T])
-            hits["most_frequent_code"] = float((counts["train"].argmax() == codes_bl)[mask_bl].mean())
-            hits["most_frequent_code_of_position"] = float((place_l[None] == codes_bl)[mask_bl].mean())
-
-    # generated images, and what the classifier says of them and of images that it should know or should not
-    wanted = np.sort(train_labels)[_spread(len(train_labels), count, repeat=True)]
-    with tqdm(total=count, desc="generated images", unit="image", disable=None) as bar:
-        made = []
-        for images in pipeline.batches(wanted, seed=seed, batch_size=batch_size):
-            made.append(images)
-            bar.update(len(images))
-    generated = np.concatenate(made)
-    random_codes = jax.device_get(jax.random.randint(code_key, (count, *train_codes.shape[1:]), 0, size))
-    shown = {
-        "generated": (generated, wanted),
-        "random_codes": (run(decode, random_codes, desc="images from random codes"), wanted),
-        "held_out": (test_images, test_labels),
-        "held_out_copies": (test_copies, test_labels),
-        "train": (train_images[part], train_labels[part]),
-        "train_copies": (train_copies, train_labels[part]),
-    }
-    network, agreement, seen = judge.build(), {}, {}
-    for name, (images, label_b) in shown.items():
-        logits = predict(network, images, batch_size=batch_size, desc=f"classifier, {name}")
-        agreement[name] = {"top1": accuracy(logits, label_b), "top5": accuracy(logits, label_b, 5)}
-        seen[name] = logits.argmax(axis=1)
-    classes = len(pipeline.class_names)
-    # How often seen and requested class would agree if each image had been made for some other request.
-    shares = (np.bincount(label_b, minlength=classes) / count for label_b in (seen["generated"], wanted))
-    agreement["label_ignored"] = {"top1": float(np.dot(*shares))}
-    agreement["chance"] = {"top1": 1 / classes, "top5": min(5 / classes, 1.0)}
-
-    near = {"generated": generated, "held_out_copies": test_copies, "train_copies": train_copies}
+    packages = {"maskgil_jax": maskgil_jax.__version__, "python": platform.python_version(), "jax": jax.__version__}
+    for name in ("flax", "numpy", "pillow"):
+        packages[name] = _version(name)
+    device = jax.devices()[0]
     return {
-        "seed": seed,
-        "classes": classes,
-        "images": {"train": len(train_images), "held_out": len(test_images), "generated": count},
-        "tokenizer": tokenizer,
-        "masked_accuracy": hits,
-        "agreement": agreement,
-        "nearest_training_image": {name: nearest(images, train_images, batch_size) for name, images in near.items()},
+        "format": FORMAT,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": packages,
+        "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.local_device_count()},
     }
 
 
-def nearest(images_nhwc: np.ndarray, train_mhwc: np.ndarray, batch_size: int = 64) -> float:
-    """Median over images of the root-mean-square distance to the nearest training image, in grey levels, at 32x32 pixels."""
-    thumbs = in_batches(_thumbnails, train_mhwc, batch_size=batch_size)
-    return float(np.median(in_batches(functools.partial(_nearest, thumbs), images_nhwc, batch_size=batch_size)))
+def _version(name: str) -> str:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
-@jax.jit
-def _encode(tokenizer, images_bhwc):
-    return tokenizer.encode(to_unit(images_bhwc))
+def label_of(key: str, extractor: dict) -> str:
+    """A figure's name in tables; only features of the FID Inception give an FID or IS."""
+    figure, family = all_figures()[key], extractor.get("family", "")
+    return f"{figure.other_label} ({family})" if figure.other_label and family != "inception" else figure.label
 
 
-@jax.jit
-def _decode(tokenizer, codes_bhw):
-    return to_uint8(tokenizer.decode(codes_bhw))
+def format_value(key: str, figures: dict) -> str:
+    """A figure as text, with its deviation if there is one."""
+    figure = all_figures()[key]
+    values = [figure.scale * figures[name] for name in (key, f"{key}_std") if name in figures]
+    return " +- ".join(f"{value:.{figure.digits}f}" for value in values)
 
 
-@functools.partial(jax.jit, static_argnames=("conditioner", "grid"))
-def _guess(generator, inputs_bl, label_b, conditioner, grid):
-    condition = conditioner.from_batch({"label": label_b})
-    return jnp.argmax(generator(inputs_bl, condition, grid=grid), axis=-1)
-
-
-@jax.jit
-def _thumbnails(images_bhwc):
-    small = jax.image.resize(to_unit(images_bhwc), (len(images_bhwc), NEAR, NEAR, 3), "linear", antialias=True)
-    return 127.5 * small.reshape(len(images_bhwc), -1)
-
-
-@jax.jit
-def _nearest(thumbs_mp, images_bhwc):
-    a_bp = _thumbnails(images_bhwc)
-    product_bm = jnp.matmul(a_bp, thumbs_mp.T, precision=jax.lax.Precision.HIGHEST)
-    found_b = jnp.argmin(jnp.sum(thumbs_mp**2, axis=1)[None] - 2.0 * product_bm, axis=1)
-    # From the pixels again: the difference of large squares above is good enough to find the nearest, not to measure it.
-    return jnp.sqrt(jnp.mean((a_bp - thumbs_mp[found_b]) ** 2, axis=1))
-
-
-def _spread(length: int, count: int, *, repeat: bool = False) -> np.ndarray:
-    """`count` rows evenly spread over 0..length-1, in order; at most `length` of them unless `repeat`."""
-    count = count if repeat else min(count, length)
-    return (np.arange(count) * length + length // 2) // count
-
-
-def _check(pipeline: Pipeline, judge: Weights, sources, count: int) -> None:
-    require(count >= 1, f"count: must be at least 1, got {count}")
-    if not isinstance(judge.cfg, ClassifierConfig):
-        raise ConfigError(f"{judge.path}: holds no classifier; train one with configs/demo_classifier.py")
-    require(
-        not pipeline.generator.cfg.causal,
-        "the generator is causal: it was not trained to fill in masked codes",
-    )
-    lists = {str(judge.path): judge.about.get("class_names", ()), **{s.name: s.class_names for s in sources}}
-    for name, found in lists.items():
-        if tuple(found) != tuple(pipeline.class_names):
-            strange = sorted(set(found) ^ set(pipeline.class_names))[:3]
-            differ = f"only one has {', '.join(map(repr, strange))}" if strange else "their order differs"
-            raise ConfigError(
-                f"{name}: its {len(found)} classes are not the pipeline's {len(pipeline.class_names)} ({differ}); the "
-                "report needs images and a classifier of the classes the generator was trained on (for others than the "
-                "built-in ones: maskgil train --config configs/demo_classifier.py --config.data.path=...)"
-            )
-
-
-def _check_sizes(pipeline: Pipeline, judge: Weights, *sets) -> None:
-    side = tuple(rows * pipeline.tokenizer.cfg.downsample for rows in pipeline.generator.cfg.grid)
-    for images in sets:
-        require(
-            images.shape[1:3] == side, f"images are {images.shape[1:3]}, the generator makes {side}: open them at that size"
-        )
-    require(
-        side == (judge.cfg.image_size,) * 2,
-        f"{judge.path}: trained on images of side {judge.cfg.image_size}, the generator makes {side}",
-    )
-
-
-def as_markdown(numbers: dict) -> str:
-    """The dict of `figures` as a table for people: figure, value, what to compare it with."""
-    tok, hits, agree, near = (numbers[n] for n in ("tokenizer", "masked_accuracy", "agreement", "nearest_training_image"))
-    usage, perplexity, quality, images = tok["usage"], tok["perplexity"], tok["psnr"], numbers["images"]
-
-    def pct(value: float) -> str:
-        return f"{100 * value:.1f}%"
-
-    def both(name: str) -> str:
-        return f"{pct(agree[name]['top1'])} ({pct(agree[name]['top5'])})"
-
-    def db(value: float) -> str:
-        return f"{value:.2f} dB" if math.isfinite(value) else "no loss"
-
-    rows = [
-        ("Figure", "Value", "Compare with"),
-        ("---", "---", "---"),
-        (
-            f"Codes used, of {tok['codebook_size']}, on {images['held_out']} held-out images",
-            pct(usage["held_out"]),
-            f"{pct(usage['train'])} on {images['train']} training images",
-        ),
-        (
-            "Codebook perplexity, held-out images",
-            f"{perplexity['held_out']:.0f}",
-            f"{perplexity['train']:.0f} on training images",
-        ),
-        ("Reconstruction PSNR, held-out images", db(quality["held_out"]), f"{db(quality['train'])} on training images"),
-        (
-            "Masked codes guessed right, held-out images",
-            pct(hits["held_out"]),
-            f"{pct(hits['train'])} on training images; always the most frequent code {pct(hits['most_frequent_code'])}; "
-            f"the most frequent of the position {pct(hits['most_frequent_code_of_position'])}",
-        ),
-        (
-            f"{images['generated']} generated images in which the classifier sees the requested class (in its first five)",
-            both("generated"),
-            f"real held-out images {both('held_out')}, through the tokenizer {both('held_out_copies')}; "
-            f"real training images {both('train')}, through the tokenizer {both('train_copies')}; "
-            f"images of random codes {both('random_codes')}; chance {both('chance')}; "
-            f"a generator of these images that ignores the label {pct(agree['label_ignored']['top1'])}",
-        ),
-        (
-            "Distance of generated images to the nearest training image, grey levels",
-            f"{near['generated']:.1f}",
-            f"held-out images through the tokenizer {near['held_out_copies']:.1f}; "
-            f"training images through the tokenizer {near['train_copies']:.1f}, which a memorised image would have",
-        ),
+def _columns(result: dict) -> list[tuple[str, str]]:
+    """(label, value) of every figure of a result, in the order of tables."""
+    figures = result["figures"]
+    return [
+        (label_of(key, result.get("extractor") or {}), format_value(key, figures)) for key in all_figures() if key in figures
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def as_table(result: dict) -> str:
+    """A table for the terminal: figures, then samples, reference and extractor, then warnings and notes."""
+    rows = _columns(result)
+    samples, reference, extractor = result["samples"], result.get("reference"), result.get("extractor")
+    facts = [("images", f"{samples['name']}: {samples['count']} of {samples['size']}, hash {samples['hash']}")]
+    if reference:
+        count = f"{reference['count']} images" if reference["count"] else "count unknown"
+        facts.append(("reference", f"{reference['path']}: {count}, hash {reference['hash']}"))
+    if extractor:
+        facts.append(("extractor", f"{extractor['name']}: {extractor['family']}, hash {extractor['hash']}"))
+        facts.append(("protocol", extractor["protocol"]))
+    width = max(len(name) for name, _ in [*rows, *facts])
+    lines = [f"{name:<{width}}  {value}" for name, value in [*rows, ("", ""), *facts]]
+    lines += [f"warning: {text}" for text in result["warnings"]] + [f"note: {text}" for text in result["notes"]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_markdown(result: dict) -> str:
+    """A Markdown header and row, with samples, extractor, protocol and reference."""
+    columns = _columns(result)
+    samples, reference, extractor = result["samples"], result.get("reference"), result.get("extractor")
+    columns.insert(0, ("images", f"{samples['count']} {samples['size']}"))
+    if extractor:
+        columns.append(("extractor, protocol", f"{extractor['family']} {extractor['hash']}, {extractor['protocol']}"))
+    if reference:
+        path = reference["path"] if reference["kind"] == "data set" else Path(reference["path"]).name
+        columns.append(("reference", f"{path} {reference['hash']}"))
+    head, row = ([cell.replace("|", "/") for cell in cells] for cells in zip(*columns, strict=True))
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), row))
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Reads a result of `maskgil evaluate`. Raises a `ValueError` that names the file."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a result of maskgil evaluate (expected format {FORMAT!r})")
+    return value

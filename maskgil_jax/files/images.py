@@ -1,19 +1,34 @@
-"""Pictures for people: contact sheets and captions, as uint8 (h, w, 3) arrays."""
+"""Image files: reading to uint8 RGB arrays, writing PNG, WebP and animations, and contact sheets."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
+from collections.abc import Callable
 from typing import IO
 
 import numpy as np
 
 from maskgil_jax.files.atomic import writing
 
+MAX_PIXELS = 40_000_000  # a 400 kB file can decompress to gigabytes: the size in the header is checked before decoding
 
+# Stored mode of an image (Pillow's names) -> what conversion to 8-bit RGB does to it.
+CONVERSIONS = {
+    "1": "black and white, copied to three channels",
+    "L": "grey, copied to three channels",
+    "P": "palette, looked up",
+    "CMYK": "CMYK, converted to RGB",
+    "YCbCr": "YCbCr, converted to RGB",
+    "LAB": "CIELAB, converted to RGB",
+    "HSV": "HSV, converted to RGB",
+}
+
+
+# ------------------------------------------------------------------------------------------------ writing
 def contact_sheet(images_bhwc: np.ndarray, *, columns: int | None = None, gap: int = 2, background: int = 255) -> np.ndarray:
-    """A contact sheet of equally large uint8 images, row by row; about square unless `columns` is given."""
+    """Arranges uint8 images of one size in rows; about square unless `columns` is given."""
     b, h, w, _ = images_bhwc.shape
     columns = min(columns or math.ceil(math.sqrt(b)), b)
     rows = math.ceil(b / columns)
@@ -25,19 +40,17 @@ def contact_sheet(images_bhwc: np.ndarray, *, columns: int | None = None, gap: i
 
 
 def save_png(path, image_hwc: np.ndarray) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes a PNG file atomically."""
     _save(path, [image_hwc], format="PNG")
 
 
 def save_webp(path, image_hwc: np.ndarray) -> None:
-    """Writes a lossless WebP, whole or not at all."""
+    """Writes a lossless WebP file atomically."""
     _save(path, [image_hwc], format="WEBP", lossless=True)
 
 
 def png_bytes(image_hwc: np.ndarray) -> bytes:
-    """What a PNG file of the image holds."""
-    import io
-
+    """Encodes an image as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -46,7 +59,7 @@ def png_bytes(image_hwc: np.ndarray) -> bytes:
 
 
 def save_animation(path, frames_thwc: np.ndarray, *, seconds: float = 0.4, last: float = 1.5) -> None:
-    """Writes frames as an endless GIF or lossless WebP, by the name's ending; each is shown `seconds`, the last one `last`."""
+    """Writes an endless GIF or lossless WebP, chosen by the suffix; `seconds` per frame, `last` for the last one."""
     kind = {".gif": "GIF", ".webp": "WEBP"}.get(os.path.splitext(path)[1].lower())
     if kind is None:
         raise ValueError(f"{path}: animations are .gif or .webp")
@@ -64,57 +77,53 @@ def _save(path, frames, **options) -> None:
         first.save(part, **options)
 
 
-def curves(runs: dict) -> np.ndarray:
-    """The logged losses of some runs, side by side: {name: folder with metrics.jsonl} -> picture."""
-    import json
-    import pathlib
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6 * len(runs), 4), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(runs), squeeze=False)
-    for axis, (name, folder) in zip(axes[0], runs.items(), strict=True):
-        lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
-        for metric in (m for m in lines[0] if m.endswith("loss")) if lines else ():
-            logged = [line for line in lines if metric in line]  # figures of samples stand in lines of their own
-            axis.plot([line["step"] for line in logged], [line[metric] for line in logged], label=metric)
-        axis.set(title=name, xlabel="step", ylabel="loss")
-        axis.grid(alpha=0.3)
-        axis.legend()
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-MAX_PIXELS = 40_000_000  # a 400 kB file can unpack to gigabytes: the header is asked before anything is decoded
-
-
+# ------------------------------------------------------------------------------------------------ reading
 def read_image(path: str | os.PathLike | IO[bytes]) -> np.ndarray:
-    """Decodes a PNG, JPEG, WebP, BMP or GIF (first frame) file to uint8 (h, w, 3), upright by its EXIF orientation.
+    """Decodes a PNG, JPEG, WebP, BMP or GIF (first frame) file to uint8 (h, w, 3), rotated by its EXIF orientation.
 
-    path: its name, or the opened file.
-    Transparency is laid on white; 16-bit grey is scaled to 8 bits; CMYK, palette and grey become RGB.
-    Raises a ValueError naming the file when it cannot be decoded, has no pixels or has more than 40 million.
+    path: a file name, or an open binary file.
+    Transparent pixels are composited over white; 16-bit values are scaled to 8 bits; CMYK, palette and grey become RGB.
+    Raises a `ValueError` that names the file if it cannot be decoded, has no pixels or has more than 40 million.
     """
     with _open(path) as image:
         return _decode(image, path)
 
 
-def decode_image(data: bytes, name: str) -> tuple[np.ndarray, str]:
-    """An encoded image as it lies in a record -> (uint8 (h, w, 3), the mode it was stored in); see `read_image`."""
-    with _open(io.BytesIO(data), name) as image:
-        return _decode(image, name), image.mode
+def read_image_and_conversions(
+    source: str | os.PathLike | bytes, name: str | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """`read_image`, and a description of each conversion that changed the stored pixels; an empty tuple for plain RGB.
+
+    source: a file name, or the bytes of an encoded image, which errors call `name`.
+    """
+    name = os.fspath(source) if name is None and not isinstance(source, bytes) else name
+    with _open(io.BytesIO(source) if isinstance(source, bytes) else source, name) as image:
+        found, pixels_hwc = _decode(image, name, lambda image: (conversions_of(image), to_rgb(image)))
+        return pixels_hwc, found
 
 
-def read_image_and_mode(path: str | os.PathLike) -> tuple[np.ndarray, str]:
-    """`read_image` and the mode the file was stored in ("RGB", "L", "RGBA", "CMYK", "I;16", ...): who measures must say it."""
-    with _open(path) as image:
-        return _decode(image, path), image.mode
+def conversions_of(image) -> tuple[str, ...]:
+    """What `read_image` does to an opened PIL image after decoding. Must be called before its pixels are loaded."""
+    found = []
+    stored = "" if not getattr(image, "tile", None) else str(image.tile[0][3])  # the depth in the file, e.g. "RGB;16B"
+    deep = image.mode.startswith("I") or ";16" in stored
+    base = {"RGBA": "RGB", "RGBX": "RGB", "RGBa": "RGB", "LA": "L", "La": "L", "PA": "P"}.get(image.mode, image.mode)
+    if deep:
+        grey = image.mode.startswith("I") or stored.startswith("L")
+        found.append(f"16-bit {'grey' if grey else 'colour'}, scaled to 8 bits")
+    elif base != "RGB":
+        found.append(CONVERSIONS.get(base, f"{base}, converted to RGB"))
+    if image.has_transparency_data:
+        found.append("transparent, composited over white")
+    if image.getexif().get(0x0112, 1) != 1:
+        found.append("rotated by the EXIF orientation")
+    if getattr(image, "n_frames", 1) > 1:
+        found.append("of several frames, the first taken")
+    return tuple(found)
 
 
 def read_alpha(path: str | os.PathLike) -> np.ndarray | None:
-    """How opaque a file's pixels are, uint8 (h, w), 0 = see-through; None if it does not say. Errors as in `read_image`."""
+    """The opacity of a file's pixels, uint8 (h, w), 0 = transparent; None without alpha. Errors as in `read_image`."""
     from PIL import ImageOps
 
     with _open(path) as image:
@@ -129,13 +138,33 @@ def read_alpha(path: str | os.PathLike) -> np.ndarray | None:
 
 
 def check_image(path: str | os.PathLike) -> None:
-    """Raises the ValueError of `read_image` for a file that is plainly bad, at the price of its first and last bytes.
+    """Raises the `ValueError` of `read_image` for an obviously damaged file, from its first and last bytes alone.
 
-    A file whose end is not the end its format has is decoded to be sure; damage in the middle shows only when it is read.
+    A file that does not end as its format requires is decoded to be sure. Damage in the middle shows only when it is
+    read.
     """
     with _open(path) as image:
-        if not _ends_well(path, image.format):
+        if not _has_format_end(path, image.format):
             _decode(image, path)
+
+
+def to_rgb(image) -> np.ndarray:
+    """Converts a PIL image of any mode to uint8 (h, w, 3); see `read_image`."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # Pillow's own conversion saturates 16-bit grey to white
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey[levels == transparent] = 255
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))  # a copy: the source's buffer is read-only
 
 
 def _open(file, name=None):
@@ -148,7 +177,7 @@ def _open(file, name=None):
         raise
     except Image.UnidentifiedImageError:
         raise ValueError(f"{path}: not an image file") from None
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged input
+    except Exception as error:  # Pillow's readers raise many kinds of exception on damaged input
         raise ValueError(f"{path}: cannot be opened ({_reason(error)})") from None
     width, height = image.size
     if not 1 <= width * height <= MAX_PIXELS:
@@ -157,9 +186,9 @@ def _open(file, name=None):
     return image
 
 
-def _decode(image, path) -> np.ndarray:
+def _decode(image, path, decode: Callable = to_rgb):
     try:
-        return to_rgb(image)
+        return decode(image)
     except MemoryError:
         raise
     except Exception as error:
@@ -170,23 +199,7 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def to_rgb(image) -> np.ndarray:
-    """A PIL image in any mode -> uint8 (h, w, 3); see `read_image`."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow's own conversion saturates 16-bit grey to white
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))  # a copy: the source's buffer is read-only
-
-
-def _ends_well(path, kind: str | None) -> bool:
+def _has_format_end(path, kind: str | None) -> bool:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         head = file.read(16)

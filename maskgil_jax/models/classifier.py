@@ -1,4 +1,4 @@
-"""A small convolutional classifier: the independent judge of generated images, and a feature extractor for distances."""
+"""A small convolutional classifier: measures class agreement of generated images, and gives features for distances."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stage(nnx.Module):
 class Classifier(nnx.Module):
     """Images (b, h, w, 3), float in [-1, 1] -> logits over the classes; trained at `cfg.image_size`, any size runs.
 
-    No state and no batch statistics: what is said of an image depends on that image alone.
+    No state and no batch statistics: the output for an image depends on that image alone.
     """
 
     def __init__(self, cfg: ClassifierConfig, *, rngs: nnx.Rngs):
@@ -53,7 +53,7 @@ class Classifier(nnx.Module):
         draw_kernels(self, rngs.params())
 
     def features(self, images_bhwc: jax.Array) -> jax.Array:
-        """What the classes are read from: float32 (b, feature_dim), averaged over the image."""
+        """Input of the output layer: float32 (b, feature_dim), averaged over the image."""
         x_bhwc = self.stem(images_bhwc)
         for i in range(len(self.stages)):
             x_bhwc = self.stages[str(i)](x_bhwc)

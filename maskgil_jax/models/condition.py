@@ -30,6 +30,33 @@ class TextCondition:
     mask_bt: Any
 
 
+@flax.struct.dataclass
+class SizedCondition:
+    """A condition with the size of each image, for a batch of images of several sizes on one padded canvas.
+
+    `rows_b`, `columns_b`: int32 (b,), the grid of each image. Its tokens are the first rows * columns of the sequence, in its
+    own raster order; the rest is padding, to which nothing attends. As part of the condition, the sizes go wherever the
+    condition goes: through guidance, condition dropout and batches.
+    """
+
+    condition: Any
+    rows_b: Any
+    columns_b: Any
+
+
+def token_places(condition: SizedCondition, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(row, column, whether it is no padding) of every token, int32 and bool (b, length)."""
+    index_1l, columns_b1 = jnp.arange(length)[None], jnp.asarray(condition.columns_b)[:, None]
+    valid_bl = index_1l < jnp.asarray(condition.rows_b)[:, None] * columns_b1
+    row_bl, column_bl = index_1l // columns_b1, index_1l % columns_b1
+    return jnp.where(valid_bl, row_bl, 0), jnp.where(valid_bl, column_bl, 0), valid_bl
+
+
+def valid_tokens(condition: Any, length: int) -> jax.Array | None:
+    """Which tokens are no padding, bool (b, length); None if all images fill the canvas."""
+    return token_places(condition, length)[2] if isinstance(condition, SizedCondition) else None
+
+
 def batch_size(condition: Any) -> int:
     """Length of the leading axis."""
     return jax.tree.leaves(condition)[0].shape[0]

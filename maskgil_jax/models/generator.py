@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, GeneratorConfig
-from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition
 from maskgil_jax.models.layers import layers_unrolled
 
 
@@ -128,7 +128,16 @@ def check_condition(cfg: Any, condition, batch: int) -> None:
 
 
 def check_inputs(cfg: GeneratorConfig, tokens_bl: jax.Array, condition, grid: tuple[int, int]) -> None:
-    """Raises a `ConfigError` unless tokens, condition and grid fit together."""
+    """Raises a `ConfigError` unless tokens, condition and grid fit together.
+
+    Tokens of a `SizedCondition` fill a padded canvas of rows * columns = grid tokens in all.
+    """
+    if isinstance(condition, SizedCondition):
+        if not (cfg.causal is False and cfg.rope_scaling == "none"):
+            raise ConfigError(
+                "condition: sizes of single images need a bidirectional Llama with 2-D positions and rope_scaling none"
+            )
+        condition = condition.condition
     check_condition(cfg, condition, tokens_bl.shape[0])
     if tokens_bl.ndim != 2 or tokens_bl.shape[1] != grid[0] * grid[1]:
         raise ConfigError(f"tokens: expected (batch, {grid[0]} * {grid[1]}) for grid {grid}, got shape {tokens_bl.shape}")

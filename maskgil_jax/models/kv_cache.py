@@ -1,4 +1,4 @@
-"""The keys and values that a causal network keeps, so that a new token costs one position instead of the whole sequence."""
+"""The KV cache of a causal network: a new token costs one position instead of the whole sequence."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ class KVCache:
     """Keys and values of every layer; the batch axis leads everywhere, so rows are picked with a plain `jax.tree.map`.
 
     keys_bnshk, values_bnshk: (b, layers n, positions s, kv heads h, head width k) in the network's compute dtype.
-    visible_bs: bool, the positions that others may look at (the padding of a text is not). What is not written yet is hidden
-    by the causal rule. Bytes: `2 * b * layers * positions * kv_heads * head_width * bytes of a number`, and b * s flags.
+    visible_bs: bool, the positions that others may attend to (not the padding of a text). Positions that are not written yet
+    are hidden by the causal mask.
+    Bytes: `2 * b * layers * positions * kv_heads * head_width * bytes of a number`, and b * s flags.
     """
 
     keys_bnshk: jax.Array
@@ -35,13 +36,13 @@ class KVCache:
         return keys_bshk, jax.lax.dynamic_index_in_dim(self.values_bnshk, layer, axis=1, keepdims=False)
 
 
-def attention_mask(visible_bs: jax.Array, places_q: jax.Array, causal: bool) -> jax.Array:
-    """Bool (b, 1, q, s): what queries at the positions `places_q` look at: visible positions, and always themselves.
+def attention_mask(visible_bs: jax.Array, positions_q: jax.Array, causal: bool) -> jax.Array:
+    """Bool (b, 1, q, s): what queries at the positions `positions_q` attend to: visible positions, and always themselves.
 
-    The latter keeps padding from having nothing to look at. `causal`: nothing that comes later.
+    The latter keeps the softmax of padding from being empty. `causal`: no later positions.
     """
     places_s = jnp.arange(visible_bs.shape[1])
-    mask_bqs = visible_bs[:, None] | (places_s[None] == places_q[:, None])[None]
+    mask_bqs = visible_bs[:, None] | (places_s[None] == positions_q[:, None])[None]
     if causal:
-        mask_bqs &= (places_s[None] <= places_q[:, None])[None]
+        mask_bqs &= (places_s[None] <= positions_q[:, None])[None]
     return mask_bqs[:, None]

@@ -14,6 +14,7 @@ from maskgil_jax.runtime.mesh import constrain_batch
 from maskgil_jax.runtime.platform import platform
 from maskgil_jax.runtime.rng import fold_keys
 
+ATTENTION_MULTIPLE = 8  # cuDNN refuses odd lengths; a multiple of 8 also aligns masks
 # Names (`checkpoint_name`) of what `remat="dots"` keeps beside the outputs of linear maps: the output of attention, and, where
 # layers are unrolled, the states after the residual sum of attention. In a scan, a TPU takes longer to fetch the latter from
 # memory than to add them again.
@@ -87,6 +88,28 @@ def dot_product_attention(
     scores_bhls = jnp.einsum("bhlk,bhsk->bhls", q_bhlk, k_bhsk, preferred_element_type=jnp.float32)
     weights_bhls = jax.nn.softmax(scores_bhls * q_blhk.shape[-1] ** -0.5, axis=-1).astype(v_bshk.dtype)
     return jnp.einsum("bhls,bhsk->bhlk", weights_bhls, v_bhsk).transpose(0, 2, 1, 3)
+
+
+def padded_attention(
+    q_blhk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, mask=None, causal: bool = False, implementation: str = "cudnn"
+) -> jax.Array:
+    """Attention (b, l, h, k) by an implementation that needs lengths in multiples of `ATTENTION_MULTIPLE`, as cuDNN's does.
+
+    Queries and keys are padded with zeros; padded keys are masked by their lengths or, with a `mask` (b, 1, l, s), by it.
+    """
+    b, l, s = q_blhk.shape[0], q_blhk.shape[1], k_bshk.shape[1]
+    more_l, more_s = -l % ATTENTION_MULTIPLE, -s % ATTENTION_MULTIPLE
+    q_blhk, k_bshk, v_bshk = (
+        jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x, more in ((q_blhk, more_l), (k_bshk, more_s), (v_bshk, more_s))
+    )
+    lengths: dict[str, Any] = {}
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more_l), (0, more_s)))
+    elif more_l or more_s:
+        lengths = dict(query_seq_lengths=jnp.full(b, l, jnp.int32), key_value_seq_lengths=jnp.full(b, s, jnp.int32))
+    options: dict[str, Any] = dict(mask=mask, is_causal=causal, implementation=implementation, **lengths)
+    out_blhk = jax.nn.dot_product_attention(q_blhk, k_bshk, v_bshk, **options)
+    return out_blhk[:, :l]
 
 
 def dropout(x_bld: jax.Array, rate: float, key_b: jax.Array | None) -> jax.Array:

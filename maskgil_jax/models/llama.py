@@ -10,7 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition, token_places
 from maskgil_jax.models.experimental.flash_attention import flash_attention
 from maskgil_jax.models.generator import TransformerGenerator, check_condition, check_inputs
 from maskgil_jax.models.kv_cache import KVCache, attention_mask
@@ -24,9 +24,11 @@ from maskgil_jax.models.layers import (
     dropout,
     embedding,
     linear,
+    padded_attention,
     stack_layers,
 )
-from maskgil_jax.models.rope import rotate, rotation_table
+from maskgil_jax.models.rope import rotate, rotation_at, rotation_table
+from maskgil_jax.runtime.platform import platform
 from maskgil_jax.runtime.rng import fold_keys
 
 
@@ -69,7 +71,8 @@ class Attention(nnx.Module):
             cache = cache.put(layer, start, k, v)
             k, v = cache.of(layer)
         causal = self.cfg.causal and mask is None
-        out = dot_product_attention(q, k, v, mask, causal).reshape(b, l, -1)
+        fused = self.cfg.attention == "cudnn" and platform() == "gpu" and past is None
+        out = (padded_attention if fused else dot_product_attention)(q, k, v, mask, causal).reshape(b, l, -1)
         return self.o(checkpoint_name(out, ATTENTION_OUT)), cache
 
 
@@ -139,6 +142,8 @@ class Llama(TransformerGenerator):
 
         The null text is as long as the text it stands for: LlamaGen keeps the text's mask. It is random and never trained.
         """
+        if isinstance(condition, SizedCondition):
+            return condition.replace(condition=self.null_condition(condition.condition))
         if self.cfg.condition == "class":
             return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
         null_td = jax.lax.stop_gradient(self.caption_null[...]).astype(condition.features_btd.dtype)
@@ -166,15 +171,19 @@ class Llama(TransformerGenerator):
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)
-        count, first = tokens_bl.shape[1], cfg.class_position == "first"
+        count, first, sized = tokens_bl.shape[1], cfg.class_position == "first", None
+        if isinstance(condition, SizedCondition):
+            sized, condition = condition, condition.condition
         parts = [self.prefix(condition), self.tokens(tokens_bl)]
         x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
         rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the end of the prefix) went in
             start, x, rotation = start - 1, x[:, :-1], tuple(table[:-1] for table in rotation)
-        mask = None
-        if cfg.condition == "text":
-            mask = attention_mask(_visible(condition, x.shape[1]), jnp.arange(x.shape[1]), cfg.causal)
+        visible_bs = _visible(condition, x.shape[1]) if cfg.condition == "text" else None
+        if sized is not None:
+            rotation, valid_bs = self._rotation_of_sizes(sized, count)
+            visible_bs = valid_bs if visible_bs is None else visible_bs & valid_bs
+        mask = None if visible_bs is None else attention_mask(visible_bs, jnp.arange(x.shape[1]), cfg.causal)
         x = apply_layers(
             self.layers,
             x,
@@ -240,6 +249,15 @@ class Llama(TransformerGenerator):
             call=call,
         )
         return self.logits(self.norm(x_bqd[:, -1:]))[:, 0, : cfg.codebook_size], cache
+
+    def _rotation_of_sizes(self, sized: SizedCondition, count: int) -> tuple[Any, jax.Array]:
+        """((cos, sin), visible positions) of the sequence for images of different sizes; the prefix is visible."""
+        cfg = self.cfg
+        if (cfg.positions, cfg.class_position) != ("2d", "first"):
+            raise ConfigError('condition: sizes of single images need positions "2d" and class_position "first"')
+        row_bl, column_bl, valid_bl = token_places(sized, count)
+        rotation = rotation_at(row_bl, column_bl, cfg.head_dim, cfg.rope_base, cfg.prefix_tokens, cfg.prefix_rotation)
+        return rotation, jnp.pad(valid_bl, ((0, 0), (cfg.prefix_tokens, 0)), constant_values=True)
 
     def _rotation(self, grid: tuple[int, int]):
         """(cos, sin) of the whole sequence, prefix included."""

@@ -17,7 +17,7 @@ class LPIPS(nnx.Module):
     as the kernel of a 1x1 convolution."""
 
     def __init__(self, cfg: LPIPSConfig, *, rngs: nnx.Rngs):
-        # Never trained here: the zeros are only places for published weights.
+        # Not trained here: published weights replace these zeros.
         def conv(inputs, outputs):
             zeros = nnx.initializers.zeros
             return nnx.Conv(inputs, outputs, (3, 3), padding=((1, 1), (1, 1)), kernel_init=zeros, rngs=rngs)

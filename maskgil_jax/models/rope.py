@@ -16,7 +16,7 @@ def angles_1d(count: int, head_dim: int, base: float, trained: int | None = None
     """Angles (count, head_dim / 2): position p times base^(-2k / head_dim).
 
     `trained` and `scaling` bring a side longer than the trained one back to angles the network knows, with r = count / trained:
-    "none": nothing; far positions turn by angles never seen in training.
+    "none": nothing; far positions have angles never seen in training.
     "interpolate": positions are divided by r, so the whole side spans the trained angles and neighbours stand closer
     (position interpolation, 2306.15595).
     "ntk": the base grows to base * r^(d / (d - 2)), which slows the slowest pair by r exactly and leaves the fastest as it
@@ -63,7 +63,7 @@ def rotation_table(
 
     Prefix rows are either the identity or, as in LlamaGen, cos = sin = 0: queries and keys vanish there, so the
     prefix is attended with logit 0 whatever it holds. `positions="1d_shifted"` is the published MaskGIL code: its zero row
-    stands first although its class token stands last: token 0 vanishes, token i turns by i - 1, the class by the last angle.
+    comes first although its class token comes last: token 0 vanishes, token i turns by i - 1, the class by the last angle.
 
     `trained`: the training canvas, if not `grid`; `scaling`: see `angles_1d`.
 
@@ -92,8 +92,29 @@ def rotation_table(
     return cos, sin
 
 
-def rotate(x_blhk: jax.Array, cos_lk: np.ndarray, sin_lk: np.ndarray) -> jax.Array:
+def rotation_at(
+    row_bl: jax.Array, column_bl: jax.Array, head_dim: int, base: float, prefix: int, prefix_rotation: str
+) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin), each float32 (b, prefix + l, head_dim / 2), of tokens whose rows and columns are data.
+
+    Rows of the tables of `rotation_table`, gathered: one compiled program serves every size of a canvas. No side may be longer
+    than the number of tokens.
+    """
+    angles_lk = angles_1d(row_bl.shape[1], head_dim // 2, base)
+    cos_prefix = 0.0 if prefix_rotation == "zero" else 1.0
+    tables = []
+    for table_lk, value in ((np.cos(angles_lk), cos_prefix), (np.sin(angles_lk), 0.0)):
+        table = jnp.asarray(table_lk.astype(np.float32))
+        tokens_blk = jnp.concatenate([table[row_bl], table[column_bl]], axis=-1)
+        prefix_bpk = jnp.full((len(row_bl), prefix, head_dim // 2), value, jnp.float32)
+        tables.append(jnp.concatenate([prefix_bpk, tokens_blk], axis=1))
+    return tables[0], tables[1]
+
+
+def rotate(x_blhk: jax.Array, cos_lk: jax.Array | np.ndarray, sin_lk: jax.Array | np.ndarray) -> jax.Array:
     """Turns each interleaved pair of `x_blhk` by its position's angle, in float32; the dtype of the input is kept.
+
+    Tables: (l, k / 2), the same for all images, or (b, l, k / 2).
 
     A product with a signed permutation brings every entry its pair's other half (exactly: one term of each sum is not
     zero). Arrays of pairs would leave most of a TPU's 128 lanes empty, and its matrix unit has nothing else to do here.
@@ -101,5 +122,11 @@ def rotate(x_blhk: jax.Array, cos_lk: np.ndarray, sin_lk: np.ndarray) -> jax.Arr
     width = x_blhk.shape[-1]
     swap_kk = np.kron(np.eye(width // 2), [[0, 1], [-1, 0]]).astype(x_blhk.dtype)
     other_blhk = jnp.einsum("blhk,kj->blhj", x_blhk, swap_kk, precision="highest", preferred_element_type=jnp.float32)
-    cos, sin = (jnp.asarray(np.repeat(t, 2, axis=1))[None, :, None, :] for t in (cos_lk, sin_lk))
+    cos, sin = (_pairs(table) for table in (cos_lk, sin_lk))
     return (x_blhk.astype(jnp.float32) * cos + other_blhk * sin).astype(x_blhk.dtype)
+
+
+def _pairs(table: jax.Array | np.ndarray) -> jax.Array:
+    """A table with every angle twice, in a shape that multiplies (b, l, h, k)."""
+    doubled = jnp.asarray(table.repeat(2, axis=-1))
+    return doubled[None, :, None, :] if doubled.ndim == 2 else doubled[:, :, None, :]

@@ -253,9 +253,9 @@ def pack(path, out) -> None:
     """Writes the pipeline folder `path` to `out` in half precision, with the hash of the rounded tokenizer: to be shared."""
     load(path)  # refuses a folder whose parts do not fit together
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about), dtype="float16")
+    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about), dtype="float16")
     about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
-    save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
+    save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
 
 
 def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:

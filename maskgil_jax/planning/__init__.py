@@ -1,1 +1,1 @@
-"""What a program will need on a machine that is not here: memory, FLOPs, traffic, time. What `maskgil plan` prints."""
+"""Ahead-of-time compilation for TPU topologies: estimates memory, FLOPs, communication and step time (`maskgil plan`)."""

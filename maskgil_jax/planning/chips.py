@@ -1,4 +1,4 @@
-"""The accelerators that can be planned for, with the figures their makers publish, and topologies of them that are not here."""
+"""Published figures of accelerators, and compile-only topologies of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CHIPS = {
 def open_topology(text: str) -> tuple[list, Chip | None]:
     """ "v5e:16x16" -> (its 256 devices, compile-only, and their chip); "cpu:8" -> (8 of this machine's, None).
 
-    Raises a `ConfigError` for a name that is none, too few CPU devices, or without `libtpu` (extra [tpu]).
+    Raises a `ConfigError` for an unknown name, too few CPU devices, or without `libtpu` (extra [tpu]).
     """
     kind, _, size = text.partition(":")
     choose("--topology", kind, (*CHIPS, "cpu"))
@@ -52,13 +52,13 @@ def open_topology(text: str) -> tuple[list, Chip | None]:
         )
         return devices[: int(size)], None
     require(bool(re.fullmatch(r"\d+(x\d+){1,2}", size)), f"--topology: expected {kind}:ROWSxCOLUMNS, got {text!r}")
-    # Without these the TPU library asks a metadata server that is not there; they only stand in where nothing is set.
+    # Without these the TPU library asks a metadata server; values that are set already are kept.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies
 
-    # A lone chip is a part of a machine that has more; everything else is made of whole machines.
+    # A single chip is part of a host with more; all other topologies consist of whole hosts.
     part = {"chips_per_host_bounds": (1, 1, 1)} if set(size) <= set("1x") else {}
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=text, **part)

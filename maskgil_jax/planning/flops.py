@@ -1,4 +1,4 @@
-"""FLOPs of a traced program, counted on its jaxpr: loops count as often as they run, products apart from the rest."""
+"""FLOPs of a traced program, counted on its jaxpr: loops count as often as they run, matrix products apart from the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """`products`: of matrix products and convolutions, two a multiply-add. `others`: one per element that others make."""
+    """`products`: of matrix products and convolutions, two a multiply-add. `others`: one per output element."""
 
     products: float = 0.0
     others: float = 0.0
@@ -23,7 +23,7 @@ class Flops:
         return Flops(self.products * count, self.others * count)
 
 
-# Operations that only rename, move or make up values.
+# Operations that only rename, move or create values.
 MOVES = {
     *("broadcast_in_dim", "reshape", "transpose", "squeeze", "concatenate", "slice", "dynamic_slice", "dynamic_update_slice"),
     *("gather", "scatter", "pad", "rev", "copy", "convert_element_type", "bitcast_convert_type", "iota", "stop_gradient"),
@@ -32,9 +32,9 @@ MOVES = {
 
 
 def count_flops(jaxpr: Any) -> Flops:
-    """Of a `ClosedJaxpr` or `Jaxpr`, for the whole program over all devices. A `cond` counts as its dearest branch.
+    """Of a `ClosedJaxpr` or `Jaxpr`, for the whole program over all devices. A `cond` counts as its most expensive branch.
 
-    Raises a `ValueError` for a `while` loop, of which nobody can tell how often it runs (a `fori_loop` with fixed bounds
+    Raises a `ValueError` for a `while` loop, whose trip count is unknown (a `fori_loop` with fixed bounds
     is a `scan`).
     """
     return sum((_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns), Flops())

@@ -1,7 +1,7 @@
-"""Reads a compiled program's HLO text: what runs how often, the bytes collectives move, and the compiler's own cycle counts.
+"""Parses the HLO text of a compiled program: trip counts, bytes moved by collectives, the compiler's cycle estimates.
 
-XLA's summary figures are of no use for real programs (`flops` counts a loop's body once, `optimal_seconds` comes out
-negative), so the text is walked from its entry, and every loop's body counted as often as it runs.
+XLA's summary figures are wrong for real programs (`flops` counts a loop body once, `optimal_seconds` is negative), so the
+text is followed from its entry, and every loop body counted as often as it runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8} | {
     f"{kind}{n}": max(n // 8, 1) for kind in "su" for n in (4, 8, 16, 32, 64)
 }
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# What moves no data by itself: names for other values, or wrappers whose insides are counted.
+# Operations that move no data: aliases of other values, or wrappers whose bodies are counted.
 FREE = {
     "parameter",
     "constant",
@@ -83,7 +83,7 @@ class Instruction:
 
     @property
     def part(self) -> str:
-        """Which part of the program it belongs to and in which pass, as far as its origin tells: "mlp, backward"."""
+        """Which part of the program it belongs to and in which pass, by the scope names in its metadata: "mlp, backward"."""
         found = _SOURCE.search(self.attributes)
         origin = found[1] if found else ""
         part = _PART.search(origin)
@@ -120,23 +120,23 @@ class Program:
             raise ValueError("HLO text: found no ENTRY computation")
         self.entry = entry
 
-    def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
-        """Every instruction that runs by itself and how often: loops are multiplied out, fusions are one instruction."""
+    def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+        """Every executed instruction and how often: loop bodies times their trip counts, a fusion as one instruction."""
         for instruction in self.computations[computation or self.entry].values():
             yield instruction, times
             called = dict(_CALLED.findall(instruction.attributes))
             if instruction.kind == "while":
-                yield from self.walk(called["body"], times * self.trips(instruction, called["condition"]))
+                yield from self.executed(called["body"], times * self.trips(instruction, called["condition"]))
             elif instruction.kind in ("call", "async-start") and (inner := called.get("to_apply") or called.get("calls")):
-                yield from self.walk(inner, times)
-            elif instruction.kind == "conditional":  # as if each branch ran: the longest would need times for all
+                yield from self.executed(inner, times)
+            elif instruction.kind == "conditional":  # every branch counts: the longest cannot be known without times
                 branches = _BRANCHES.search(instruction.attributes)
                 names = branches[1].split(",") if branches else [called["true_computation"], called["false_computation"]]
                 for name in names:
-                    yield from self.walk(name.strip().lstrip("%"), times)
+                    yield from self.executed(name.strip().lstrip("%"), times)
 
     def trips(self, loop: Instruction, condition: str) -> int:
-        """How often a loop's body runs: said by the compiler, or the constant its counter is compared with; else 1."""
+        """Trip count of a loop: stated by the compiler, or the constant its counter is compared with; else 1."""
         if said := _TRIPS.search(loop.attributes):
             return int(said[1])
         inside = self.computations[condition]
@@ -147,7 +147,7 @@ class Program:
         """{kind: (how many run, bytes of their results on one device)}."""
         count: Counter[str] = Counter()
         moved: Counter[str] = Counter()
-        for instruction, times in self.walk():
+        for instruction, times in self.executed():
             kind = instruction.kind.removesuffix("-start")
             if kind in COLLECTIVES:
                 count[kind] += times
@@ -157,20 +157,20 @@ class Program:
     def cycles(self) -> dict[str, int]:
         """The compiler's estimated cycles by kind of instruction, with matrix products told apart from other fusions."""
         total: Counter[str] = Counter()
-        for instruction, times in self.walk():
+        for instruction, times in self.executed():
             if instruction.cycles:
                 total[self.sort_of(instruction)] += times * instruction.cycles
         return dict(total.most_common())
 
-    def dearest(self) -> list[tuple[int, int, Instruction]]:
-        """(estimated cycles of all its runs, runs, instruction), the dearest first."""
-        found = [(times * i.cycles, times, i) for i, times in self.walk() if i.cycles]
+    def most_expensive(self) -> list[tuple[int, int, Instruction]]:
+        """(estimated cycles of all its runs, runs, instruction), the most expensive first."""
+        found = [(times * i.cycles, times, i) for i, times in self.executed() if i.cycles]
         return sorted(found, key=lambda entry: -entry[0])
 
     def kernels(self) -> dict[str, tuple[int, int, int]]:
-        """{kernel: (runs, FLOPs, bytes) of all runs}, as the kernels' authors say: the compiler counts no cycles for them."""
+        """{kernel: (runs, FLOPs, bytes) of all runs}, from their cost estimates: the compiler counts no cycles for them."""
         total: dict[str, tuple[int, int, int]] = {}
-        for instruction, times in self.walk():
+        for instruction, times in self.executed():
             if instruction.kind == "custom-call" and (said := _COST.search(instruction.attributes)):
                 name = re.sub(r"\.\d+$", "", instruction.name)
                 runs, flops, moved = total.get(name, (0, 0, 0))
@@ -187,7 +187,7 @@ class Program:
         """Bytes that instructions write to main memory on one device; an update in place counts only what it changes."""
         return sum(
             times * self._written(instruction)
-            for instruction, times in self.walk()
+            for instruction, times in self.executed()
             if instruction.kind not in FREE and not instruction.kind.endswith("-done")
         )
 

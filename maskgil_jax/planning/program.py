@@ -1,4 +1,4 @@
-"""The programs that are planned for, built from shapes alone: the train step of a run file, and sampling with its network."""
+"""The programs to plan, built from abstract arguments: the train step of a run file, and sampling with its network."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from maskgil_jax.training.state import init_state
 class Program:
     """A jitted function with abstract arguments.
 
-    cfg: options of the generator. useful_flops: matrix products that the mathematics needs, 6 (training) or 2 (each network
-    call of sampling) times weights times tokens, attention, and the tokenizer's when sampling. images: what one run takes
-    or makes, for a rate.
+    cfg: options of the generator. useful_flops: matrix products of the mathematics, 6 (training) or 2 (each network
+    call of sampling) times weights times tokens, attention, and the tokenizer's when sampling. images: how many one run
+    consumes or produces.
     """
 
     function: Callable
     arguments: tuple
     cfg: object
-    useful_flops: float
+    model_flops: float
     images: int
 
     def traced(self):
@@ -65,7 +65,7 @@ def network_options(config, *, codebook_size: int, conditioner: Conditioner, dow
 
 
 def train_program(config, cfg: GeneratorConfig, conditioner: Conditioner, mesh: Mesh) -> Program:
-    """The very step that `maskgil train` runs on stored codes, for `config.batch_size` images."""
+    """The step that `maskgil train` runs on stored codes, for `config.batch_size` images."""
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
     check_batch(config, mesh, objective.accumulate)
     tx = skip_bad_updates(make_optimizer(config.optimizer, config.total_steps), skip_config(config))
@@ -108,5 +108,5 @@ def decode_program(
     branches = 1 if decode_cfg.guidance == 1.0 else 2
     codes = jax.ShapeDtypeStruct((batch, *cfg.grid), jnp.int32)
     to_image = jax.make_jaxpr(lambda p, c: network.build(tokenizer, p).decode(c))(tokenizer_params, codes)
-    useful = product_flops(cfg, batch * branches * decode_cfg.steps) + count_flops(to_image).products
-    return Program(sample, arguments, cfg, useful, batch)
+    model_flops = product_flops(cfg, batch * branches * decode_cfg.steps) + count_flops(to_image).products
+    return Program(sample, arguments, cfg, model_flops, batch)

@@ -1,4 +1,4 @@
-"""The plan of a program: compiled for a machine that need not be here, and what that says about memory and time."""
+"""The plan of a program: compiled ahead of time, and the memory and time that follow from the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskgil_jax.planning.program import Program
 
 _NEEDED = re.compile(r"([\d.]+)([KMGT])\)? exceeds available|Used ([\d.]+)([KMGT]) of")
 _SCALES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-QUICK = {"optimization_level": 9}  # an option of the compiler: O0 by its number, since JAX 0.10 does not take the name
+LOW_EFFORT = {"optimization_level": 9}  # an option of the compiler: O0 by its number, since JAX 0.10 does not take the name
 GIB = 2**30
 
 
@@ -24,11 +24,11 @@ GIB = 2**30
 class Plan:
     """Figures of one run of the program on one device, in bytes, FLOPs and seconds; None: not known.
 
-    peak: what the compiler reserves at once, or, if that is more than the device has, what it would have needed.
+    peak: memory the compiler reserves, or, if that exceeds the device, what it would have needed.
     products, others: FLOPs of the whole program (`flops.Flops`) divided by the devices. useful: those the mathematics needs.
     written: bytes that instructions write to memory. collectives: {kind: (how many, bytes)}. cycles: {kind: cycles}.
     kernels: {name: (runs, FLOPs, bytes)}, for which the compiler counts no cycles. parts: {part of the program: cycles}.
-    dearest: the instructions with most cycles, each (cycles of all runs, runs, sort, part, result and name).
+    most_expensive: the instructions with most cycles, each (cycles of all runs, runs, sort, part, result and name).
     """
 
     devices: int
@@ -37,7 +37,7 @@ class Plan:
     fits: bool
     products: float
     others: float
-    useful: float
+    model_flops: float
     compile_seconds: float
     arguments: int | None = None
     temporaries: int | None = None
@@ -46,7 +46,7 @@ class Plan:
     cycles: dict[str, int] | None = None
     kernels: dict[str, tuple[int, int, int]] | None = None
     parts: dict[str, int] | None = None
-    dearest: list[tuple[int, int, str, str, str]] | None = None
+    most_expensive: list[tuple[int, int, str, str, str]] | None = None
 
     def roofline(self, chip: Chip) -> dict[str, float]:
         """Seconds that products, memory and links would each take at the published peaks; a step takes the longest at least.
@@ -68,12 +68,12 @@ class Plan:
         return sum(self.cycles.values()) / chip.clock + self.kernel_seconds(chip) if self.cycles else None
 
     def kernel_seconds(self, chip: Chip) -> float:
-        """Seconds of the kernels at the published peaks, by what their authors say they do: a lower bound."""
+        """Seconds of the kernels at the published peaks, from their cost estimates: a lower bound."""
         return sum(max(flops / chip.flops, moved / chip.bandwidth) for _, flops, moved in (self.kernels or {}).values())
 
     def utilisation(self, seconds: float, chip: Chip) -> float:
         """MFU: the share of the chip's peak that the useful FLOPs are, if a run takes `seconds`."""
-        return self.useful / (seconds * chip.flops)
+        return self.model_flops / (seconds * chip.flops)
 
     def traffic(self) -> int | None:
         """Bytes that one run reads and writes in a device's memory: what is written is read once, and so are the arguments."""
@@ -89,12 +89,12 @@ class Plan:
         return found | {"roofline_parts": parts}
 
 
-def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0, quick: bool = False) -> Plan:
+def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0, low_effort: bool = False) -> Plan:
     """Traces, compiles and measures `program`, whose mesh has `devices` devices of `chip` (None: of this machine).
 
-    quick: with the compiler's least effort, several times sooner. Its cycles then say nothing and are left out, and bytes
-    written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly change.
-    top: how many of the dearest instructions are wanted.
+    quick: with the compiler's lowest effort, several times faster. Its cycle counts are then meaningless and left out, and
+    bytes written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly change.
+    top: how many of the most expensive instructions to list.
     """
     traced = program.traced()
     total = count_flops(traced.jaxpr)
@@ -106,13 +106,13 @@ def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0
             images=program.images,
             products=total.products / devices,
             others=total.others / devices,
-            useful=program.useful_flops / devices,
+            model_flops=program.model_flops / devices,
             compile_seconds=time.perf_counter() - began,
             **found,
         )
 
     try:
-        compiled = lowered.compile(QUICK if quick else None)
+        compiled = lowered.compile(LOW_EFFORT if low_effort else None)
     except jax.errors.JaxRuntimeError as error:
         needed = bytes_needed(str(error))
         if needed is None:
@@ -120,7 +120,7 @@ def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0
         return plan(peak=needed, fits=False)
     memory, text = compiled.memory_analysis(), hlo.Program(compiled.as_text())
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    dearest = text.dearest()
+    most_expensive = text.most_expensive()
     peak = memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return plan(
         peak=peak,
@@ -129,29 +129,30 @@ def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0
         temporaries=memory.temp_size_in_bytes,
         written=text.written_bytes(),
         collectives=text.collectives(),
-        cycles=None if quick else text.cycles() or None,
-        kernels=None if quick else text.kernels() or None,
-        parts=None if quick else parts(dearest) or None,
-        dearest=[(c, runs, text.sort_of(i), i.part, f"{i.type} {i.name}") for c, runs, i in dearest[:top]] or None,
+        cycles=None if low_effort else text.cycles() or None,
+        kernels=None if low_effort else text.kernels() or None,
+        parts=None if low_effort else parts(most_expensive) or None,
+        most_expensive=[(c, runs, text.sort_of(i), i.part, f"{i.type} {i.name}") for c, runs, i in most_expensive[:top]]
+        or None,
     )
 
 
-def parts(dearest: list[tuple[int, int, hlo.Instruction]]) -> dict[str, int]:
-    """{part of the program: cycles} of `hlo.Program.dearest`."""
+def parts(most_expensive: list[tuple[int, int, hlo.Instruction]]) -> dict[str, int]:
+    """{part of the program: cycles} of `hlo.Program.most_expensive`."""
     total: Counter[str] = Counter()
-    for cycles, _, instruction in dearest:
+    for cycles, _, instruction in most_expensive:
         total[instruction.part] += cycles
     return dict(total.most_common())
 
 
 def bytes_needed(message: str) -> int | None:
-    """What a compiler that gave up for lack of memory says it would have needed; None for any other error."""
+    """The bytes that an out-of-memory error of the compiler asks for; None for any other error."""
     found = _NEEDED.search(message) if "RESOURCE_EXHAUSTED" in message else None
     return int(float(found[1] or found[3]) * _SCALES[found[2] or found[4]]) if found else None
 
 
 def as_text(plan: Plan, chip: Chip | None, heading: list[tuple[str, str]]) -> str:
-    """The plan as aligned lines for people; every assumption of an estimate stands beside it."""
+    """The plan as aligned lines for people; with the assumptions of every estimate."""
     rows = list(heading)
     if plan.arguments is None or plan.temporaries is None:
         rows.append(("memory a device", f"needs {plan.peak / GIB:.2f} GiB or more"))
@@ -167,8 +168,8 @@ def as_text(plan: Plan, chip: Chip | None, heading: list[tuple[str, str]]) -> st
     rows.append(
         (
             "FLOPs a device",
-            f"{plan.products:.3e} in products, {plan.others:.3e} elsewhere; {plan.useful:.3e} needed "
-            f"({plan.useful / plan.products:.0%} of the products: 6ND + attention, or 2ND a call when sampling)",
+            f"{plan.products:.3e} in products, {plan.others:.3e} elsewhere; {plan.model_flops:.3e} needed "
+            f"({plan.model_flops / plan.products:.0%} of the products: 6ND + attention, or 2ND a call when sampling)",
         )
     )
     if (traffic := plan.traffic()) is not None:
@@ -209,11 +210,11 @@ def _estimates(plan: Plan, chip: Chip) -> list[tuple[str, str]]:
                     f"{plan.kernel_seconds(chip) * 1e3:.1f} ms in that, at the published peaks (at least): {runs}",
                 )
             )
-        if plan.dearest:
+        if plan.most_expensive:
             rows.append(("  by part", _shares({part: cycles / chip.clock for part, cycles in (plan.parts or {}).items()})))
             rows += [
                 (f"  {cycles / chip.clock * 1e3:.2f} ms", f"{runs} x {sort}, {part}: {name[:90]}")
-                for cycles, runs, sort, part, name in plan.dearest
+                for cycles, runs, sort, part, name in plan.most_expensive
             ]
     return rows
 

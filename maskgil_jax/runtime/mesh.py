@@ -1,4 +1,4 @@
-"""The device mesh (`data x fsdp x tensor`) and the path rules that say how every array lies on it."""
+"""The device mesh (`data x fsdp x tensor`) and the path rules that shard every array over it."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1,
 
 
 def _placed(sizes: list[int], dcn_data: int, devices: list) -> np.ndarray:
-    """The devices as an array of the mesh's shape, neighbours on it being neighbours on the machine."""
+    """The devices in the shape of the mesh, neighbours in it being connected in hardware."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     by_process = slices != dcn_data > 1 and jax.process_count() == dcn_data
     require(
         slices == dcn_data or by_process,
         f"mesh: dcn_data={dcn_data}, but there are {slices} slice(s) and {jax.process_count()} process(es)",
     )
-    split = dict(allow_split_physical_axes=True)  # where it must be: not every size is a product of sides of a TPU's torus
+    split = dict(allow_split_physical_axes=True)  # since not every size is a product of sides of a TPU torus
     if dcn_data == 1:
         return mesh_utils.create_device_mesh(sizes, devices, **split)
     return mesh_utils.create_hybrid_device_mesh(sizes, (dcn_data, 1, 1), devices, process_is_granule=by_process, **split)
@@ -109,10 +109,10 @@ def _mesh_of(x: jax.Array) -> AbstractMesh | None:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Inside a jitted function: `x`, whose first axis is the batch's, lies as batches do, the rest of it whole on its device.
+    """Inside a jitted function: constrains `x`, whose first axis is the batch, to the sharding of batches.
 
-    Left to itself, the compiler may as well split states over their columns, as the parameters are, and keep every image of
-    the batch on every device. Without a mesh, or where the batch cannot be split evenly, nothing is asked for.
+    Otherwise the compiler may shard activations over their columns, as the parameters are, and keep every image of the batch
+    on every device. Without a mesh, or where the batch cannot be split evenly, `x` is returned unconstrained.
     """
     mesh = _mesh_of(x)
     if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -121,11 +121,10 @@ def constrain_batch(x: jax.Array) -> jax.Array:
 
 
 def gather_embeddings(params: dict) -> dict:
-    """Inside a jitted function: tables that are looked up (`.../embedding`) are gathered on every device first.
+    """Inside a jitted function: replicates the tables of look-ups (`.../embedding`) on every device.
 
-    They are stored split over their columns. A look-up in such a table gives states that are split over columns too, where
-    the layers want them split over the batch, and the compiler knows no cheaper way from one to the other than every
-    state of the batch on every device, forward and backward.
+    They are stored sharded over their columns, and so are the results of look-ups in them, where layers need results sharded
+    over the batch. The compiler converts one to the other by gathering all activations of the batch on every device.
     """
 
     def of(path, leaf):
@@ -138,7 +137,7 @@ def gather_embeddings(params: dict) -> dict:
 
 
 def place(tree, sharding: NamedSharding):
-    """Arrays and keys that every process has in full -> global arrays laid out by `sharding`."""
+    """Arrays and keys that every process holds in full -> global arrays with this `sharding`."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
@@ -182,7 +181,7 @@ def global_batch(batch, mesh: Mesh):
         shape = (block * mesh.shape["data"] * mesh.shape["fsdp"], *rows.shape[1:])
         return jax.make_array_from_callback(shape, sharding, shard)
 
-    with jax.transfer_guard_host_to_device("allow"):  # this transfer is meant
+    with jax.transfer_guard_host_to_device("allow"):  # this transfer is intended
         return jax.tree.map(of, batch)
 
 

@@ -1,4 +1,4 @@
-"""The platform that a program is made for: what a choice "by platform" asks, here once."""
+"""The platform that a program is compiled for; every choice "by platform" asks here."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 
 import jax
 
-# Images of fewer codes are little work each, and a CPU's caches hold several of them.
+# With fewer codes per image, the caches of a CPU hold several images.
 MIN_SEQUENTIAL_CODES = 256
 
-_made_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("made_for", default=None)
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_platform", default=None)
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": JAX's default backend, unless the program is made for another (`target_platform`)."""
-    return _made_for.get() or jax.default_backend()
+    """ "cpu", "gpu" or "tpu": JAX's default backend, or that of `target_platform`."""
+    return _target.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def target_platform(name: str) -> Iterator[None]:
-    """Programs traced meanwhile make the choices of this platform, as a plan for a TPU does on a machine without one.
+    """Programs traced in this context make the choices of platform `name`, as a plan for a TPU does on a machine without one.
 
-    A function that was jitted and traced before keeps the choices it made then.
+    A function that was traced before keeps its choices.
     """
-    token = _made_for.set(name)
+    token = _target.set(name)
     try:
         yield
     finally:
-        _made_for.reset(token)
+        _target.reset(token)
 
 
 def prefer_sequential(batch: Any, codes: int) -> bool:
-    """Whether a program does better to work on the images of a batch one after the other than on all together.
+    """Whether a program runs faster on the images of a batch one after the other than on all of them at once.
 
-    A CPU does, if an image is large enough to keep it busy (`codes`: tokens of one): what a whole batch needs between two
-    layers does not fit its caches. Not where the batch is split over several devices, which would wait for each other.
+    On a CPU it does if an image has enough tokens (`codes`) to keep the cores busy, because the activations of a whole batch
+    exceed the caches. Not where the batch is split over several devices, which would wait for each other.
     """
     leaves = jax.tree.leaves(batch)
     split = any(jax.typeof(leaf).sharding.mesh.size > 1 for leaf in leaves)
@@ -45,7 +45,7 @@ def prefer_sequential(batch: Any, codes: int) -> bool:
 
 
 def map_batch(call: Callable, *batch: Any) -> Any:
-    """`call(*batch)`, given one image after the other in a loop of the program. All leaves, in and out, lead with the batch."""
+    """`call(*batch)` by `lax.map` over the images, with batches of 1. All leaves, in and out, have a leading batch axis."""
 
     def alone(image):
         return jax.tree.map(lambda leaf: leaf[0], call(*jax.tree.map(lambda leaf: leaf[None], image)))

@@ -1,4 +1,4 @@
-"""One key per image, so that no draw depends on the batch an image stands in or on how the batch is split over devices."""
+"""One random key per image, so that an image depends neither on its batch nor on how that is split over devices."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def image_keys(key, count: int) -> jax.Array:
     return key if key.ndim else keys_for_indices(key, jnp.arange(count))
 
 
-def keys_for_indices(key, places_n) -> jax.Array:
-    """The keys (n,) of the images with these numbers: `fold_in(key, place)`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), places_n)
+def keys_for_indices(key, indices_n) -> jax.Array:
+    """The keys (n,) of the images with these indices: `fold_in(key, index)`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), indices_n)
 
 
 def fold_keys(key_b, data):

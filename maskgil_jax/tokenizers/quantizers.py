@@ -68,7 +68,9 @@ def nearest_codes(z_nd: jax.Array, codebook_kd: jax.Array, max_elements: int = _
 
 
 def entropy_loss(z_nd: jax.Array, codebook_kd: jax.Array, temperature: float = 0.01) -> jax.Array:
-    """Mean entropy of each latent's soft assignment minus the entropy of their average: sure choices, all codes used.
+    """Mean entropy of each latent's soft assignment minus the entropy of their average.
+
+    The first term makes assignments confident, the second makes them use all codes.
 
     The assignment is softmax(-squared distance / temperature). Holds an (n, k) table: meant for training at moderate k.
     Source: MaskGIT and LlamaGen VQ training, whose 1e-5 inside both logarithms is kept.

@@ -27,6 +27,7 @@ from maskgil_jax.config import (
     GeneratorConfig,
     choose,
     from_dict,
+    height_width,
     require,
     to_dict,
 )
@@ -35,11 +36,11 @@ from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
-from maskgil_jax.models.condition import select
+from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows, with_arrays
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.losses import MASKINGS, chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
@@ -94,7 +95,9 @@ def corrupt_batch(key: jax.Array, codes_bl, condition, cfg: GeneratorConfig, obj
     if cfg.causal:  # every token is a target, and the network shifts the inputs
         inputs_bl, mask_bl = codes_bl, jnp.ones(codes_bl.shape, bool)
     else:
-        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, objective.schedule, cfg.mask_id, objective.masking)
+        valid_bl = valid_tokens(condition, codes_bl.shape[1])
+        options = objective.schedule, cfg.mask_id, objective.masking
+        inputs_bl, mask_bl = corrupt(mask_key, codes_bl, *options, valid_bl=valid_bl)
     return {
         "inputs": inputs_bl,
         "targets": codes_bl,
@@ -113,12 +116,13 @@ def loss_sum(params: dict, part: dict, cfg: GeneratorConfig, objective: Objectiv
         condition = select(part["drop"], model.null_condition(condition), condition)
     hidden_bld, logged = model.training_states(part["inputs"], condition, grid=grid, key_b=part["key"])
     options = objective.label_smoothing, objective.unmasked_weight, objective.z_loss
-    tokens = part["targets"], part["mask"]
+    tokens, valid_bl = (part["targets"], part["mask"]), valid_tokens(condition, part["targets"].shape[1])
     with jax.named_scope("loss"):
         if objective.loss_chunks == 1:
-            sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options)[1]
+            sums = masked_cross_entropy(model.logits(hidden_bld), *tokens, *options, valid_bl=valid_bl)[1]
         else:
-            sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, objective.loss_chunks, *options)
+            chunks = objective.loss_chunks
+            sums = chunked_cross_entropy(model.logits, hidden_bld, *tokens, chunks, *options, valid_bl=valid_bl)
     return sums["loss_sum"], sums | logged
 
 
@@ -164,7 +168,8 @@ def jitted_step(
     """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated.
 
     batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`. The
-    grid is that of the codes: another one compiles another program.
+    grid is that of the codes: another one compiles another program. With "rows" and "columns", int (b,), the codes are those
+    of images of several sizes, each at the start of a padded canvas (`SizedCondition`): one program for all of them.
     """
 
     # The Pallas kernels read the sharding from the abstract mesh.
@@ -177,6 +182,8 @@ def jitted_step(
         codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
         grid, codes_bl = codes.shape[1:], codes.reshape(codes.shape[0], -1).astype(jnp.int32)
         step_key, condition = jax.random.fold_in(key, state.step), conditioner.from_batch(batch)
+        if "rows" in batch:
+            condition = SizedCondition(condition, batch["rows"], batch["columns"])
         examples = corrupt_batch(step_key, codes_bl, condition, cfg, objective)
         with with_mesh():
             grads, sums = gradients(state.params, examples, cfg, objective, grid)
@@ -194,25 +201,26 @@ def jitted_step(
     return train_step
 
 
-def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]], Conditioner, tuple[int, int]]:
-    """The training data: (function start_step -> batches of what the step takes, conditioner, grid of codes)."""
+def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]], Conditioner, tuple[int, int], Any]:
+    """The training data: (function start_step -> batches of what the step takes, conditioner, grid, source or store)."""
     data, factor = config.data, tokenizer.cfg.downsample
+    size = height, width = height_width(data.image_size, "config.data.image_size")
     require(
-        data.image_size % factor == 0,
+        height % factor == 0 and width % factor == 0,
         f"config.data.image_size: {data.image_size} is not a multiple of the tokenizer's downsampling factor {factor}",
     )
-    grid = (data.image_size // factor,) * 2
+    grid = (height // factor, width // factor)
     if data.codes:
         store = CodeStore(data.codes)
         store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
         conditioner = ClassConditioner(store.class_names)
-        batches = functools.partial(code_batches, store, **process_rows(config))
-        return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid
-    source = open_images(data.path, split=data.split, label=data.label, size=data.image_size, data_dir=data.data_dir or None)
-    options = dict(image_size=data.image_size, crop=data.crop, flip=data.flip, **process_rows(config))
+        batches = functools.partial(code_batches, store, loader_config(config))
+        return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid, store
+    source = open_images(data.path, split=data.split, label=data.label, size=size, data_dir=data.data_dir or None)
+    options = dict(size=size, crop=data.crop, flip=data.flip)
     conditioner = ClassConditioner(tuple(source.class_names))
-    batches = functools.partial(image_batches, source, **options)
-    return with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid
+    batches = functools.partial(image_batches, source, loader_config(config), **options)
+    return with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid, source
 
 
 def sample_preview(params, tokenizer, condition, key, *, cfg: GeneratorConfig, decode_cfg, grid: tuple[int, int]) -> np.ndarray:
@@ -237,7 +245,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
     tokenizer = load_weights(config.tokenizer, "tokenizer")
-    batches, conditioner, grid = open_data(config, tokenizer)
+    batches, conditioner, grid, source = open_data(config, tokenizer)
     tokenizer_network = place(tokenizer.build(), replicated(mesh))
 
     # model and optimizer
@@ -254,7 +262,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
 
     # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
     def save(folder: pathlib.Path, averaged: dict, steps: int, **figures) -> None:
-        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
+        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about))
         metadata = {
             **conditioner.metadata(),
             "tokenizer_hash": tokenizer.hash,
@@ -263,7 +271,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
             **figures,
         }
-        save_weights(folder / "generator", cfg, averaged, about=metadata)
+        save_weights(folder / "generator", cfg, averaged, metadata=metadata)
 
     def evaluate(step: int, state: TrainState) -> dict:
         averaged = networks.build(cfg, state.averaged)
@@ -279,24 +287,24 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         workdir,
         mesh,
         name="generator",
-        headline="loss" if cfg.causal else "masked_loss",
+        primary_metric="loss" if cfg.causal else "masked_loss",
         init=init_state(lambda key: networks.params_of(networks.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(
             jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay, conditioner=conditioner
         ),
-        constants=(step_key, None if config.data.codes else tokenizer_network),
-        stream=batches,
-        about={
+        frozen=(step_key, None if config.data.codes else tokenizer_network),
+        batches=batches,
+        fingerprint_inputs={
             "model": to_dict(cfg),
             "tokenizer": tokenizer.hash,
-            "data": data_identity(config),
+            "data": data_identity(config, source),
             "objective": objective_identity(config),
             "seed": config.seed,
             "batch_size": config.batch_size,
         },
-        picture=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
-        score=evaluate if evaluator else None,
+        sample_fn=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
+        eval_fn=evaluate if evaluator else None,
     )
 
     weights, parameters = open_folder(workdir) / "weights", to_host(state.averaged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +17,32 @@ MASKINGS = ("exact", "bernoulli")
 
 @renamed(law="masking")
 def corrupt(
-    key: jax.Array, tokens_bl: jax.Array, schedule: str = "arccos", mask_id: int = 0, masking: str = "exact"
+    key: jax.Array,
+    tokens_bl: jax.Array,
+    schedule: str = "arccos",
+    mask_id: int = 0,
+    masking: str = "exact",
+    valid_bl: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Masks a fraction gamma(r), r ~ U(0, 1) per image, of each image's tokens.
 
     tokens_bl: int32 (b, l). Returns (inputs_bl with `mask_id` at masked positions, mask_bl bool, True = masked).
     masking "exact": ceil(gamma(r) * l) positions, at least 1, chosen uniformly (MaskGIT). "bernoulli": each position
-    independently with probability gamma(r), possibly none (the published MaskGIL code).
+    independently with probability gamma(r), possibly none (the published MaskGIL code). valid_bl: which tokens are no
+    padding; l is then the number of those of each image, and padding is never masked.
     """
     choose("masking", masking, MASKINGS)
     b, l = tokens_bl.shape
     keys_b2 = jax.vmap(jax.random.split)(image_keys(key, b))
     ratio_b = mask_ratio(schedule, jax.vmap(jax.random.uniform)(keys_b2[:, 0]))
     noise_bl = jax.vmap(lambda k: jax.random.uniform(k, (l,)))(keys_b2[:, 1])
+    count_l: Any = l
+    if valid_bl is not None:
+        noise_bl, count_l = jnp.where(valid_bl, noise_bl, 2.0), valid_bl.sum(axis=-1)
     if masking == "bernoulli":
         mask_bl = noise_bl < ratio_b[:, None]
     else:
-        count_b = jnp.clip(jnp.ceil(ratio_b * l).astype(jnp.int32), 1, l)
+        count_b = jnp.clip(jnp.ceil(ratio_b * count_l).astype(jnp.int32), 1, count_l)
         rank_bl = jnp.argsort(jnp.argsort(noise_bl, axis=-1), axis=-1)
         mask_bl = rank_bl < count_b[:, None]
     return jnp.where(mask_bl, mask_id, tokens_bl), mask_bl
@@ -73,17 +83,19 @@ def masked_cross_entropy(
     label_smoothing: float = 0.1,
     unmasked_weight: float = 0.0,
     z_loss: float = 0.0,
+    valid_bl: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over masked tokens, the others counted with `unmasked_weight` (0: paper 2.3; 1: published code).
 
     Returns (loss, metrics): sums and counts from which `mean_metrics` makes masked and unmasked loss and accuracy, and
     which add up over parts of a batch; the loss is `loss_sum / weight_sum`. z_loss: weight of log(sum(exp(logits)))^2 per
-    token (PaLM), which keeps logits from drifting away; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
+    token (PaLM), which bounds the logits; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
+    valid_bl: which tokens are no padding; padding, which is never masked, counts nowhere.
     """
     loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
     hit_bl = (best_class(logits_blv) == targets_bl).astype(jnp.float32)
     masked_bl = mask_bl.astype(jnp.float32)
-    seen_bl = 1.0 - masked_bl
+    seen_bl = 1.0 - masked_bl if valid_bl is None else valid_bl - masked_bl
     weight_bl = masked_bl + unmasked_weight * seen_bl
     drift_bl = z_loss * jnp.square(jax.nn.logsumexp(logits_blv.astype(jnp.float32), axis=-1)) if z_loss else 0.0
     metrics = {
@@ -106,6 +118,7 @@ def chunked_cross_entropy(
     mask_bl: jax.Array,
     chunks: int,
     *options: float,
+    valid_bl: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """The sums of `masked_cross_entropy(logits_of(hidden_bld), targets_bl, mask_bl, *options)`, never holding all logits.
 
@@ -115,13 +128,14 @@ def chunked_cross_entropy(
     """
 
     def sums_of(rows):
-        hidden, targets, mask = rows
-        return masked_cross_entropy(logits_of(hidden), targets, mask, *options)[1]
+        hidden, targets, mask, valid = rows
+        return masked_cross_entropy(logits_of(hidden), targets, mask, *options, valid_bl=valid)[1]
 
     b, l = targets_bl.shape
     require(l % chunks == 0, f"objective.loss_chunks: {chunks} does not divide {l} tokens")
     parts = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(b, chunks, l // chunks, *x.shape[2:]), 1, 0), (hidden_bld, targets_bl, mask_bl)
+        lambda x: jnp.moveaxis(x.reshape(b, chunks, l // chunks, *x.shape[2:]), 1, 0),
+        (hidden_bld, targets_bl, mask_bl, valid_bl),
     )
     shapes = jax.eval_shape(sums_of, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -1,4 +1,4 @@
-"""The smallest weights that the commands take: a classifier to compare images by, and a pipeline to draw them."""
+"""The smallest weights that the commands accept: a classifier for features, and a pipeline for samples."""
 
 import jax
 import numpy as np
@@ -7,12 +7,12 @@ from PIL import Image
 
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import VQ_PRESETS, ClassifierConfig, LlamaConfig, VQConfig
-from maskgil_jax.evaluation.extractor import extractor_of
+from maskgil_jax.evaluation.features import feature_extractor_of
 from maskgil_jax.networks import create, params_of
 
 SIDE = 16
 CLASSES = ("a", "b", "c", "d")
-JUDGE = ClassifierConfig(num_classes=4, channels=(8,), feature_dim=6, norm_groups=4, image_size=SIDE)
+CLASSIFIER = ClassifierConfig(num_classes=4, channels=(8,), feature_dim=6, norm_groups=4, image_size=SIDE)
 VQ = VQConfig(channels=8, multipliers=(1, 1), res_blocks=1, latent_dim=8, codebook_size=16, codebook_dim=4, image_size=SIDE)
 LLAMA = LlamaConfig(width=32, depth=1, heads=2, mlp_width=32, codebook_size=16, num_classes=4, grid=(8, 8))
 
@@ -24,27 +24,27 @@ def random_params(cfg, seed):
 
 
 @pytest.fixture(scope="session")
-def judge_folder(tmp_path_factory):
+def classifier_folder(tmp_path_factory):
     """A weights folder with a classifier of four classes."""
-    folder = tmp_path_factory.mktemp("judge") / "judge"
-    save_weights(folder, JUDGE, random_params(JUDGE, 1), about={"class_names": list(CLASSES)})
+    folder = tmp_path_factory.mktemp("extractor") / "extractor"
+    save_weights(folder, CLASSIFIER, random_params(CLASSIFIER, 1), metadata={"class_names": list(CLASSES)})
     return folder
 
 
 @pytest.fixture(scope="session")
-def judge(judge_folder):
-    """Its extractor."""
-    return extractor_of(load_weights(judge_folder), name="judge")
+def extractor(classifier_folder):
+    """The feature extractor of `classifier_folder`."""
+    return feature_extractor_of(load_weights(classifier_folder), name="extractor")
 
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory):
-    """A pipeline folder of 16x16 pictures and four classes."""
+    """A pipeline folder of 16x16 images and four classes."""
     folder = tmp_path_factory.mktemp("pipeline") / "MaskGIL-B"
     save_weights(folder / "tokenizer", VQ, random_params(VQ, 2))
     tokenizer = load_weights(folder, "tokenizer").hash
     about = {"class_names": list(CLASSES), "tokenizer_hash": tokenizer, "decode": {"steps": 2}}
-    save_weights(folder / "generator", LLAMA, random_params(LLAMA, 3), about=about)
+    save_weights(folder / "generator", LLAMA, random_params(LLAMA, 3), metadata=about)
     return folder
 
 

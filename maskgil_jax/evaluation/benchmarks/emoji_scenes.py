@@ -185,18 +185,24 @@ def score(prompts: Sequence[ScenePrompt], images: Sequence[np.ndarray], threshol
     Raises a ValueError for an image of another size than its prompt asks for.
     """
     require(len(prompts) == len(images) > 0, f"images: {len(images)} for {len(prompts)} prompts; give one for each")
-    by_size: dict[tuple[int, int], list[int]] = {}
     for i, (prompt, image) in enumerate(zip(prompts, images)):
-        expected = prompt.scene.height, prompt.scene.width
-        if image.shape != (*expected, 3) or image.dtype != np.uint8:
-            raise ValueError(f"images[{i}]: {image.dtype} {image.shape}, expected uint8 {(*expected, 3)} for {prompt.prompt!r}")
-        by_size.setdefault(expected, []).append(i)
+        expected = prompt.scene.height, prompt.scene.width, 3
+        if image.shape != expected or image.dtype != np.uint8:
+            raise ValueError(f"images[{i}]: {image.dtype} {image.shape}, expected uint8 {expected} for {prompt.prompt!r}")
     marks: dict[str, list[bool]] = {task: [] for task in TASKS}
-    for numbers in by_size.values():
+    for numbers in _by_size(prompts).values():
         for i, matches in zip(numbers, detect(np.stack([images[i] for i in numbers]), threshold)):
             marks[prompts[i].task].append(is_correct(prompts[i].task, prompts[i].scene, matches))
     shares = {task: float(np.mean(values)) for task, values in marks.items() if values}
     return {**shares, "overall": float(np.mean(list(shares.values())))}
+
+
+def _by_size(prompts: Sequence[ScenePrompt]) -> dict[tuple[int, int], list[int]]:
+    """Numbers of the prompts by the size of their images."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        found.setdefault((prompt.scene.height, prompt.scene.width), []).append(i)
+    return found
 
 
 def reference_scores(
@@ -218,7 +224,10 @@ def reference_scores(
             other[i] = true[j] if j != i else np.full_like(true[i], 255)
     found = {"true scenes": score(prompts, true, threshold), "other scenes": score(prompts, other, threshold)}
     if transform is not None:
-        changed = [np.asarray(transform(image[None]))[0] for image in true]
+        changed = list(true)
+        for numbers in _by_size(prompts).values():
+            for i, image in zip(numbers, np.asarray(transform(np.stack([true[i] for i in numbers])))):
+                changed[i] = image
         found["true scenes, transformed"] = score(prompts, changed, threshold)
     return found
 

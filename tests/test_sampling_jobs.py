@@ -1,4 +1,4 @@
-"""Sampling as a job: the same images whatever happens on the way, in every format, and never two jobs in one folder."""
+"""Sampling jobs: equal images after interruptions and on any devices, in every format; one job per folder."""
 
 import contextlib
 import dataclasses
@@ -59,7 +59,7 @@ def stopped_after(pipeline, count):
     yield Stopping(**{field.name: getattr(pipeline, field.name) for field in dataclasses.fields(pipeline)}), asked
 
 
-def test_balanced_labels():
+def test_balanced_labels_distributes_images_over_classes():
     assert balanced_labels(np.array([4, 2]), per_class=3).tolist() == [4, 4, 4, 2, 2, 2]
     assert balanced_labels(np.arange(3), num=7).tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert balanced_labels(np.arange(3), num=2).tolist() == [0, 1]
@@ -77,7 +77,7 @@ def test_balanced_labels():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_stopped_job_goes_on_and_ends_the_same(pipeline, expected, tmp_path, format):
+def test_interrupted_job_continues_to_equal_files(pipeline, expected, tmp_path, format):
     straight = sample(pipeline, tmp_path / "straight", format=format)
     np.testing.assert_array_equal(read_samples(straight), expected)
     np.testing.assert_array_equal(read_samples(straight, 4), expected[:4])
@@ -94,7 +94,7 @@ def test_a_stopped_job_goes_on_and_ends_the_same(pipeline, expected, tmp_path, f
     assert files_of(tmp_path / "parts") == files_of(straight)
 
 
-def test_devices_batches_and_shares_make_no_difference(pipeline, expected, tmp_path):
+def test_job_images_do_not_depend_on_devices_batches_and_shares(pipeline, expected, tmp_path):
     spread = pipeline.over()
     assert spread.mesh.size == 8 and spread.request(10, 0, None, 4)[1] == 8
     sample(spread, tmp_path / "devices")
@@ -107,7 +107,7 @@ def test_devices_batches_and_shares_make_no_difference(pipeline, expected, tmp_p
     assert_same_pictures(np.concatenate(parts), expected[[9, 2, 0]])
 
 
-def test_the_npz_is_adms(pipeline, expected, tmp_path):
+def test_npz_job_has_adm_layout(pipeline, expected, tmp_path):
     out = sample(pipeline, tmp_path / "out", format="npz")
     assert sorted(p.name for p in out.iterdir()) == ["samples.json", "samples.npz"]
     with np.load(out / "samples.npz", allow_pickle=False) as arrays:
@@ -116,7 +116,7 @@ def test_the_npz_is_adms(pipeline, expected, tmp_path):
         np.testing.assert_array_equal(arrays["arr_1"], LABELS)
 
 
-def test_records_hold_the_class_and_a_png(pipeline, tmp_path):
+def test_array_record_job_holds_class_and_png(pipeline, tmp_path):
     from array_record.python.array_record_module import ArrayRecordReader
 
     out = sample(pipeline, tmp_path / "out", format="array_record")
@@ -134,7 +134,7 @@ CHANGES = {
 }
 
 
-def test_a_changed_job_is_refused_by_name(pipeline, tmp_path):
+def test_job_with_other_settings_is_refused_by_name(pipeline, tmp_path):
     params = generator_params()
     out = sample(pipeline, tmp_path / "out")
     before = files_of(out)
@@ -155,7 +155,7 @@ def test_a_changed_job_is_refused_by_name(pipeline, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["mine.txt", "samples.json", "samples.npz"]
 
 
-def test_folders_of_others_are_left_alone(pipeline, tmp_path):
+def test_job_refuses_foreign_folders_and_leaves_them_unchanged(pipeline, tmp_path):
     stray = tmp_path / "stray"
     stray.mkdir()
     (stray / "000003.png").write_bytes(b"mine")
@@ -178,6 +178,8 @@ def test_folders_of_others_are_left_alone(pipeline, tmp_path):
     ]:
         with pytest.raises(ConfigError, match=message):
             sample(pipeline, tmp_path / "none", **options)
+    with pytest.raises(ConfigError, match="--out: is empty"):
+        sample(pipeline, "")
     learned = BertConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=8, depth=1, heads=1, mlp_width=8)
     learned = dataclasses.replace(pipeline, generator=create(learned, jax.random.key(0)))
     with pytest.raises(ConfigError, match=r"learned positions exist for \(4, 4\) only, got \(4, 6\)"):
@@ -185,15 +187,15 @@ def test_folders_of_others_are_left_alone(pipeline, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_processes_that_write_to_disks_of_their_own_are_told(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch_sampling, "_own_share", lambda: (0, 2))
+def test_missing_parts_of_other_processes_are_reported(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_sampling, "_process_share", lambda: (0, 2))
     with pytest.raises(ConfigError, match=r"out: 2 parts are missing, \['parts/00001.npy'\] first; all processes must write"):
         sample(pipeline, tmp_path / "out", format="npz")
     assert not (tmp_path / "out" / "samples.npz").exists()
 
 
-def test_progress_is_a_line_now_and_then_without_a_terminal(pipeline, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(batch_sampling, "_QUIET_SECONDS", -1.0)
+def test_progress_is_logged_without_a_terminal(pipeline, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(batch_sampling, "_LOG_SECONDS", -1.0)
     with caplog.at_level("INFO", logger="maskgil_jax"):
         sample(pipeline, tmp_path / "out")
     assert "4/10 images, " in caplog.text and "images/s, " in caplog.text and "min left" in caplog.text
@@ -205,7 +207,7 @@ def weights(tmp_path_factory):
     return save_pipeline(tmp_path_factory.mktemp("weights"))
 
 
-def test_the_command_samples_draws_and_watches(weights, tmp_path, pipeline, capsys):
+def test_sample_command_writes_images_sheet_and_trajectory(weights, tmp_path, pipeline, capsys):
     out = tmp_path / "out"
     argv = ["sample", "--weights", str(weights), "--out", str(out), "--labels", "cat,0", "--num", "5", "--seed", "3"]
     assert cli.main([*argv, "--trajectory"]) == 0
@@ -237,7 +239,7 @@ def test_the_command_samples_draws_and_watches(weights, tmp_path, pipeline, caps
     shutil.rmtree(out)
 
 
-def test_animations_are_gif_or_webp(tmp_path):
+def test_save_animation_writes_gif_and_webp_only(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), np.uint8)
     save_animation(tmp_path / "a.webp", frames)
     with Image.open(tmp_path / "a.webp") as film:
@@ -249,7 +251,7 @@ def test_animations_are_gif_or_webp(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.webp"]
 
 
-def test_steps_are_drawn_as_a_strip_and_a_film(tmp_path):
+def test_draw_steps_writes_sheet_and_animation(tmp_path):
     steps = np.random.default_rng(0).integers(0, 256, (4, 2, 6, 5, 3), np.uint8)
     drawer = types.SimpleNamespace(trajectory=lambda labels, **options: steps)
     draw_steps(drawer, [0, 1], tmp_path, ".webp", seed=0)
@@ -259,7 +261,7 @@ def test_steps_are_drawn_as_a_strip_and_a_film(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_job(weights, tmp_path, expected):
+def test_two_processes_share_one_job(weights, tmp_path, expected):
     argv = ["sample", "--weights", str(weights), "--out", str(tmp_path / "out"), "--num", "10", "--seed", "7"]
     printed = both(*argv, "--format", "npz", "--part-size", "3", "--batch-size", "2", devices=2)
     assert [stdout.count("10 images and grid.png") for stdout, _ in printed] == [1, 0]

@@ -1,7 +1,10 @@
-"""GenEval (Ghosh et al. 2023): the folders its detector reads, and its results as scores. The detector itself is not here.
+"""GenEval (Ghosh et al. 2023): writes the folders that its detector reads, and computes scores from its results.
 
-Prompts are those of the user's copy of the benchmark, `evaluation_metadata.jsonl`: one JSON object a line with `tag`, `prompt`
-and what the detector needs, which is handed on untouched. Layout: `00000/metadata.jsonl`, `00000/samples/0000.png`, ...
+The detector is not part of this package.
+
+Prompts are read from the user's copy of the benchmark, `evaluation_metadata.jsonl`: one JSON object per line with
+`tag`, `prompt` and the fields that the detector needs, which are copied unchanged. Layout: `00000/metadata.jsonl`,
+`00000/samples/0000.png`, ...
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 
 from maskgil_jax.config import require
 from maskgil_jax.files.atomic import writing
-from maskgil_jax.files.images import save_png
+from maskgil_jax.files.sample_formats import write_images
 
 # tag in the files -> name in tables, in the order of the paper's Table 4
 TASKS = {
@@ -31,7 +34,7 @@ PAPER = dict(zip([*TASKS, "overall"], (0.98, 0.52, 0.24, 0.69, 0.24, 0.29, 0.49)
 PER_PROMPT = 4
 
 
-def _json_lines(path: str | os.PathLike, wanted: set[str], what: str) -> list[dict]:
+def _json_lines(path: str | os.PathLike, fields: set[str], what: str) -> list[dict]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -44,8 +47,8 @@ def _json_lines(path: str | os.PathLike, wanted: set[str], what: str) -> list[di
             record = json.loads(line)
         except ValueError:
             raise ValueError(f"{path}: line {number} is not JSON; give {what}") from None
-        if not isinstance(record, dict) or not wanted <= record.keys():
-            raise ValueError(f"{path}: line {number} lacks {', '.join(sorted(wanted))}; give {what}")
+        if not isinstance(record, dict) or not fields <= record.keys():
+            raise ValueError(f"{path}: line {number} lacks {', '.join(sorted(fields))}; give {what}")
         if record["tag"] not in TASKS:
             raise ValueError(f"{path}: line {number} has the unknown tag {record['tag']!r}; expected {', '.join(TASKS)}")
         found.append(record)
@@ -55,7 +58,7 @@ def _json_lines(path: str | os.PathLike, wanted: set[str], what: str) -> list[di
 
 
 def read_prompts(path: str | os.PathLike) -> list[dict]:
-    """The benchmark's prompts, each a dict with at least `tag` and `prompt`. Raises a `ValueError` naming file and line."""
+    """Reads the prompts, dicts with at least `tag` and `prompt`. Raises a `ValueError` that names file and line."""
     return _json_lines(path, {"tag", "prompt"}, "evaluation_metadata.jsonl of the benchmark")
 
 
@@ -66,9 +69,9 @@ def write_samples(
     *,
     per_prompt: int = PER_PROMPT,
 ) -> int:
-    """Writes the folder of every prompt that is not there yet; returns how many were written, so a run can be continued.
+    """Writes the folder of each prompt that has none yet, so a stopped run continues; returns their number.
 
-    draw: (prompt, its number, how many) -> uint8 images (how many, h, w, 3). A folder appears whole or not at all.
+    draw: (prompt, its index, count) -> uint8 images (count, h, w, 3). A folder is written atomically.
     """
     out, written = Path(out), 0
     require(per_prompt >= 1, f"per_prompt: must be at least 1, got {per_prompt}")
@@ -84,17 +87,17 @@ def write_samples(
         with writing(folder) as part:
             (part / "samples").mkdir(parents=True)
             (part / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-            for i, image in enumerate(images):
-                save_png(part / "samples" / f"{i:04d}.png", image)
+            write_images(part / "samples", images, digits=4)
         written += 1
     return written
 
 
 def read_results(path: str | os.PathLike) -> dict:
-    """Scores from the detector's results file (JSON lines with `tag`, `correct`, and `prompt` or `metadata`).
+    """Computes scores from the detector's results file (JSON lines with `tag`, `correct`, and `prompt` or `metadata`).
 
-    {"overall": mean of the task scores, each task's share of correct images, "images", "correct_images": share over all images,
-    "correct_prompts": share of prompts with at least one correct image}. Raises a `ValueError` for a missing task.
+    Returns {"overall": mean of the task scores, TASK: fraction of its images that are correct, "images": their number,
+    "correct_images": fraction over all images, "correct_prompts": fraction of prompts with at least one correct image}.
+    Raises a `ValueError` for a missing task.
     """
     records = _json_lines(path, {"tag", "correct"}, "the results file of the benchmark's evaluate_images.py")
     by_task: dict[str, list[bool]] = {tag: [] for tag in TASKS}
@@ -119,7 +122,7 @@ def read_results(path: str | os.PathLike) -> dict:
 
 
 def as_markdown(scores: dict) -> str:
-    """The scores as a row beside the paper's."""
+    """Formats the scores as a row, above the paper's and the difference."""
     names = [*TASKS, "overall"]
     head = ["", *(TASKS.get(name, "Overall") for name in names)]
     rows = [["this run", *(f"{scores[name]:.2f}" for name in names)], ["paper", *(f"{PAPER[name]:.2f}" for name in names)]]

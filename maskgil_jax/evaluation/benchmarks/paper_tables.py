@@ -1,6 +1,6 @@
-"""The paper's tables as runs: each row whose weights are there is measured, and our figure stands beside the paper's.
+"""Reproduces the paper's tables: evaluates each row whose weights exist, and prints our figures next to the paper's.
 
-The rows are plain data in `configs/eval_*.py`; this page knows how to run one, not what any of them says.
+The rows are plain data in `configs/eval_*.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, from_dict, require, to_dict
-from maskgil_jax.evaluation.extractor import Extractor, load_extractor
+from maskgil_jax.evaluation.features import FeatureExtractor, load_feature_extractor
 from maskgil_jax.evaluation.generated import cycled_labels, even_counts, generated_set
-from maskgil_jax.evaluation.image_sets import open_set
+from maskgil_jax.evaluation.images import open_image_set
+from maskgil_jax.evaluation.metrics import figures as all_figures
 from maskgil_jax.evaluation.reconstruction import evaluate_tokenizer
 from maskgil_jax.evaluation.reference import Reference, open_reference
-from maskgil_jax.evaluation.results import SHOWN
 from maskgil_jax.evaluation.run import evaluate, needs
 from maskgil_jax.files.atomic import write_json
 from maskgil_jax.files.images import save_png
@@ -31,8 +31,9 @@ _log = logging.getLogger(__name__)
 class Row:
     """One row of a table.
 
-    weights: its sub-folder of the weights folder. decode: decoding options that differ from the table's. paper: figures as
-    the paper prints them. note: footnote. ar, ar_ratio: sub-folder of a causal generator that writes that share of the codes.
+    weights: its sub-folder of the weights folder. decode: decoding options that differ from the table's. paper: figures
+    as the paper prints them. note: footnote. ar, ar_ratio: sub-folder of a causal generator, and the fraction of the
+    codes it samples.
     """
 
     name: str
@@ -45,38 +46,40 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """Name of the sub-folder."""
+        """Name of its sub-folder of weights."""
         return self.weights or self.name
 
 
 def rows_of(config) -> list[Row]:
-    """The rows of a run file. Raises a `ConfigError` for an unknown field, figure or a name used twice."""
+    """Reads the rows of a run file. Raises a `ConfigError` for an unknown field or figure, or a name used twice."""
     rows = [from_dict(Row, dict(row), "config.rows") for row in config.rows]
     names = [row.name for row in rows]
     require(bool(rows), "config.rows: is empty")
-    require(len(set(names)) == len(names), f"config.rows: {sorted({n for n in names if names.count(n) > 1})} stand twice")
+    require(len(set(names)) == len(names), f"config.rows: {sorted({n for n in names if names.count(n) > 1})} are used twice")
     for row in rows:
         for figure in row.paper:
-            require(figure in SHOWN, f"config.rows: {row.name}: no figure is called {figure!r}; choose from {', '.join(SHOWN)}")
+            known = ", ".join(all_figures())
+            require(figure in all_figures(), f"config.rows: {row.name}: no figure is called {figure!r}; choose from {known}")
     return rows
 
 
 def run_table(config, weights, out, report: Callable[[str], None] = print) -> list[dict]:
-    """Runs the rows of `config` whose weights are in the folder `weights`; returns [{"name", "paper", "ours", "skipped"}].
+    """Evaluates the rows of `config` with weights; returns [{"name", "paper", "note", "ours", "skipped"}].
 
-    Each result is written to `out`/ROW.json, the table to `out`/table.md. Rows without weights are skipped by name.
+    Writes each result to `out`/ROW.json and the table to `out`/table.md. Rows without weights are skipped and reported
+    by name.
     """
     require(config.kind in KINDS, f"config.kind: unknown value {config.kind!r}; choose from {', '.join(KINDS)}")
     root, out, rows = Path(weights), Path(out), rows_of(config)
     require(root.is_dir(), f"--weights: there is no folder {root}; it holds a sub-folder for each row: {rows[0].folder}, ...")
     reasons = {row.name: _missing(root, row) for row in rows}
-    able = [row for row in rows if not reasons[row.name]]
-    if not able:
+    runnable = [row for row in rows if not reasons[row.name]]
+    if not runnable:
         raise ConfigError(
             f"--weights {root}: no row has weights there; expected {', '.join(dict.fromkeys(r.folder for r in rows))}"
         )
-    extractor = load_extractor(config.features, config.protocol or None)
-    runner = (_GeneratorRows if config.kind == "generator" else _TokenizerRows)(config, extractor, root, able[0])
+    extractor = load_feature_extractor(config.features, config.protocol or None)
+    runner = (_GeneratorRows if config.kind == "generator" else _TokenizerRows)(config, extractor, root, runnable[0])
     table = []
     for row in rows:
         entry = {"name": row.name, "paper": dict(row.paper), "note": row.note, "ours": {}, "skipped": reasons[row.name]}
@@ -101,20 +104,20 @@ def _missing(root: Path, row: Row) -> str:
 
 
 class _GeneratorRows:
-    """Samples of each row's pipeline against one reference, opened once."""
+    """Evaluates samples of each row's pipeline against one reference, which is opened once."""
 
-    def __init__(self, config, extractor: Extractor, root: Path, first: Row):
+    def __init__(self, config, extractor: FeatureExtractor, root: Path, first: Row):
         self.config, self.extractor, self.root, self.metrics = config, extractor, root, tuple(config.metrics)
         moments, keep = needs(self.metrics)
         pipeline = load(root / first.folder)
-        side = pipeline.generator.cfg.grid[0] * pipeline.tokenizer.cfg.downsample
+        height, width = (side * pipeline.tokenizer.cfg.downsample for side in pipeline.generator.cfg.grid)
         require(bool(config.reference), "config.reference: is empty; give ADM's reference batch or another reference")
         self.reference = open_reference(
             config.reference,
             extractor,
             moments=moments,
             keep=keep,
-            image_size=side,
+            image_size=(height, width),
             batch_size=config.batch_size,
             split=config.split,
             data_dir=config.data_dir or None,
@@ -142,9 +145,9 @@ class _GeneratorRows:
 
 
 class _TokenizerRows:
-    """Reconstructions of one set by each row's tokenizer, and their distance to a training reference if one is given."""
+    """Evaluates each row's tokenizer on one image set, and against a training reference if one is given."""
 
-    def __init__(self, config, extractor: Extractor, root: Path, first: Row):
+    def __init__(self, config, extractor: FeatureExtractor, root: Path, first: Row):
         self.config, self.extractor, self.root = config, extractor, root
         self.train: Reference | None = None
         if config.reference:
@@ -155,7 +158,7 @@ class _TokenizerRows:
 
     def __call__(self, row: Row, out: Path) -> dict:
         config, tokenizer = self.config, load_weights(self.root / row.folder, "tokenizer")
-        images = open_set(
+        images = open_image_set(
             config.data,
             split=config.split,
             data_dir=config.data_dir or None,
@@ -170,10 +173,11 @@ class _TokenizerRows:
         return result
 
 
-def as_markdown(title: str, table: list[dict], footnotes: list[str], extractor: Extractor) -> str:
-    """Row by row the paper's figures, ours and the difference (ours minus the paper's)."""
-    figures = [figure for figure in SHOWN if any(figure in entry["paper"] for entry in table)]
-    head = ["row", *(f"{SHOWN[f][0]}: {what}" for f in figures for what in ("paper", "ours", "difference"))]
+def as_markdown(title: str, table: list[dict], footnotes: list[str], extractor: FeatureExtractor) -> str:
+    """Formats the paper's figures, ours and the difference (ours minus the paper's), one line per row."""
+    known = all_figures()
+    figures = [figure for figure in known if any(figure in entry["paper"] for entry in table)]
+    head = ["row", *(f"{known[f].label}: {what}" for f in figures for what in ("paper", "ours", "difference"))]
     lines, notes = [head, ["---"] * len(head)], []
     for entry in table:
         mark = ""
@@ -183,7 +187,7 @@ def as_markdown(title: str, table: list[dict], footnotes: list[str], extractor: 
             mark = f" [{notes.index(entry['note']) + 1}]"
         cells = [entry["name"] + mark]
         for figure in figures:
-            paper, ours, digits = entry["paper"].get(figure), entry["ours"].get(figure), SHOWN[figure][1]
+            paper, ours, digits = entry["paper"].get(figure), entry["ours"].get(figure), known[figure].digits
             cells.append("" if paper is None else f"{paper:g}")
             cells.append("" if ours is None else f"{ours:.{digits}f}")
             cells.append("" if paper is None or ours is None else f"{ours - paper:+.{digits}f}")
@@ -191,8 +195,8 @@ def as_markdown(title: str, table: list[dict], footnotes: list[str], extractor: 
     text = [f"**{title}**", "", *("| " + " | ".join(cells) + " |" for cells in lines), ""]
     text += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
     text += footnotes
-    about = extractor.about()
-    text.append(f"Ours: features of {about['name']} ({about['family']}, hash {about['hash']}), protocol {about['protocol']}.")
+    ours = extractor.metadata()
+    text.append(f"Ours: features of {ours['name']} ({ours['family']}, hash {ours['hash']}), protocol {ours['protocol']}.")
     if not extractor.is_inception:
-        text.append("That is not the FID Inception: the difference to the paper means nothing.")
+        text.append("These are not features of the FID Inception: the difference to the paper means nothing.")
     return "\n".join(text)

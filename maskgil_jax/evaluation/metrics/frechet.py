@@ -1,13 +1,17 @@
-"""Streaming mean and covariance of features, and the distances between two sets of them: Frechet (FID, sFID) and KID."""
+"""FID and sFID: accumulates mean and covariance of features, and computes the Frechet distance."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import numpy as np
 
+from maskgil_jax.evaluation.metrics.base import Figure, Metric, MetricInputs, MetricResult
+
 
 def check_features(features, name: str = "features") -> np.ndarray:
-    """Features as an (n, d) array. Raises a `ValueError` naming `name` for another rank, an empty one, NaN or infinity."""
+    """Features as an (n, d) array. Raises a `ValueError` that names `name` for another shape, NaN or infinity."""
     features_nd = np.asarray(features)
     if features_nd.ndim != 2 or 0 in features_nd.shape:
         raise ValueError(f"{name}: expected a non-empty (images, features) array, got shape {features_nd.shape}")
@@ -30,37 +34,37 @@ def check_same_width(first_nd: np.ndarray, second_nd: np.ndarray, first: str = "
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that never sit in memory together.
+    """Mean and covariance of features, accumulated in batches.
 
     float64 throughout and centred block by block (Chan, Golub and LeVeque's update), so the result equals the in-memory
-    one to rounding even when the mean is far larger than the spread. Rows wait until there are `BLOCK_ROWS` of them: one
-    product of that many costs little more than one of a small batch.
+    one to rounding even when the mean is far larger than the standard deviation. Rows are buffered until there are
+    `BLOCK_ROWS` of them, because one matrix product of that many rows costs little more than one of a small batch.
     """
 
     BLOCK_ROWS = 1024
 
     def __init__(self):
         self._count, self._mean_d, self._scatter_dd = 0, None, None
-        self._waiting: list[np.ndarray] = []
+        self._buffer: list[np.ndarray] = []
 
     @property
     def count(self) -> int:
         """Number of rows seen."""
-        return self._count + sum(len(rows_nd) for rows_nd in self._waiting)
+        return self._count + sum(len(rows_nd) for rows_nd in self._buffer)
 
     def update(self, features_nd) -> FeatureStatistics:
-        """Adds rows (n, d) of any float type. Raises a `ValueError` (and adds nothing) for NaN, infinity or another width."""
+        """Adds rows (n, d). Raises a `ValueError` (and adds nothing) for NaN, infinity or another width."""
         rows_nd = check_features(features_nd).astype(np.float64)
-        known = self._waiting[0] if self._waiting else self._mean_d
+        known = self._buffer[0] if self._buffer else self._mean_d
         if known is not None:
             check_same_width(known, rows_nd, "the first batch", "this batch")
-        self._waiting.append(rows_nd)
-        if sum(map(len, self._waiting)) >= self.BLOCK_ROWS:
+        self._buffer.append(rows_nd)
+        if sum(map(len, self._buffer)) >= self.BLOCK_ROWS:
             self._flush()
         return self
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Adds the rows that `other` has seen (another shard, another host)."""
+        """Adds the rows of `other` (of another shard or host)."""
         self._flush()
         other._flush()
         if other._count:
@@ -68,8 +72,8 @@ class FeatureStatistics:
         return self
 
     def _flush(self) -> None:
-        if self._waiting:
-            rows_nd, self._waiting = np.concatenate(self._waiting), []
+        if self._buffer:
+            rows_nd, self._buffer = np.concatenate(self._buffer), []
             mean_d = rows_nd.mean(axis=0)
             rows_nd -= mean_d
             self._combine(len(rows_nd), mean_d, rows_nd.T @ rows_nd)
@@ -102,15 +106,15 @@ class FeatureStatistics:
         return self._scatter_dd / (self._count - 1)
 
     def gather(self) -> FeatureStatistics:
-        """The statistics of all processes together, the same on each (every process must call it, with at least one row).
+        """The statistics over all processes, the same on each (every process must call it, with at least one row).
 
-        The numbers travel as 32-bit halves: JAX would round float64 to float32.
+        float64 values are sent as pairs of uint32: JAX would round them to float32.
         """
         if jax.process_count() == 1:
             return self
         from jax.experimental import multihost_utils
 
-        own = np.concatenate([[float(self.count)], self.mean, self._scatter_dd.ravel()])  # `mean` takes in what waits
+        own = np.concatenate([[float(self.count)], self.mean, self._scatter_dd.ravel()])  # `mean` flushes the buffer
         everyone = np.asarray(multihost_utils.process_allgather(own.view(np.uint32)))
         width, result = len(self._mean_d), FeatureStatistics()
         for packed in np.ascontiguousarray(everyone).view(np.float64):
@@ -119,7 +123,7 @@ class FeatureStatistics:
 
 
 def _root(name: str, sigma: np.ndarray) -> np.ndarray:
-    """R (d, rank) with R R^T = sigma; what rounding leaves in place of zero eigenvalues is dropped."""
+    """R (d, rank) with R R^T = sigma; eigenvalues that are zero up to rounding are dropped."""
     if not np.isfinite(sigma).all():
         raise ValueError(f"{name}: a covariance holds NaN or infinity")
     top = np.abs(sigma).max()
@@ -138,9 +142,10 @@ def _root(name: str, sigma: np.ndarray) -> np.ndarray:
 def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
     """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), the squared Frechet distance of two normal distributions (FID).
 
-    mu (d,), sigma (d, d), computed in float64. With S = R R^T the trace of the root is the sum of the singular values of
-    R1^T R2 (the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2)): no complex root can appear, nothing is squared
-    and rooted again, and singular covariances (fewer images than features) need no offset on the diagonal.
+    mu (d,), sigma (d, d), computed in float64. With S = R R^T the trace of the root is the sum of the singular values
+    of R1^T R2 (the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2)): no complex root can appear, no value is
+    squared before its root is taken, and singular covariances (fewer images than features) need no offset on the
+    diagonal.
 
     Raises a `ValueError` for shapes that do not match, NaN or infinity, or a sigma that is not a covariance.
     """
@@ -156,35 +161,38 @@ def frechet_distance(mu1, sigma1, mu2, sigma2) -> float:
     return max(float(step_d @ step_d + np.trace(sigma1) + np.trace(sigma2) - 2 * cross), 0.0)
 
 
-def _kernel_mean(first_nd: np.ndarray, second_nd: np.ndarray | None = None) -> float:
-    """Mean of (x.y / d + 1)^3 over all pairs, without the pairs of a row with itself when there is one set only."""
-    other_nd = first_nd if second_nd is None else second_nd
-    kernel = (first_nd @ other_nd.T / first_nd.shape[1] + 1.0) ** 3
-    if second_nd is None:
-        n = len(first_nd)
-        return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
-    return float(kernel.mean())
+def _compute(inputs: MetricInputs, key: str, tap: str) -> MetricResult:
+    moments, reference = inputs.samples.moments(tap), inputs.reference.moments[tap]
+    warnings = singular_warnings(key, inputs.samples.count, len(moments[0]))
+    return MetricResult({key: frechet_distance(*reference, *moments)}, warnings=warnings)
 
 
-def kid(reference, samples, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> tuple[float, float]:
-    """Kernel Inception Distance: mean and standard deviation (ddof 0) over random subsets of the unbiased squared MMD with
-    the kernel (x.y / d + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401); often quoted times 1000.
+def singular_warnings(key: str, count: int, width: int) -> list[str]:
+    """A warning if `count` images give a singular covariance of `width` features."""
+    if count > width:
+        return []
+    return [f"{key}: {count} images for {width} features: the covariance is singular and the distance strongly biased upwards"]
 
-    reference (n, d) and samples (m, d), any float type, computed in float64; rows are drawn without replacement by
-    `np.random.RandomState(seed)`, reference first, so the defaults give torch-fidelity's figure for its inputs in that order.
-    Raises a `ValueError` for features that do not match, or a `subset_size` below 2 or above n or m.
-    """
-    reference_nd, samples_md = check_features(reference, "reference"), check_features(samples, "samples")
-    check_same_width(reference_nd, samples_md)
-    if not 2 <= subset_size <= min(len(reference_nd), len(samples_md)) or subsets < 1:
-        raise ValueError(
-            f"kid: {subsets} subsets of {subset_size} rows cannot be drawn from {len(reference_nd)} reference and "
-            f"{len(samples_md)} sample rows; choose subset_size between 2 and the smaller count"
-        )
-    rng, values = np.random.RandomState(seed), []
-    for _ in range(subsets):
-        a, b = (
-            rows[rng.choice(len(rows), subset_size, replace=False)].astype(np.float64) for rows in (reference_nd, samples_md)
-        )
-        values.append(_kernel_mean(a) + _kernel_mean(b) - 2 * _kernel_mean(a, b))
-    return float(np.mean(values)), float(np.std(values))
+
+# Figures of tokenizers, which `evaluation.reconstruction` computes from the features of originals and reconstructions.
+FIGURES = (
+    Figure("rfid", "rFID", 110, other_label="reconstruction Frechet distance"),
+    Figure("rfid_train", "rFID (train ref.)", 120, other_label="reconstruction Frechet distance (train ref.)"),
+)
+
+METRICS = (
+    Metric(
+        name="fid",
+        help="Frechet distance of the features",
+        compute=functools.partial(_compute, key="fid", tap="features"),
+        figures=(Figure("fid", "FID", 10, other_label="Frechet distance"),),
+        moments=("features",),
+    ),
+    Metric(
+        name="sfid",
+        help="Frechet distance of spatial features (FID Inception only)",
+        compute=functools.partial(_compute, key="sfid", tap="spatial"),
+        figures=(Figure("sfid", "sFID", 20),),
+        moments=("spatial",),
+    ),
+)

@@ -1,7 +1,7 @@
-"""Sets of spoken prompts in the manner of the paper's PolyVoice (5.2): English texts, each spoken in other languages.
+"""PolyVoice (paper, 5.2): reads sets of English texts spoken in other languages, and scores images made from speech.
 
-The paper's own set is not published. A set here is a folder with `metadata.jsonl`, one JSON object a line: `text` (English),
-`language` and `audio` (a file in the folder); `spoken` (what is said, in that language) if it is known.
+The paper's own set is not published. A set here is a folder with `metadata.jsonl`, one JSON object per line: `text`
+(English), `language` and `audio` (a file in the folder); `spoken` (the transcript in that language) is optional.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import json
 import os
 from pathlib import Path
 
-from maskgil_jax.evaluation.metrics import clip_score
-
-LANGUAGES = ("zh", "pt", "fr", "es")  # the paper's; it writes cn for zh
-WORDS = (20, 50)  # usual length of its English texts
+from maskgil_jax.evaluation.metrics.clip import clip_score
 
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """One recording and the English text it should come to."""
+    """A recording and the English text that it expresses."""
 
     text: str
     language: str
@@ -28,7 +25,7 @@ class Spoken:
 
 
 def read_spoken(folder: str | os.PathLike) -> list[Spoken]:
-    """The recordings of a set, in the file's order. Raises a `ValueError` naming the line for what is missing."""
+    """Reads the recordings of a set, in order. Raises a `ValueError` that names the line with missing data."""
     file = Path(folder) / "metadata.jsonl"
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -53,11 +50,11 @@ def read_spoken(folder: str | os.PathLike) -> list[Spoken]:
 
 
 def spoken_scores(languages, spoken_emb, text_image_emb, text_emb) -> dict[str, dict[str, float]]:
-    """The paper's Table 6 from CLIP embeddings (n, d): {language: {"image_clip", "text_clip", "count"}}.
+    """Computes the paper's Table 6 from CLIP embeddings (n, d): {language: {"image_clip", "text_clip", "count"}}.
 
     spoken_emb: of the images made from speech; text_image_emb: of those made from the English text with the same seed;
-    text_emb: of that text. image_clip is the mean cosine of the two images (1 for equal ones), text_clip the CLIPScore of
-    the spoken image and the text, 100 times the mean cosine.
+    text_emb: of that text. image_clip is the mean cosine of the two images (1 for equal ones), text_clip the CLIPScore
+    of the spoken image and the text, 100 times the mean cosine.
     """
     scores = {}
     for language in dict.fromkeys(languages):

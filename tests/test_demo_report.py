@@ -1,4 +1,4 @@
-"""The figures on toy pipelines whose truth is known, and the classifier that they rest on."""
+"""The demo's report on toy pipelines with known figures, and the training of its classifier."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ClassifierConfig, ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.data.images import open_images
-from maskgil_jax.evaluation.report import as_markdown, figures, nearest
+from maskgil_jax.evaluation.benchmarks.demo_report import as_markdown, figures, nearest
 from maskgil_jax.pipelines.pipeline import Pipeline
 from maskgil_jax.training.classifier import (
     Augment,
     accuracy,
     augment,
-    held_out_figures,
+    held_out_metrics,
     jitted_step,
     pixels_and_labels,
     predict,
@@ -69,8 +69,8 @@ class ToyGenerator:
 
 
 @flax.struct.dataclass
-class ToyJudge:
-    """Sees the class whose colour the first patch has."""
+class ToyClassifier:
+    """Predicts the class whose colour the first patch has."""
 
     tokenizer: ToyTokenizer
 
@@ -80,7 +80,7 @@ class ToyJudge:
 
 class ToyWeights(Weights):
     def build(self):
-        return ToyJudge(tokenizer())
+        return ToyClassifier(tokenizer())
 
 
 class ToySource:
@@ -111,16 +111,16 @@ def toy_pipeline(logits_cv, kind=Pipeline):
     return kind(tokenizer(), ToyGenerator(jnp.asarray(logits_cv, jnp.float32), cfg), NAMES, DecodeConfig())
 
 
-def toy_judge():
+def toy_classifier():
     return ToyWeights(ClassifierConfig(num_classes=4, image_size=16), {}, {"class_names": list(NAMES)}, pathlib.Path("toy"))
 
 
 TRAIN = ToySource("train", [0] * 20 + [1] * 10 + [2] * 6 + [3] * 4)
 HELD_OUT = ToySource("held out", [0, 0, 0, 1, 1, 2, 2, 3], wrong=2)
-toy_figures = functools.partial(figures, classifier=toy_judge(), count=40, batch_size=16)
+toy_figures = functools.partial(figures, classifier=toy_classifier(), count=40, batch_size=16)
 
 
-def test_a_generator_that_knows_its_classes():
+def test_figures_of_a_perfect_generator_equal_their_known_values():
     found = toy_figures(toy_pipeline(50.0 * np.eye(4)), TRAIN, HELD_OUT)
     assert found["agreement"]["generated"] == {"top1": 1.0, "top5": 1.0}
     assert found["agreement"]["held_out"]["top1"] == found["agreement"]["held_out_copies"]["top1"] == 6 / 8
@@ -137,7 +137,7 @@ def test_a_generator_that_knows_its_classes():
     assert len({line.count("|") for line in table}) == 1 and "100.0% (100.0%)" in as_markdown(found)
 
 
-def test_a_generator_that_learned_only_the_frequencies():
+def test_figures_of_a_class_blind_generator_equal_the_baselines():
     always_red = np.tile([50.0, 0.0, 0.0, 0.0], (4, 1))
     found = toy_figures(toy_pipeline(always_red), TRAIN, TRAIN)
     hits = found["masked_accuracy"]
@@ -157,7 +157,7 @@ class Copies(Pipeline):
 SOME_WRONG = ToySource("train", [0] * 20 + [1] * 10 + [2] * 6 + [3] * 4, wrong=7)
 
 
-def test_generated_images_that_are_training_images_do_as_well_as_those():
+def test_copied_training_images_have_their_agreement_and_no_distance():
     found = toy_figures(toy_pipeline(np.zeros((4, 4)), Copies), SOME_WRONG, SOME_WRONG)
     assert found["agreement"]["generated"] == found["agreement"]["train"]
     assert found["agreement"]["generated"]["top1"] == 33 / 40
@@ -165,7 +165,7 @@ def test_generated_images_that_are_training_images_do_as_well_as_those():
     assert near["generated"] < 0.1 < near["train_copies"]  # what it would be for copied images, and for reconstructed ones
 
 
-def test_random_codes_are_near_chance_and_the_seed_decides():
+def test_random_generator_is_near_chance_and_depends_on_the_seed_alone():
     pipeline = toy_pipeline(np.zeros((4, 4)))  # draws every code alike
     found = toy_figures(pipeline, TRAIN, HELD_OUT, count=400, seed=1)
     assert 0.18 < found["agreement"]["random_codes"]["top1"] < 0.32
@@ -174,7 +174,7 @@ def test_random_codes_are_near_chance_and_the_seed_decides():
     assert found != toy_figures(pipeline, TRAIN, HELD_OUT, count=400, seed=2)
 
 
-def test_positions_have_their_own_most_frequent_code():
+def test_most_frequent_code_is_counted_by_position():
     class Halves(ToySource):
         def __getitem__(self, i):
             record = super().__getitem__(i)
@@ -186,25 +186,25 @@ def test_positions_have_their_own_most_frequent_code():
     assert hits["most_frequent_code_of_position"] == 1.0 and hits["most_frequent_code"] < 1.0
 
 
-def test_nearest_distance_in_grey_levels():
+def test_nearest_distance_is_in_grey_levels():
     images, _ = pixels_and_labels(ToySource("flat", [0, 1, 2, 3], noise=0))
     assert nearest(images, images) < 0.1
     assert nearest(images[:1] + np.uint8(10), images) == pytest.approx(10.0, abs=0.1)
 
 
-def test_what_does_not_belong_together_is_refused():
+def test_figures_refuse_networks_and_sets_that_do_not_match():
     pipeline = toy_pipeline(np.zeros((4, 4)))
-    other = dataclasses.replace(toy_judge(), about={"class_names": ["red", "green", "blue", "pink"]})
+    other = dataclasses.replace(toy_classifier(), metadata={"class_names": ["red", "green", "blue", "pink"]})
     with pytest.raises(ConfigError, match=r"toy: its 4 classes.*'grey', 'pink'"):
         toy_figures(pipeline, TRAIN, HELD_OUT, classifier=other)
-    turned = dataclasses.replace(toy_judge(), about={"class_names": list(NAMES[::-1])})
+    turned = dataclasses.replace(toy_classifier(), metadata={"class_names": list(NAMES[::-1])})
     with pytest.raises(ConfigError, match="order differs"):
         toy_figures(pipeline, TRAIN, HELD_OUT, classifier=turned)
-    large = dataclasses.replace(toy_judge(), cfg=ClassifierConfig(num_classes=4, image_size=64))
+    large = dataclasses.replace(toy_classifier(), cfg=ClassifierConfig(num_classes=4, image_size=64))
     with pytest.raises(ConfigError, match="side 64"):
         toy_figures(pipeline, TRAIN, HELD_OUT, classifier=large)
     with pytest.raises(ConfigError, match="holds no classifier"):
-        toy_figures(pipeline, TRAIN, HELD_OUT, classifier=dataclasses.replace(toy_judge(), cfg=VQConfig()))
+        toy_figures(pipeline, TRAIN, HELD_OUT, classifier=dataclasses.replace(toy_classifier(), cfg=VQConfig()))
     with pytest.raises(ConfigError, match="count"):
         toy_figures(pipeline, TRAIN, HELD_OUT, count=0)
 
@@ -213,7 +213,7 @@ def test_what_does_not_belong_together_is_refused():
 TINY = ClassifierConfig(num_classes=98, channels=(8, 16), feature_dim=32)
 
 
-def test_augmentation_by_hand():
+def test_augment_transforms_images_by_their_own_keys():
     images = jnp.asarray(pixels_and_labels(open_images("emoji"), range(4))[0] / 127.5 - 1.0, jnp.float32)
 
     def keys():
@@ -229,7 +229,7 @@ def test_augmentation_by_hand():
     np.testing.assert_allclose(augment(keys()[2:3], images[2:3], Augment()), changed[2:3], atol=1e-5)  # each by its own key
 
 
-def test_classifier_learns_sixteen_images_by_heart():
+def test_classifier_overfits_sixteen_images():
     config = read_run_file("demo_classifier", ["--config.optimizer.warmup_steps=5", "--config.optimizer.learning_rate=0.02"])
     source = open_images("emoji")
     images, label_n = pixels_and_labels(source, range(0, len(source), len(source) // 16)[:16])
@@ -244,7 +244,7 @@ def test_classifier_learns_sixteen_images_by_heart():
     assert accuracy(predict(network.build(TINY, state.params), images, batch_size=16), label_n) == 1.0
 
 
-def test_features_are_what_the_classes_are_read_from():
+def test_classifier_output_is_linear_in_its_features():
     model = network.create(TINY, jax.random.key(0))
     model.output.kernel[...] = jax.random.normal(jax.random.key(1), (32, 98))
     images = jax.random.uniform(jax.random.key(2), (3, 64, 64, 3), minval=-1.0)
@@ -254,21 +254,21 @@ def test_features_are_what_the_classes_are_read_from():
     np.testing.assert_allclose(model.features(images[1:2]), features_bd[1:2], atol=1e-5)  # its neighbours do not matter
 
 
-def test_prediction_does_not_depend_on_the_batch_size():
+def test_predict_does_not_depend_on_the_batch_size():
     images, _ = pixels_and_labels(open_images("emoji", split="test"), range(7))
     model = network.create(TINY, jax.random.key(0))
     model.output.kernel[...] = jax.random.normal(jax.random.key(1), (32, 98))
     np.testing.assert_allclose(predict(model, images, batch_size=3), predict(model, images, batch_size=7), atol=1e-4)
 
 
-def test_accuracy_counts_the_first_k():
+def test_accuracy_counts_the_first_k_classes():
     logits = np.asarray([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0]])
     assert accuracy(logits, [0, 0, 1]) == pytest.approx(1 / 3)
     assert accuracy(logits, [0, 0, 1], 2) == pytest.approx(2 / 3)
     assert accuracy(logits, [0, 0, 1], 5) == 1.0
 
 
-def test_a_short_run_writes_half_precision_weights_with_their_accuracy(tmp_path):
+def test_classifier_training_writes_half_precision_weights_with_accuracy(tmp_path):
     config = read_run_file(
         "demo_classifier", ["--config.total_steps=2", "--config.batch_size=8", "--config.model.channels=(8,)"]
     )
@@ -277,13 +277,13 @@ def test_a_short_run_writes_half_precision_weights_with_their_accuracy(tmp_path)
     source = open_images("emoji", split="test")
     assert weights.cfg == ClassifierConfig(channels=(8,), feature_dim=16)
     assert weights.about["class_names"] == list(source.class_names)
-    assert weights.about["held_out"] == held_out_figures(weights.cfg, weights.params, source, open_images("emoji"))
+    assert weights.about["held_out"] == held_out_metrics(weights.cfg, weights.params, source, open_images("emoji"))
     assert (weights.path / "model.safetensors").stat().st_size < 2 * network.count_params(weights.cfg) + 4096
 
 
-def test_shipped_classifier_is_far_better_than_chance():
+def test_shipped_classifier_accuracy_is_far_above_chance():
     weights, source = load_weights("demo", "classifier"), open_images("emoji", split="test")
-    found = held_out_figures(weights.cfg, weights.params, source, open_images("emoji"))
+    found = held_out_metrics(weights.cfg, weights.params, source, open_images("emoji"))
     assert found["images"] == 543
     for name in ("top1", "top5", "group_top1"):  # another machine may round a close call the other way
         assert found[name] == pytest.approx(weights.about["held_out"][name], abs=0.005)

@@ -1,4 +1,4 @@
-"""PSNR and SSIM between originals and reconstructions, with the conventions under which published figures were made."""
+"""PSNR, SSIM and LPIPS between originals and reconstructions, with the conventions of published figures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from maskgil_jax.config import choose
+from maskgil_jax.evaluation.metrics.base import Figure, MetricResult, ReconstructionMetric, Reconstructions
 
 
 class SsimConvention(NamedTuple):
-    """`sigma=None`: a flat window with sample (n / (n - 1)) variances. The range is the constant L for pixels in [0, 1]."""
+    """`sigma=None`: a flat window with sample (n / (n - 1)) variances. data_range: L, for pixels in [0, 1]."""
 
     window: int
     sigma: float | None
@@ -22,8 +23,8 @@ class SsimConvention(NamedTuple):
 SSIM_CONVENTIONS = {
     "wang": SsimConvention(11, 1.5, 1.0),
     "skimage": SsimConvention(7, None, 1.0),
-    # LlamaGen gives scikit-image a range of 2 for images in [0, 1]: the constants are four times too large, the score is
-    # too high (its published 0.675 would be about 0.54). Needed to compare with those tables, not to be quoted alone.
+    # LlamaGen passes scikit-image a range of 2 for images in [0, 1]: the constants are four times too large and the
+    # score is too high (its published 0.675 would be about 0.54). For comparison with those tables, not to be quoted.
     "llamagen": SsimConvention(7, None, 2.0),
 }
 
@@ -74,7 +75,7 @@ def _window(convention: SsimConvention) -> np.ndarray:
 def _ssim(reference_bhwc: jax.Array, images_bhwc: jax.Array, convention: SsimConvention) -> jax.Array:
     weights = _window(convention)
 
-    def blur(x_bhwc):  # separable, only where the whole window lies inside the image
+    def blur(x_bhwc):  # separable filter, without padding
         for axis in (1, 2):
             count = x_bhwc.shape[axis] - len(weights) + 1
             x_bhwc = sum(
@@ -83,7 +84,7 @@ def _ssim(reference_bhwc: jax.Array, images_bhwc: jax.Array, convention: SsimCon
             )
         return x_bhwc
 
-    # Variances do not change with the origin, but E[x^2] - E[x]^2 loses fewer digits around each channel's own mean.
+    # Variances do not depend on the origin, but E[x^2] - E[x]^2 loses fewer digits around each channel's own mean.
     origin_x, origin_y = (a.mean(axis=(1, 2), keepdims=True) for a in (reference_bhwc, images_bhwc))
     x, y = reference_bhwc - origin_x, images_bhwc - origin_y
     mean_x, mean_y = blur(x), blur(y)
@@ -99,8 +100,9 @@ def _ssim(reference_bhwc: jax.Array, images_bhwc: jax.Array, convention: SsimCon
 def ssim(reference, images, *, convention: str = "wang") -> np.ndarray:
     """Structural similarity of each image, (b,) float32, averaged over channels and over all windows inside the image.
 
-    Both (b, h, w, c), uint8 or floats in [0, 1]. Conventions: `wang`, the paper's 11x11 Gaussian window (sigma 1.5), range 1
-    (Wang et al. 2004); `skimage`, a flat 7x7 window, range 1; `llamagen`, the same with a range of 2 on [0, 1] images.
+    Both (b, h, w, c), uint8 or floats in [0, 1]. Conventions: `wang`, the paper's 11x11 Gaussian window (sigma 1.5),
+    range 1 (Wang et al. 2004); `skimage`, a flat 7x7 window, range 1; `llamagen`, the same with a range of 2 on [0, 1]
+    images.
 
     Raises a `ValueError` for other shapes, values outside [0, 1] or images smaller than the window.
     """
@@ -111,3 +113,40 @@ def ssim(reference, images, *, convention: str = "wang") -> np.ndarray:
             f"ssim: images of {pair[0].shape[1]}x{pair[0].shape[2]} are smaller than the {chosen.window} pixel window"
         )
     return np.asarray(_ssim(*(a.astype(np.float32) for a in pair), chosen))
+
+
+# ------------------------------------------------------------------------------------------------ rows
+def _psnr_sums(batch: Reconstructions) -> dict[str, float]:
+    decibels_b = psnr(batch.originals_bhwc, batch.copies_bhwc)
+    finite_b = np.isfinite(decibels_b)
+    return {"decibels": float(decibels_b[finite_b].sum()), "perfect": int((~finite_b).sum())}
+
+
+def _psnr_result(sums: dict, count: int) -> MetricResult:
+    """Images that come back unchanged have no PSNR; they are counted apart."""
+    value = sums["decibels"] / (count - sums["perfect"]) if count > sums["perfect"] else float("inf")
+    settings = {"of": "mean over images, data range 255", "images without loss": sums["perfect"]}
+    return MetricResult({"psnr": value}, {"psnr": settings})
+
+
+def _ssim_sums(batch: Reconstructions) -> dict[str, float]:
+    pair = batch.originals_bhwc, batch.copies_bhwc
+    return {name: float(ssim(*pair, convention=name).sum()) for name in SSIM_CONVENTIONS}
+
+
+def _ssim_result(sums: dict, count: int) -> MetricResult:
+    by_name = {f"by {name}": sums[name] / count for name in SSIM_CONVENTIONS}
+    return MetricResult({"ssim": sums["wang"] / count}, {"ssim": {"convention": "wang", **by_name}})
+
+
+RECONSTRUCTION_METRICS = (
+    ReconstructionMetric("psnr", _psnr_sums, _psnr_result, (Figure("psnr", "PSNR dB", 130, digits=3),)),
+    ReconstructionMetric("ssim", _ssim_sums, _ssim_result, (Figure("ssim", "SSIM", 140),)),
+    ReconstructionMetric(
+        "lpips",
+        lambda batch: {"lpips": float(batch.lpips_b.sum())},
+        lambda sums, count: MetricResult({"lpips": sums["lpips"] / count}),
+        (Figure("lpips", "LPIPS", 150),),
+        needs=("lpips",),
+    ),
+)

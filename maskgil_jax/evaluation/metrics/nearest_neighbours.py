@@ -1,7 +1,9 @@
-"""Precision, recall, density and coverage from k-nearest-neighbour balls, with the distances computed block by block."""
+"""Precision, recall, density and coverage from k-nearest-neighbour balls; distances are computed block by block."""
 
 from __future__ import annotations
 
+import collections
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import choose
-from maskgil_jax.evaluation.frechet import check_features, check_same_width
+from maskgil_jax.evaluation.metrics.base import Figure, Metric, MetricInputs, MetricResult
+from maskgil_jax.evaluation.metrics.frechet import check_features, check_same_width
 
 BLOCK = 4096  # rows of either set per block of distances: 134 MB in float64
+K = 3
+HOST_PAIRS = 25_000_000  # up to so many pairs of rows, distances are computed in float64 on the host
 
 
 class PrecisionRecall(NamedTuple):
-    """Fractions of the samples inside the reference's balls, and of the reference inside the samples'."""
+    """Fraction of the samples inside the reference's balls, and fraction of the reference inside the samples' balls."""
 
     precision: float
     recall: float
@@ -56,7 +61,7 @@ def _blocks(count: int, block: int) -> list[slice]:
 
 
 def squared_radii(features_nd: np.ndarray, k: int = 3, *, dtype: str = "float64", block: int = BLOCK) -> np.ndarray:
-    """Squared distance of every row to its k-th nearest other row, (n,); duplicates count as neighbours at distance 0."""
+    """Squared distance of each row to its k-th nearest other row, (n,); copies are neighbours at distance 0."""
     distances, n = DISTANCES[choose("dtype", dtype, DISTANCES)], len(features_nd)
     if not 1 <= k < n:
         raise ValueError(f"k: the {k}-th neighbour among {n} rows does not exist; k must be from 1 to {n - 1}")
@@ -77,7 +82,7 @@ def squared_radii(features_nd: np.ndarray, k: int = 3, *, dtype: str = "float64"
 def _compare(reference, samples, k: int, strict: bool, dtype: str, block: int) -> PRDC:
     reference_nd, samples_md = check_features(reference, "reference"), check_features(samples, "samples")
     check_same_width(reference_nd, samples_md)
-    # Distances do not change with the origin, but their rounding does.
+    # Distances do not depend on the origin, but their rounding error does.
     centre_d = reference_nd.mean(axis=0, dtype=np.float64).astype(reference_nd.dtype)
     if dtype == "float32":
         reference_nd, samples_md = reference_nd - centre_d.reshape(1, -1), samples_md - centre_d.reshape(1, -1)
@@ -100,12 +105,12 @@ def _compare(reference, samples, k: int, strict: bool, dtype: str, block: int) -
 
 
 def precision_recall(reference, samples, k: int = 3, *, dtype: str = "float64", block: int = BLOCK) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) in the convention of the ADM evaluator: squared distances,
-    a point on the surface of a ball is inside (<=), a point is not its own neighbour.
+    """Improved precision and recall (Kynkaanniemi et al. 2019) in the convention of the ADM evaluator: squared
+    distances, a point on the surface of a ball is inside (<=), and a point is not its own neighbour.
 
     reference (n, d), samples (m, d): `pool3` features; the paper's figures compare 10 000 reference with 50 000 sample
-    images. `dtype="float64"` computes on the host, "float32" on the default device (much faster for 50 000 rows; ADM itself
-    uses float16). Memory beyond the features is a few blocks of `block` x `block` distances.
+    images. `dtype="float64"` computes on the host, "float32" on the default device (much faster for 50 000 rows; ADM
+    itself uses float16). Memory beyond the features is a few blocks of `block` x `block` distances.
 
     Raises a `ValueError` for NaN or infinity, other widths, or fewer than k + 1 rows on either side.
     """
@@ -116,12 +121,58 @@ def precision_recall(reference, samples, k: int = 3, *, dtype: str = "float64", 
 def prdc(reference, samples, k: int = 3, *, splits: int = 1, dtype: str = "float64", block: int = BLOCK) -> PRDC:
     """Precision, recall, density and coverage in the PRDC convention (Naeem et al. 2020): strictly inside (<) a ball.
 
-    `splits > 1` cuts both sets, in order, into that many parts (of ceil(n / splits) rows, as `torch.chunk` does) and averages
+    `splits > 1` splits both sets, in order, into that many parts (of ceil(n / splits) rows, as `torch.chunk` does) and
+    averages
     over the pairs: the published MaskGIL code reports five. Arguments and errors otherwise as in `precision_recall`.
     """
     if splits < 1:
         raise ValueError(f"splits: must be at least 1, got {splits}")
     reference, samples = check_features(reference, "reference"), check_features(samples, "samples")
-    cuts = [_blocks(len(rows), -(-len(rows) // splits)) for rows in (reference, samples)]
-    parts = [_compare(reference[a], samples[b], k, True, dtype, block) for a, b in zip(*cuts, strict=True)]
+    bounds = [_blocks(len(rows), -(-len(rows) // splits)) for rows in (reference, samples)]
+    parts = [_compare(reference[a], samples[b], k, True, dtype, block) for a, b in zip(*bounds, strict=True)]
     return PRDC(*np.mean(parts, axis=0).tolist())
+
+
+def copied_rows(features_nd: np.ndarray, k: int = K) -> int:
+    """Number of rows that have at least k exact copies, so that the distance to their k-th neighbour is 0."""
+    counts = collections.Counter(row.tobytes() for row in np.ascontiguousarray(features_nd))
+    return sum(count for count in counts.values() if count > k)
+
+
+def _compute(inputs: MetricInputs, name: str) -> MetricResult:
+    reference_nd, samples_md = inputs.reference.features, inputs.samples.rows["features"]
+    rows = {"reference_rows": len(reference_nd), "sample_rows": len(samples_md)}
+    dtype = "float64" if max(rows.values()) ** 2 <= HOST_PAIRS else "float32"
+    warnings = [
+        f"{name}: {copied} of the {len(features_nd)} {side} have {K} or more exact copies; their balls have radius 0 and "
+        "the figure means little: remove duplicates"
+        for side, features_nd in (("reference images", reference_nd), ("samples", samples_md))
+        if (copied := copied_rows(features_nd))
+    ]
+    measure = precision_recall if name == "precision_recall" else prdc
+    found = measure(reference_nd, samples_md, K, dtype=dtype)._asdict()
+    keys = ("precision", "recall") if name == "precision_recall" else ("density", "coverage")
+    return MetricResult({key: found[key] for key in keys}, {"k": K, "distances": dtype, **rows}, warnings)
+
+
+METRICS = (
+    Metric(
+        name="precision_recall",
+        help="improved precision and recall, k = 3, in ADM's convention",
+        compute=functools.partial(_compute, name="precision_recall"),
+        figures=(Figure("precision", "Precision", 40), Figure("recall", "Recall", 50)),
+        rows=("features",),
+        reference_rows=True,
+        min_images=K + 1,
+    ),
+    Metric(
+        name="density_coverage",
+        help="density and coverage, k = 3, in the PRDC convention",
+        compute=functools.partial(_compute, name="density_coverage"),
+        figures=(Figure("density", "Density", 60), Figure("coverage", "Coverage", 70)),
+        rows=("features",),
+        reference_rows=True,
+        min_images=K + 1,
+        default=False,
+    ),
+)

@@ -1,0 +1,162 @@
+"""Images of several sizes in one padded batch: each has the loss and the tokens that it has alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskgil_jax.conditioning import ClassConditioner
+from maskgil_jax.config import ConfigError, DecodeConfig, LlamaConfig
+from maskgil_jax.decoding.masked import decode, decode_steps
+from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition, take
+from maskgil_jax.networks import build, create, params_of
+from maskgil_jax.training.generator import Objective, gradients, jitted_step
+from maskgil_jax.training.losses import corrupt
+from maskgil_jax.training.optimizer import make_optimizer
+from maskgil_jax.training.state import init_state
+
+CFG = LlamaConfig(codebook_size=32, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48, dropout=0.0)
+SIZES = [(4, 4), (2, 8), (3, 4), (8, 1), (2, 3)]
+CANVAS = 16
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = params_of(create(CFG, jax.random.key(0)))
+    params["head"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    return params
+
+
+def sized(rows=slice(None)):
+    rows_b, columns_b = np.array(SIZES, np.int32).T
+    condition = SizedCondition(ClassCondition(jnp.arange(len(SIZES)) % 3), jnp.asarray(rows_b), jnp.asarray(columns_b))
+    return take(condition, rows)
+
+
+def tokens(key=2):
+    return jax.random.randint(jax.random.key(key), (len(SIZES), CANVAS), 0, 33)
+
+
+def test_padded_canvas_gives_the_logits_of_each_images_own_grid(params):
+    network, together = build(CFG, params), jax.jit(build(CFG, params))(tokens(), sized())
+    for i, (rows, columns) in enumerate(SIZES):
+        own = network(tokens()[i : i + 1, : rows * columns], ClassCondition(jnp.array([i % 3])), grid=(rows, columns))
+        np.testing.assert_allclose(together[i, : rows * columns], own[0], atol=3e-6)
+
+
+def test_padding_content_changes_no_logit(params):
+    network = build(CFG, params)
+    valid = np.arange(CANVAS)[None] < np.prod(SIZES, axis=1)[:, None]
+    other = jnp.where(valid, tokens(), tokens(5))
+    first, second = network(tokens(), sized()), network(other, sized())
+    np.testing.assert_array_equal(np.asarray(first)[valid], np.asarray(second)[valid])
+
+
+def test_corrupt_masks_a_fraction_of_each_images_own_tokens():
+    count = np.prod(SIZES, axis=1)
+    valid = jnp.asarray(np.arange(CANVAS)[None] < count[:, None])
+    for seed in range(20):
+        inputs, mask = corrupt(jax.random.key(seed), tokens() % 32, mask_id=32, valid_bl=valid)
+        assert not (mask & ~valid).any() and (mask.sum(axis=1) >= 1).all() and (mask.sum(axis=1) <= count).all()
+        np.testing.assert_array_equal(mask, inputs == 32)
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_loss_of_a_mixed_batch_is_the_sum_of_the_losses_alone(params, chunks):
+    objective = Objective(loss_chunks=chunks, unmasked_weight=0.5, class_dropout=0.0)
+    valid = jnp.asarray(np.arange(CANVAS)[None] < np.prod(SIZES, axis=1)[:, None])
+    codes = tokens() % 32
+    mask = jax.random.bernoulli(jax.random.key(3), 0.6, codes.shape) & valid
+    part = {"inputs": jnp.where(mask, 32, codes), "targets": codes, "mask": mask, "condition": sized(), "key": None}
+    sums = jax.jit(lambda: gradients(params, part, CFG, objective)[1])()
+    alone = [
+        gradients(
+            params,
+            {**{n: part[n][i : i + 1] for n in ("inputs", "targets", "mask")}, "condition": one, "key": None},
+            CFG,
+            objective,
+        )[1]
+        for i, one in ((i, sized(slice(i, i + 1))) for i in range(len(SIZES)))
+    ]
+    for name in ("loss_sum", "weight_sum", "masked", "unmasked", "masked_hits"):
+        np.testing.assert_allclose(sums[name], sum(float(one[name]) for one in alone), rtol=1e-5)
+    assert float(sums["masked"] + sums["unmasked"]) == np.prod(SIZES, axis=1).sum()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_decode_gives_each_image_of_a_mixed_batch_the_tokens_it_has_alone(params, guidance):
+    network, cfg = build(CFG, params), DecodeConfig(steps=4, guidance=guidance)
+    keys = jax.random.split(jax.random.key(4), len(SIZES))
+    together = decode(network, sized(), jax.random.clone(keys), cfg)
+    for i, (rows, columns) in enumerate(SIZES):
+        alone = decode(network, sized(slice(i, i + 1)), keys[i : i + 1], cfg)
+        np.testing.assert_array_equal(together[i], alone[0])
+        assert (together[i, : rows * columns] < 32).all() and not together[i, rows * columns :].any()
+
+
+def test_decode_plans_the_steps_on_each_images_own_tokens(params):
+    steps = decode_steps(build(CFG, params), sized(), jax.random.key(0), DecodeConfig(steps=3, plan="gamma", guidance=1.0))
+    left = np.asarray((steps == 32).sum(axis=2))
+    for i, (rows, columns) in enumerate(SIZES):
+        own = DecodeConfig(steps=3, plan="gamma", guidance=1.0)
+        plain = decode_steps(
+            build(dataclasses.replace(CFG, grid=(rows, columns)), params),
+            ClassCondition(jnp.zeros(1, int)),
+            jax.random.key(0),
+            own,
+        )
+        np.testing.assert_array_equal(left[:, i], np.asarray((plain == 32).sum(axis=2))[:, 0])
+
+
+def test_train_step_compiles_once_for_any_mix_of_sizes():
+    tx = make_optimizer(
+        type(
+            "Options",
+            (),
+            dict(
+                learning_rate=1e-3,
+                beta1=0.9,
+                beta2=0.96,
+                weight_decay=0.0,
+                decay_on="matrices",
+                clip_norm=1.0,
+                warmup_steps=0,
+                decay="constant",
+                ema_decay=0.0,
+            ),
+        ),
+        4,
+    )
+    state = jax.jit(init_state(lambda key: params_of(create(CFG, key)), tx, ema=False))(jax.random.key(0))
+    step = jitted_step(CFG, Objective(), tx, lambda _: 1e-3, 0.0, None, conditioner=ClassConditioner(("a", "b", "c")))
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(SIZES))
+        rows, columns = np.array(SIZES, np.int32)[order].T
+        batch = {
+            "codes": tokens(seed).reshape(-1, 1, CANVAS) % 32,
+            "label": jnp.arange(5) % 3,
+            "rows": rows,
+            "columns": columns,
+        }
+        state, metrics = step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(1), None)
+        assert np.isfinite(float(metrics["masked_loss"].compute()))
+    assert step._cache_size() == 1
+
+
+def test_text_prefix_and_sizes_are_masked_together(params):
+    cfg = dataclasses.replace(CFG, condition="text", text_tokens=3, text_dim=8, prefix_rotation="identity")
+    network = build(cfg, params_of(create(cfg, jax.random.key(0))))
+    features = jax.random.normal(jax.random.key(1), (2, 3, 8))
+    mask = jnp.array([[True, True, False], [True, False, False]])
+    rows, columns = jnp.array([2, 4]), jnp.array([3, 4])
+    first = network(tokens()[:2], SizedCondition(TextCondition(features, mask), rows, columns))
+    changed = SizedCondition(TextCondition(jnp.where(mask[..., None], features, 7.0), mask), rows, columns)
+    np.testing.assert_array_equal(first, network(tokens()[:2], changed))
+
+
+def test_sizes_are_refused_where_positions_are_not_rows_and_columns(params):
+    cfg = dataclasses.replace(CFG, positions="1d_shifted")
+    with pytest.raises(ConfigError, match="positions"):
+        build(cfg, params)(tokens(), sized())
