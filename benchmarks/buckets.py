@@ -1,8 +1,9 @@
-"""What padding to a canvas of one length costs: FLOPs of the generator on padding, for photos and for all buckets alike.
+"""What padding to a canvas of one length costs: FLOPs of the generator on padding, for photos and all buckets.
 
 python -m benchmarks.buckets [--sides 256,512] [--prefix 120,128] [--preset XL] [--json FILE]
 
-Computed, not measured: the matrix products of the layers, attention included. A square centre crop stands beside the buckets.
+Computed, not measured: the matrix products of the layers, attention included. A square centre crop stands beside the
+buckets.
 """
 
 import argparse

@@ -17,9 +17,9 @@ from maskgil_jax.data.buckets import (
     crop_to_bucket,
     largest_grid,
     pad_codes,
-    resize_to_cover,
     unpad_codes,
 )
+from maskgil_jax.data.transforms import resize_to_cover
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import create
 from maskgil_jax.planning.flops import count_flops
@@ -87,7 +87,7 @@ def test_nearest_bucket_takes_the_wider_of_equal_ones():
 def test_resize_to_cover_covers_with_one_side_exact(size):
     rng = np.random.default_rng(1)
     for height, width in [(1000, 1300), (90, 70), (33, 2000), size]:
-        image = resize_to_cover(rng.integers(0, 256, (height, width, 3), np.uint8), size)
+        image = resize_to_cover(rng.integers(0, 256, (height, width, 3), np.uint8), size, "BICUBIC", box_first=True)
         spare = image.shape[0] - size[0], image.shape[1] - size[1]
         assert min(spare) == 0 and image.shape[2] == 3, (height, width, image.shape)
 
@@ -96,8 +96,8 @@ def test_resize_to_cover_halves_by_box_then_goes_bicubic():
     image = np.random.default_rng(2).integers(0, 256, (600, 900, 3), np.uint8)
     expected = Image.fromarray(image).resize((450, 300), Image.Resampling.BOX)
     expected = np.asarray(expected.resize((384, 256), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(resize_to_cover(image, (256, 320)), expected)
-    once = resize_to_cover(image, (300, 450))  # exactly twice: one halving and nothing else
+    np.testing.assert_array_equal(resize_to_cover(image, (256, 320), "BICUBIC", box_first=True), expected)
+    once = resize_to_cover(image, (300, 450), "BICUBIC", box_first=True)  # exactly twice: one halving and nothing else
     np.testing.assert_array_equal(once, np.asarray(Image.fromarray(image).resize((450, 300), Image.Resampling.BOX)))
 
 

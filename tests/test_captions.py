@@ -1,4 +1,4 @@
-"""Sources of captioned images: folders, JSON lines, COCO, tar shards, TFDS; unusable captions; the draw of one caption."""
+"""Sources of captioned images: folders, JSON lines, COCO, tar shards, TFDS; unusable captions; drawing one."""
 
 import io
 import json

@@ -1,8 +1,8 @@
 """Size buckets: image sizes of nearly equal area, the crop to them, and their codes on a canvas of one length.
 
-The list of sizes and the choice among them are those of Lumina-mGPT. Every bucket of a side S has at most (S / 16)^2 tokens, so
-one compiled program trains on all of them: `pad_codes` writes the codes of an image into a canvas of that length, with the row,
-the column and the validity of every position.
+The list of sizes and the choice among them are those of Lumina-mGPT. Every bucket of a side S has at most (S / 16)^2
+tokens, so one compiled program trains on all of them: `pad_codes` writes the codes of an image into a canvas of that
+length, with the row, the column and the validity of every position.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import grain
 import numpy as np
 
 from maskgil_jax.config import choose, require
+from maskgil_jax.data.transforms import adm_center_crop, random_window, resize_to_cover
 
 CROPS = ("center", "random")
 Size = tuple[int, int]  # (height, width)
 
 
 def buckets(side: int, patch: int = 32, max_ratio: float = 4.0) -> tuple[Size, ...]:
-    """All sizes (height, width) in multiples of `patch` that just fit into the area of `side` x `side`, from wide to tall.
+    """All sizes (height, width) in multiples of `patch` that just fit into the area `side` x `side`, wide to tall.
 
     max_ratio: largest ratio of the longer to the shorter side. 25 sizes for a side of 256 pixels, 49 for 512.
     """
@@ -55,33 +56,17 @@ def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
     return max(buckets, key=lambda bucket: (area_kept(size, bucket), bucket[1], bucket[0]))
 
 
-def resize_to_cover(image_hwc: np.ndarray, size: Size) -> np.ndarray:
-    """Scales an image with its aspect ratio to the smallest size that covers `size`.
-
-    It is halved with a box filter while both sides are at least twice those of `size`, then scaled by a bicubic filter.
-    """
-    from PIL import Image
-
-    height, width = size
-    image = Image.fromarray(image_hwc)
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = max(width / image.width, height / image.height)
-    target = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    return np.asarray(image if target == image.size else image.resize(target, Image.Resampling.BICUBIC))
-
-
 def crop_to_bucket(image_hwc: np.ndarray, buckets: Sequence[Size], rng: np.random.Generator | None = None) -> np.ndarray:
     """Scales and crops an image, uint8 (h, w, 3), to its nearest bucket.
 
-    rng: None crops the centre. With a generator the position is random, as in the published code of Lumina-mGPT, whose function
-    is called a centre crop.
+    It is halved by a box filter while both sides are at least twice those needed, scaled by a bicubic filter to cover
+    the bucket, and cropped. rng: None crops the centre. With a generator the position is random, as in the published
+    code of Lumina-mGPT, where the function is called a centre crop.
     """
-    height, width = nearest_bucket(image_hwc.shape[:2], buckets)
-    image_hwc = resize_to_cover(image_hwc, (height, width))
-    spare = image_hwc.shape[0] - height, image_hwc.shape[1] - width
-    top, left = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
-    return image_hwc[top : top + height, left : left + width]
+    size = nearest_bucket(image_hwc.shape[:2], buckets)
+    if rng is None:
+        return adm_center_crop(image_hwc, size)
+    return random_window(resize_to_cover(image_hwc, size, "BICUBIC", box_first=True), size, rng)
 
 
 class CenterBucketCrop(grain.transforms.Map):

@@ -1,7 +1,7 @@
 """Nouns of the composed scenes, and the drawings that show them.
 
-Each noun has a drawing in all three styles, is countable, and belongs to the training split of the built-in drawings, so that
-scenes show none of the drawings that are held out.
+Each noun has a drawing in all three styles, is countable, and belongs to the training split of the built-in drawings,
+so that scenes show none of the drawings that are held out.
 """
 
 from __future__ import annotations

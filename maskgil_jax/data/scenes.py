@@ -5,9 +5,10 @@
     count    = ("two" | "three" | "four") objects of one noun
     caption  = scene | "a" style-word "drawing of" scene
 
-Scene `index` is a pure function of (seed, index). All objects of a scene have one style; captions without a style word fit
-every style. Objects stand on white in cells that do not overlap. A tenth of the pairs of nouns and of the (number, noun)
-combinations is held out, chosen by a hash, so that the split never changes: "train" has none of them, "test" has only them.
+Scene `index` is a pure function of (seed, index). All objects of a scene have one style; captions without a style word
+fit every style. Objects stand on white in cells that do not overlap. A tenth of the pairs of nouns and of the (number,
+noun) combinations is held out, chosen by a hash, so that the split never changes: "train" has none of them, "test" has
+only them.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _draw(rng: np.random.Generator, canvases) -> Scene:
 
 
 def _cells(rng: np.random.Generator, height: int, width: int, count: int, relation: str | None):
-    """(side of the objects, their upper left corners): cells of a grid, shifted as a whole by an even number of pixels."""
+    """(side of the objects, their corners): cells of a grid, shifted as a whole by an even number of pixels."""
     fitting = []
     for side in SIDES[:2] if count == 1 else SIDES:
         rows, columns = height // side, width // side

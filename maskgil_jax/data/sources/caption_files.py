@@ -15,6 +15,7 @@ from maskgil_jax.config import CaptionConfig
 from maskgil_jax.data.sources.captions import CaptionedImages, Entry, LeftOut, block_digest, caption_values, clean_captions
 from maskgil_jax.data.sources.folder import EXTENSIONS
 from maskgil_jax.files.images import check_image, read_image
+from maskgil_jax.files.paths import walk_files
 
 IMAGE_FIELDS = ("image", "path", "file_name", "file", "image_path", "key")  # of a JSON line, the first that is present
 LINE = 'each line is an object such as {"image": "cats/1.jpg", "caption": "a cat"}'
@@ -23,8 +24,9 @@ LINE = 'each line is an object such as {"image": "cats/1.jpg", "caption": "a cat
 class CaptionedFiles(CaptionedImages):
     """Image files under `root`, given as (path relative to the root, captions as read).
 
-    Opening reads the beginning and the end of every image. Images that are missing, unreadable or without a usable caption,
-    and captions that are unreadable, empty or too long, are counted and named in one log line and in `left_out`.
+    Opening reads the beginning and the end of every image. Images that are missing, unreadable or without a usable
+    caption, and captions that are unreadable, empty or too long, are counted and named in one log line and in
+    `left_out`.
     """
 
     def __init__(
@@ -75,18 +77,12 @@ def _check_all(root: Path, files: list[str]) -> list[bytes | None]:
 
 def list_images(root: Path) -> list[str]:
     """Paths of all image files under a folder, relative to it and sorted; hidden files and folders are left out."""
-    found = []
-    for folder, inner, names in os.walk(root, followlinks=False):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    return sorted(found)
+    return sorted(p.relative_to(root).as_posix() for p in walk_files(root) if p.suffix.lower() in EXTENSIONS)
 
 
 # --------------------------------------------------------------------------- files of the same name
 def open_caption_folder(path: str | os.PathLike, options: CaptionConfig) -> CaptionedFiles:
-    """A folder of images with `NAME.txt` (a caption a line) or `NAME.json` (a caption, a list, or an object) beside each."""
+    """A folder of images, each with `NAME.txt` (a caption a line) or `NAME.json` (a caption, list or object) beside it."""
     root, left_out = Path(path), LeftOut()
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images with .txt or .json files beside them")
@@ -118,8 +114,8 @@ def _beside(image: Path, name: str, options: CaptionConfig, left_out: LeftOut) -
 def open_caption_lines(path: str | os.PathLike, images: str | os.PathLike | None, options: CaptionConfig) -> CaptionedFiles:
     """A file of JSON lines, each with an image and its caption or captions. Lines of the same image are joined.
 
-    An image is given by its path or its key, the path without its ending, relative to `images` (None: the file's folder).
-    Raises a ValueError that names the file and the line if a line is not such an object.
+    An image is given by its path or its key, the path without its ending, relative to `images` (None: the file's
+    folder). Raises a ValueError that names the file and the line if a line is not such an object.
     """
     path = Path(path)
     root = _images_folder(path, images)

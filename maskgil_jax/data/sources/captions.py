@@ -56,7 +56,7 @@ class LeftOut:
 
 
 def caption_values(value: object, fields: Sequence[str]) -> Iterator[object]:
-    """The single captions in a string, a list, or an object whose fields hold either; what is neither comes as it is."""
+    """The single captions in a string, a list, or an object whose fields hold either; other values come as they are."""
     if isinstance(value, dict):
         for field in fields:
             if field in value:
@@ -69,7 +69,7 @@ def caption_values(value: object, fields: Sequence[str]) -> Iterator[object]:
 
 
 def clean_captions(values: Iterable[object], name: str, options: CaptionConfig, left_out: LeftOut) -> tuple[str, ...]:
-    """The usable captions of an image, each once, with runs of white space as one blank; adds the others to `left_out`."""
+    """The usable captions of an image, each once, white space made single blanks; adds the others to `left_out`."""
     found: dict[str, None] = {}
     for value in values:
         try:
@@ -127,10 +127,10 @@ class Entry(NamedTuple):
 
 
 class ReplacingSource:
-    """Random access in which the next readable record replaces an unreadable one, so that data are a function of the source.
+    """Random access in which the next readable record replaces an unreadable one: data are a function of the source.
 
-    Subclasses have `__len__`, `name` and `_record`, which raises a ValueError for an unreadable record. Replaced records are
-    named in a log line each and counted in `skipped` {number: reason}.
+    Subclasses have `__len__`, `name` and `_record`, which raises a ValueError for an unreadable record. Replaced
+    records are named in a log line each and counted in `skipped` {number: reason}.
     """
 
     name: str
@@ -161,7 +161,7 @@ class ReplacingSource:
 
 
 class CaptionedImages(ReplacingSource):
-    """Random access to images of which names and captions are known; subclasses read the pixels of an image in `_image`.
+    """Random access to images of known names and captions; subclasses read the pixels of an image in `_image`.
 
     Raises a ValueError that says what was left out if no image remains.
     """

@@ -13,8 +13,9 @@ STYLE_NAMES = {"noto": "Noto", "fluent-emoji-flat": "Fluent", "twemoji": "Twemoj
 def emoji_captions(record: dict) -> tuple[str, ...]:
     """Captions in English for one record of `EmojiSource.record`: five, and three more if it has tags.
 
-    In turn: the name; the phrase; phrase with style word; phrase with the name of the style; phrase with group and subgroup.
-    With tags: phrase and tags; tags alone; style word, phrase and tags. Captions that are equal are given once.
+    In turn: the name; the phrase; phrase with style word; phrase with the name of the style; phrase with group and
+    subgroup. With tags: phrase and tags; tags alone; style word, phrase and tags. Captions that are equal are given
+    once.
     """
     name, style = record["names"]["en"], record["style"]
     phrase = noun_phrase(name)

@@ -1,7 +1,8 @@
 """Captioned images in tar shards of the webdataset layout, as img2dataset writes them: random access by an index.
 
-A sample is all members of a shard that have the same name up to the first dot: `000000012.jpg`, `.txt` (one caption), `.json`
-(fields with captions). The index holds where the bytes of each image lie; pixels are read from the shard when asked for.
+A sample is all members of a shard that have the same name up to the first dot: `000000012.jpg`, `.txt` (one caption),
+`.json` (fields with captions). The index holds where the bytes of each image lie; pixels are read from the shard when
+asked for.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from maskgil_jax.data.sources.captions import (
     clean_captions,
 )
 from maskgil_jax.data.sources.folder import EXTENSIONS
-from maskgil_jax.files.images import decode_image
+from maskgil_jax.files.images import read_image_and_conversions
 from maskgil_jax.files.paths import open_folder
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand_shards(spec: str | os.PathLike) -> list[str]:
-    """Paths of the shards of a .tar file, of a folder that holds some, or of a pattern: `{00000..00009}.tar`, `*.tar`."""
+    """Paths of the shards of a .tar file, a folder of some, or a pattern such as `{00000..00009}.tar` or `*.tar`."""
     text = os.fspath(spec)
     if numbers := RANGE.search(text):
         first, last = numbers.groups()
@@ -54,8 +55,8 @@ def expand_shards(spec: str | os.PathLike) -> list[str]:
 class TarShards(CaptionedImages):
     """Captioned images in uncompressed tar shards, in the order of the shards and, in each, of the samples.
 
-    Samples without an image or a usable caption, unusable captions, and shards that end early are counted and named in one log
-    line and in `left_out`. Raises a ValueError for a file that is not an uncompressed tar archive.
+    Samples without an image or a usable caption, unusable captions, and shards that end early are counted and named in
+    one log line and in `left_out`. Raises a ValueError for a file that is not an uncompressed tar archive.
     """
 
     def __init__(self, shards: Sequence[str], options: CaptionConfig):
@@ -78,7 +79,7 @@ class TarShards(CaptionedImages):
         with open_folder(self._shards[shard]).open("rb") as file:
             file.seek(start)
             data = file.read(size)
-        return decode_image(data, self._ids[i])[0]
+        return read_image_and_conversions(data, self._ids[i])[0]
 
 
 def _index(shard: str, options: CaptionConfig, left_out: LeftOut) -> Iterator[tuple[Entry, tuple[int, int]]]:

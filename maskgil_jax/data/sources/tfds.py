@@ -8,7 +8,7 @@ import numpy as np
 
 
 def open_prepared(name: str, split: str, data_dir: str | os.PathLike | None, needed: set[str]):
-    """(random access to the raw records of a split, what TFDS knows of the data set), for data sets with the features `needed`.
+    """(records of a split by number, metadata of TFDS) of a data set that has the features `needed`.
 
     Raises a ValueError if the data set is unknown, not prepared as ArrayRecord, or lacks the split or a feature.
     """

@@ -12,8 +12,8 @@ from maskgil_jax.data.sources.tfds import open_prepared, record_name, rgb_image
 class PreparedCaptions(ReplacingSource):
     """Random access to images and captions of one split of a TFDS data set prepared as ArrayRecord.
 
-    name, split, data_dir: as in `PreparedDataset`. Captions are read from the features in `options.fields`: texts, sequences of
-    texts, or sequences of {"text": ...}. A record without a usable caption is replaced by the next one.
+    name, split, data_dir: as in `PreparedDataset`. Captions are read from the features in `options.fields`: texts,
+    sequences of texts, or sequences of {"text": ...}. A record without a usable caption is replaced by the next one.
     Raises a ValueError if the data set is unknown, not prepared as ArrayRecord or has no such split, image or caption.
     """
 

@@ -1,8 +1,9 @@
-"""Emoji scenes: whether images show what their prompts say, by matching the built-in drawings that the prompts are about.
+"""Emoji scenes: whether images show what their prompts say, by matching the built-in drawings.
 
-Five tasks in the manner of GenEval, which need no weights: single object, two objects, counting, position, style. A drawing is
-found by normalised correlation with every drawing of the vocabulary at every position. `score` gives the share of images that
-are right; `reference_scores` gives the same for true scenes, which is the upper limit, and for images of other prompts.
+Five tasks in the manner of GenEval, which need no weights: single object, two objects, counting, position, style. A
+drawing is found by normalised correlation with every drawing of the vocabulary at every position. `score` gives the
+share of images that are right; `reference_scores` gives the same for true scenes, which is the upper limit, and for
+images of other prompts.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ TASKS = {
 KINDS = {"single_object": ("single",), "two_object": ("pair",), "counting": ("count",), "position": ("pair",)}
 POOL = 2  # images are compared at half their resolution
 THRESHOLD = 0.6  # of the correlation; see `benchmarks/emoji_scenes.py` for its choice
-OVERLAP = 0.3  # share of the smaller square that two detections may have in common
+OVERLAP = 0.15  # share of the smaller square that two detections may have in common
 FLAT = 1e-3  # variance of ink that is added to that of a window: noise on white correlates with nothing
-BATCH = 16
+BATCH = 8
 TEMPLATES = [(noun, style) for noun in NOUNS for style in STYLES]
 
 
@@ -48,6 +49,7 @@ class Detection(NamedTuple):
 
     @property
     def center(self) -> tuple[float, float]:
+        """(row, column) of the middle."""
         return self.top + self.side / 2, self.left + self.side / 2
 
 
@@ -70,7 +72,7 @@ def _ink(images_bhwc):
 
 @functools.partial(jax.jit, static_argnames="side")
 def _correlations(images_bhwc: jax.Array, kernels: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
-    """(best correlation, number of the template) at every position of a window of `side` pixels: (b, rows, columns) each."""
+    """(best correlation, its template) at every position of a window of `side` pixels: (b, rows, columns) each."""
     ink = _ink(images_bhwc)
     window, count = (1, side // POOL, side // POOL, 1), 3 * (side // POOL) ** 2
 
@@ -85,7 +87,7 @@ def _correlations(images_bhwc: jax.Array, kernels: jax.Array, side: int) -> tupl
 
 
 def detect(images_bhwc: np.ndarray, threshold: float = THRESHOLD) -> list[list[Detection]]:
-    """The drawings in a batch of uint8 images of one size, the best match first; overlapping matches are dropped."""
+    """The drawings in a batch of uint8 images of one size, the best match first, without overlapping matches."""
     height, width = images_bhwc.shape[1:3]
     require(height % POOL == 0 and width % POOL == 0, f"images: sides must be multiples of {POOL}, got {height} x {width}")
     found: list[list[Detection]] = [[] for _ in images_bhwc]
@@ -131,8 +133,8 @@ class ScenePrompt:
 def scene_prompts(per_task: int = 100, *, split: str = "test", seed: int = 0) -> list[ScenePrompt]:
     """`per_task` prompts of every task, a pure function of the arguments.
 
-    split: "test" takes held-out combinations and "train" those of training, as in `data.scenes`. Single objects, which are
-    never held out, come from the training combinations in either case.
+    split: "test" takes held-out combinations and "train" those of training, as in `data.scenes`. Single objects, which
+    are never held out, come from the training combinations in either case.
     """
     require(per_task >= 1, f"per_task: must be at least 1, got {per_task}")
     found: dict[str, list[ScenePrompt]] = {task: [] for task in TASKS}
@@ -156,8 +158,9 @@ def _prompt(task: str, scene: Scene) -> str:
 def is_correct(task: str, scene: Scene, detections: Sequence[Detection]) -> bool:
     """Whether an image with these detections shows what the task asks of the scene.
 
-    single_object, two_object: every noun is found. counting: exactly as many of the noun. position: of the best match of either
-    noun, the centres differ in the direction of the relation, and more in it than across. style: every noun is found in the style.
+    single_object, two_object: every noun is found. counting: exactly as many of the noun. position: of the best match
+    of either noun, the centres differ in the direction of the relation, and more in it than across. style: every noun
+    is found in the style.
     """
     choose("task", task, TASKS)
     best: dict[str, Detection] = {}
@@ -180,8 +183,9 @@ def is_correct(task: str, scene: Scene, detections: Sequence[Detection]) -> bool
 
 
 def score(prompts: Sequence[ScenePrompt], images: Sequence[np.ndarray], threshold: float = THRESHOLD) -> dict[str, float]:
-    """Share of correct images by task, and "overall", the mean of the tasks. images: uint8 (h, w, 3), one for each prompt.
+    """Share of correct images by task, and "overall", the mean of the tasks.
 
+    images: uint8 (h, w, 3), one for each prompt.
     Raises a ValueError for an image of another size than its prompt asks for.
     """
     require(len(prompts) == len(images) > 0, f"images: {len(images)} for {len(prompts)} prompts; give one for each")
@@ -210,9 +214,9 @@ def reference_scores(
 ) -> dict[str, dict[str, float]]:
     """Scores of images that are right and of images that are wrong: how far `score` can be trusted.
 
-    "true scenes": the scene of each prompt, the most that a model can reach. "other scenes": for each prompt the scene of the
-    next one of the same task and size, what chance gives. transform: uint8 (b, h, w, 3) -> the same, such as a tokenizer's
-    reconstruction; adds "true scenes, transformed".
+    "true scenes": the scene of each prompt, the most that a model can reach. "other scenes": for each prompt the scene
+    of the next one of the same task and size, what chance gives. transform: uint8 (b, h, w, 3) -> the same, such as a
+    tokenizer's reconstruction; adds "true scenes, transformed".
     """
     true = [render(prompt.scene) for prompt in prompts]
     groups: dict[tuple, list[int]] = {}
