@@ -4,6 +4,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports
 """
 
 from .base import ConfigError, choose, from_dict, renamed, require, to_dict
+from .captions import CaptionConfig
 from .data import LoaderConfig, height_width
 from .decoding import DECODE_PRESETS, PLANS, REMASK_RULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
@@ -38,6 +39,7 @@ __all__ = [
     "VQ_PRESETS",
     "AdaLNConfig",
     "BertConfig",
+    "CaptionConfig",
     "CausalConfig",
     "ClassifierConfig",
     "ConfigError",
