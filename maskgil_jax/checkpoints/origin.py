@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from maskgil_jax.config.base import current_names, to_dict
 from maskgil_jax.runtime.distributed import first_difference
@@ -28,8 +29,9 @@ def _completed(found: dict, fingerprint_inputs: dict) -> dict:
     completed = dict(found)
     for name, value in fingerprint_inputs.items():
         if dataclasses.is_dataclass(value) and isinstance(found.get(name), dict):
-            known = current_names(type(value), found[name], name, warn=False)
-            completed[name] = {**plain({name: type(value)()})[name], **known}
+            options: Any = type(value)
+            known = current_names(options, found[name], name, warn=False)
+            completed[name] = {**plain({name: options()})[name], **known}
     return completed
 
 
