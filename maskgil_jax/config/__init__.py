@@ -22,6 +22,7 @@ from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGIT
 from .orders import ORDERS
 from .schedules import SCHEDULES
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
+from .uvit import UVIT_PRESETS, UViTConfig
 
 __all__ = [
     "ADALN_PRESETS",
@@ -35,6 +36,7 @@ __all__ = [
     "PLANS",
     "REMASK_RULES",
     "SCHEDULES",
+    "UVIT_PRESETS",
     "VQ_PRESETS",
     "AdaLNConfig",
     "BertConfig",
@@ -50,6 +52,7 @@ __all__ = [
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
+    "UViTConfig",
     "VQConfig",
     "check_flash_length",
     "choose",
