@@ -16,10 +16,12 @@ from maskgil_jax.config import (
     MagvitConfig,
     MaskGITConfig,
     MaskGITVQConfig,
+    UViTConfig,
     VQConfig,
     choose,
 )
 
+from . import amused_tables as amused
 from . import generator_tables as generators
 from . import google_tables as google
 from . import halton_tables as halton
@@ -32,6 +34,8 @@ from .sizes import Sizes
 
 MIT = "MIT"
 GOOGLE = "Apache-2.0, the licence of the code they were published with"
+AMUSED = "OpenRAIL++-M: use is restricted as its attachment A lists, also of what is made from it"
+AMUSED_DECODE = {"steps": 12, "schedule": "cosine", "plan": "gamma", "guidance": 10.0, "choice_temperature": 2.0}
 _MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False}
 _LLAMAGEN = {"positions": "2d", "class_position": "first", "mask_logit": False, "causal": True}
 _CLASS, _TEXT = {"condition": "class"}, {"condition": "text"}
@@ -208,6 +212,31 @@ FAMILIES: dict[str, Family] = {
         signs=(r"Embed_0/word_embeddings/", r"TransformerLayer_0/"),
         flax=True,
         decode={"steps": 16, "schedule": "cosine", "plan": "gamma", "guidance": 1.0, "choice_temperature": 4.5},
+    ),
+    "amused": Family(
+        title="aMUSEd's U-ViT, 256 or 512 pixels (transformer/diffusion_pytorch_model.safetensors)",
+        kind="generator",
+        licence=AMUSED,
+        container="bare",
+        options=UViTConfig,
+        fixed={"micro_values": 5, "norm_eps": 1e-6},
+        settable=("heads", "block_heads", "grid", "text_tokens", "pooled_dim"),
+        table=amused.uvit_table,
+        sizes=amused.uvit_sizes,
+        signs=(r"encoder_proj_layer_norm\.", r"down_block\.res_blocks\.0\.", r"mlm_layer\.conv2\."),
+        decode=AMUSED_DECODE,
+    ),
+    "amused-vq": Family(
+        title="aMUSEd's VQ tokenizer (vqvae/diffusion_pytorch_model.safetensors)",
+        kind="tokenizer",
+        licence=AMUSED,
+        container="bare",
+        options=VQConfig,
+        fixed={"l2_normalize": False, "attention_levels": (), "middle_attention": False},
+        settable=("image_size", "norm_groups"),
+        table=amused.vq_table,
+        sizes=amused.vq_sizes,
+        signs=(r"encoder\.down_blocks\.0\.resnets\.", r"quantize\.embedding\.weight$"),
     ),
     "halton": Family(
         title="Halton-MaskGIT's Transformer, tiny to large (ImageNet_256_base.pth, ImageNet_384_large.pth ...)",

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 from maskgil_jax.config import choose, require
 
 from .checkpoint import Problem, shown
+from .diffusers_options import diffusers_options
 
 HEAD_WIDTH = 64
 # (width of all heads together, depth) -> heads, where they are not 64 wide; depth 0 stands for any.
@@ -35,6 +36,8 @@ CLAIMS = {
     "dim": "width",
     "hidden_dim": "width",
     "mlp_dim": "mlp_width",
+    # Our own names, for what `diffusers_options` returns.
+    **{name: name for name in ("vocabulary", "block_heads", "width", "mlp_width", "latent_dim", "norm_groups")},
 }
 _INTO = ("args", "hparams", "hyper_parameters", "config", "model", "params", "init_args", "ddconfig")
 _DEEPEST = 6
@@ -93,6 +96,8 @@ def claims(extras: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -
 
 def _stated(tree: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """The options among the names of `tree` and of the sub-trees that hold a network's own; the outermost wins."""
+    if (stated := diffusers_options(tree)) is not None:
+        return stated
     found: dict[str, Any] = {}
     for name in _INTO if depth < _DEEPEST else ():
         if isinstance(inner := tree.get(name), Mapping):
