@@ -108,7 +108,7 @@ def unstack_layers(network: Any) -> Any:
 
 
 # Kind of condition (`GeneratorConfig.condition`) -> its class.
-CONDITIONS = {"class": ClassCondition, "text": TextCondition, "pooled_text": PooledTextCondition}
+CONDITIONS: dict[str, Any] = {"class": ClassCondition, "text": TextCondition, "pooled_text": PooledTextCondition}
 
 
 @functools.cache
