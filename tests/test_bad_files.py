@@ -17,8 +17,8 @@ SECONDS, MEGABYTES = 5.0, 200
 # One process reads all of them: starting one per file would take longer than the reading.
 READ_ALL = """
 import contextlib, io, json, pathlib, sys, time
-from maskgil_jax.convert.checkpoint import BadWeightFile
-from maskgil_jax.convert.torch_files import read
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
+from maskgil_jax.convert.readers.detect import read
 
 def memory(field):  # MB; getrusage would also count the process that started this one
     status = pathlib.Path("/proc/self/status").read_text()

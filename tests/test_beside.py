@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights
-from maskgil_jax.convert.beside import read_beside
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, inspect
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
+from maskgil_jax.convert.readers.sidecar import read_sidecar_configs
 
 TAMING = """\
 model:
@@ -67,7 +67,7 @@ def test_what_agrees_is_said_and_what_shapes_do_not_tell_is_used(moved, tmp_path
     done = convert(moved, tmp_path / "out")
     assert "compared with model.yaml" in str(done) and done.plan.cfg.image_size == 384
     assert load_weights(tmp_path / "out").about["source"]["compared_with"] == ["model.yaml"]
-    assert "options beside it: model.yaml" in inspect(moved)
+    assert "configuration file: model.yaml" in inspect(moved)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_yaml_that_disagrees_is_refused_until_overruled(moved, tmp_path, capsy
 
 
 def test_where_options_are_looked_for(moved):
-    names = lambda: list(read_beside(moved))  # noqa: E731
+    names = lambda: list(read_sidecar_configs(moved))  # noqa: E731
     assert names() == []
     (moved.parent.parent / "configs").mkdir()
     (moved.parent.parent / "configs" / "2020-project.yaml").write_text("model: {params: {n_embed: 3}}")
@@ -106,8 +106,8 @@ def test_where_options_are_looked_for(moved):
     (moved.parent / "b.yml").write_text("- 1")
     assert names() == ["b.yml", "config.json", "2020-project.yaml"]
     (moved.parent / "last.yaml").write_text("n_embed: 5")
-    assert read_beside(moved) == {"last.yaml": {"n_embed": 5}}, "its own, by name, counts alone"
-    assert list(read_beside(moved.parent)) == ["b.yml", "config.json", "last.yaml"]
+    assert read_sidecar_configs(moved) == {"last.yaml": {"n_embed": 5}}, "its own, by name, counts alone"
+    assert list(read_sidecar_configs(moved.parent)) == ["b.yml", "config.json", "last.yaml"]
 
 
 BAD = {

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export, export_file, inspect, list_families
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
 from maskgil_jax.models.condition import ClassCondition
 
 
@@ -277,7 +277,7 @@ def test_a_folder_is_only_replaced_by_the_same_file(maskgil_file, tmp_path):
 def test_room_on_the_disk_is_asked_for_first(maskgil_file, tmp_path, monkeypatch, capsys):
     """Before a long file is hashed and read, not after."""
     heads = ["--set", f"heads={maskgil_config().heads}"]
-    monkeypatch.setattr("maskgil_jax.convert.main._sha256", lambda _: pytest.fail("the work had begun"))
+    monkeypatch.setattr("maskgil_jax.convert.writer._sha256", lambda _: pytest.fail("the work had begun"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
     assert cli.main(["convert", str(maskgil_file), str(tmp_path / "new" / "out"), *heads]) == 2
     assert "kB, 1.0 kB are free there; delete files" in capsys.readouterr().err

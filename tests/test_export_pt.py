@@ -51,7 +51,7 @@ def test_torch_reads_it_back_bit_for_bit(published, name, tmp_path):
 def test_what_torch_wrote_is_read_here_without_it(published, tmp_path):
     """torch.save -> convert -> export as safetensors: the same tensors, for both of torch's containers."""
     torch = pytest.importorskip("torch")
-    from maskgil_jax.convert.torch_files import read
+    from maskgil_jax.convert.readers.detect import read
 
     family, state, _ = published
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}

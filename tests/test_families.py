@@ -9,8 +9,8 @@ from helpers import google_twin
 from helpers.recipe import GOLDEN
 
 from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, MAGVIT_PRESETS, VQ_PRESETS, LPIPSConfig
-from maskgil_jax.convert.checkpoint import Problem
-from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.convert.planner import make_plan
+from maskgil_jax.convert.readers.checkpoint import Problem
 
 LISTINGS = json.loads(gzip.decompress((GOLDEN / "convert" / "listings.json.gz").read_bytes()))
 # Google's two have no listing from the original classes: names by hand, totals as published (54.52M, 172.46M, 173.05M).

@@ -11,8 +11,8 @@ import pytest
 from helpers.file_assembler import FOUR, call, flipped, legacy, mapping, number, storage, tensor, text, torch_zip
 from helpers.recipe import draw
 
-from maskgil_jax.convert.checkpoint import BadWeightFile, strip_prefixes
-from maskgil_jax.convert.torch_files import read
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile, strip_wrappers
+from maskgil_jax.convert.readers.detect import read
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILES = GOLDEN / "torch_files"
@@ -43,7 +43,7 @@ def test_equals_torch_bit_for_bit(name):
     states, format, container = TORCH_FILES[name]
     checkpoint = read(FILES / name, verify=True)
     assert (checkpoint.format, checkpoint.container) == (format, container)
-    expected = {strip_prefixes(key): value for key, value in EXPECTED[states].items()}
+    expected = {strip_wrappers(key)[0]: value for key, value in EXPECTED[states].items()}
     assert list(checkpoint) == list(expected)
     for key, (dtype, shape, sha256) in expected.items():
         assert (str(checkpoint.dtype(key)), list(checkpoint.shape(key))) == (dtype, shape), key

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer
 from maskgil_jax.config import UVIT_PRESETS, VQ_PRESETS, ConfigError, DecodeConfig, UViTConfig
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export_file
-from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.convert.planner import make_plan
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import TextCondition
 from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
@@ -171,6 +171,6 @@ def test_conversion_compares_tensors_with_the_config_of_diffusers(tmp_path):
         (UVIT_FILE.parent / "config.json").read_text().replace('vocab_size": 40', 'vocab_size": 41')
     )
     save_file(load_file(UVIT_FILE), tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(BadWeightFile, match=r"config\.json says vocabulary = 41, the file has 40"):
+    with pytest.raises(BadWeightFile, match=r"config\.json says UVit2DModel\.vocab_size = 41, the file has 40"):
         convert(tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()

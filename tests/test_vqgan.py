@@ -10,8 +10,8 @@ from flax import nnx
 from helpers.torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax.config import VQ_PRESETS, ConfigError, VQConfig
-from maskgil_jax.convert.plan import make_plan
-from maskgil_jax.convert.rules import import_arrays
+from maskgil_jax.convert.engine import import_arrays
+from maskgil_jax.convert.planner import make_plan
 from maskgil_jax.networks import abstract_params, build, count_params, create, flatten, params_of, unflatten
 from maskgil_jax.tokenizers.quantizers import VectorQuantizer, nearest_codes
 from maskgil_jax.tokenizers.vqgan import VQGAN, conv_of, doubled, norm_of

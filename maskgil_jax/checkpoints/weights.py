@@ -90,9 +90,6 @@ def require_free_space(path: pathlib.Path, size: int) -> None:
     )
 
 
-require_room = require_free_space  # old name, used by `convert`
-
-
 def save_weights(
     path,
     cfg,

@@ -93,6 +93,7 @@ class LlamaConfig(GeneratorConfig):
     the outputs of attention and MLP.
     """
 
+    null_class: bool = True  # False: trained without class dropout, so there is no null class and no guidance
     condition: str = "class"  # "class": one learned vector each; "text": features of a text encoder through an MLP (LlamaGen)
     text_tokens: int = 120  # length of a text, padded on the left
     text_dim: int = 2048  # width of its features

@@ -132,7 +132,7 @@ class Llama(TransformerGenerator):
             null_td = jax.random.normal(rngs.params(), (cfg.text_tokens, cfg.text_dim)) * cfg.text_dim**-0.5
             self.caption_null = nnx.Param(null_td)
         else:
-            self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
+            self.classes = embedding(cfg.num_classes + cfg.null_class, cfg.width, rngs=rngs)  # the last row is the null class
         self.layers: Any = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
         self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
@@ -141,7 +141,10 @@ class Llama(TransformerGenerator):
         """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
 
         The null text is as long as the text it stands for: LlamaGen keeps the text's mask. It is random and never trained.
+        Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
         """
+        if not self.cfg.null_class:
+            raise ConfigError("guidance: this network has no null class (null_class=False); decode with guidance=1")
         if isinstance(condition, SizedCondition):
             return condition.replace(condition=self.null_condition(condition.condition))
         if self.cfg.condition == "class":

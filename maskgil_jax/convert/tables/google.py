@@ -1,29 +1,28 @@
-"""Tables of Google's MaskGIT: where its tensors lie in the published Flax files, and how to tell their sizes.
+"""Tables of Google's MaskGIT: the names of its tensors in the published Flax files, and their sizes.
 
-Flax numbers modules of a kind in the order in which they are made, and its arrays lie as ours do, but for the heads of the
-attention, which have an axis of their own. Sources of the names: the published code and its parameter totals.
+Flax numbers modules of a class in the order of their creation. Its arrays have our layout, except that attention heads have
+an axis of their own. Sources of the names: the published code and its parameter totals.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from maskgil_jax.config import MaskGITConfig, MaskGITVQConfig
 
-from .checkpoint import Problem
-from .rules import SAME, Layout, Rule, Table, rule
-from .sizes import Sizes
+from ..engine import SAME, Layout, Rule, Table, rule
+from ..readers.checkpoint import Problem
+from ..sizes import Sizes
 
 
 def _module(path: str, name: str) -> Rule:
-    """All arrays of one Flax module, under the names they have here too."""
+    """All arrays of one Flax module, which have the same names here."""
     return rule(path + "/{leaf:kernel|bias|scale|embedding}", name + "/{leaf}")
 
 
 # ------------------------------------------------------------------------------------------------ tokenizer
 def tokenizer_table(cfg: MaskGITVQConfig) -> Table:
-    """The decoder's convolutions are numbered through: the first, one after each doubling, the last."""
+    """The decoder's convolutions are numbered in order: the first, one after each upsampling, the last."""
     ours, theirs = "{side:encoder|decoder}/blocks/{n}/", "{side}/ResBlock_{n}/"
     levels = len(cfg.multipliers)
     return Table(
@@ -44,7 +43,7 @@ def tokenizer_table(cfg: MaskGITVQConfig) -> Table:
 
 
 def tokenizer_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `MaskGITVQConfig`: the decoder's convolutions tell the levels, the residual blocks how many each has."""
+    """Options of `MaskGITVQConfig`: levels from the decoder's convolutions, blocks of each from the residual blocks."""
     channels = sizes.of("encoder/Conv_0/kernel", 4)[3]
     levels = sizes.count(r"decoder/Conv_(\d+)/") - 1
     blocks = sizes.count(r"encoder/ResBlock_(\d+)/")
@@ -61,12 +60,13 @@ def tokenizer_sizes(sizes: Sizes) -> dict[str, Any]:
         "res_blocks": res_blocks,
         "codebook_size": codebook_size,
         "codebook_dim": codebook_dim,
-    } | ({"image_size": sizes.given["image_size"]} if "image_size" in sizes.given else {})
+        "image_size": sizes.image_size(MaskGITVQConfig.image_size),
+    }
 
 
 # ------------------------------------------------------------------------------------------------ transformer
 def transformer_table(cfg: MaskGITConfig) -> Table:
-    """One table for codes, classes and [MASK], in this order, here as there."""
+    """One table for codes, classes and [MASK], in this order, in both networks."""
     block = "TransformerLayer_{layer}/"
     attention = block + "Attention_0/self_attention/"
     return Table(
@@ -93,23 +93,14 @@ def transformer_table(cfg: MaskGITConfig) -> Table:
 
 
 def transformer_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `MaskGITConfig`. The table does not tell codes from classes: 1000 classes unless given."""
+    """Options of `MaskGITConfig`. The table does not separate codes from classes: 1000 classes unless given."""
     table, positions = "Embed_0/word_embeddings/embedding", "Embed_0/position_embeddings/embedding"
     rows, width = sizes.of(table, 2)
-    num_classes = sizes.given.get("num_classes")
-    if num_classes is None:
-        num_classes = 1000
-        sizes.notes.append("num_classes = 1000: the file does not say")
-    if rows - num_classes < 3:
-        raise Problem(f"{table}: its {rows} rows cannot hold {num_classes} classes and a codebook: --set num_classes=N")
-    places = sizes.of(positions, 2)[0] - 1
-    side = math.isqrt(places)
-    if side < 1 or side * side != places:
-        raise Problem(f"{positions}: its {places + 1} rows are not the class's and those of a square grid")
+    codebook_size, num_classes = sizes.joint_table(table, rows, 1)
     return {
-        "codebook_size": rows - num_classes - 1,
+        "codebook_size": codebook_size,
         "num_classes": num_classes,
-        "grid": (side, side),
+        "grid": sizes.grid_of(positions, sizes.of(positions, 2)[0] - 1),
         "width": width,
         "depth": sizes.count(r"TransformerLayer_(\d+)/"),
         "heads": sizes.of("TransformerLayer_0/Attention_0/self_attention/query/kernel", 3)[1],

@@ -1,7 +1,7 @@
-"""The conversion engine: a table of (our path <-> foreign name, layout), strict in both directions and read in both.
+"""The conversion engine: a table of (our path <-> foreign name, layout), strict in both directions and used in both.
 
-A table is walked from our side: every leaf of the network finds its first matching rule, which names the foreign tensor it
-lies in. So the table and the network's shapes together say exactly which tensors a file must hold, and of which shape.
+Every leaf of the network has a first matching rule, which names the foreign tensor that holds it. The table and the
+network's shapes together therefore determine which tensors a file must hold, and of which shape.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a foreign array lies: `axes`, its axes in our order (None: the same); `leading`, an extra first axis of 1;
-    `split`, (axis, parts): there, this axis of ours is two, the first of them as long as there are parts (attention heads)."""
+    """The layout of a foreign array.
+
+    axes: its axes in our order (None: the same). leading: it has an extra first axis of 1. split: (axis, parts); this axis of
+    ours is two axes there, of length `parts` (attention heads) and the rest.
+    """
 
     axes: tuple[int, ...] | None = None
     leading: bool = False
@@ -59,10 +62,10 @@ BATCH_OF_ONE = Layout(leading=True)
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Where some of our leaves lie in a foreign file.
+    """The foreign tensor that holds one or several of our leaves.
 
-    paths: our path; several if the foreign tensor holds them one after the other along its first axis. In both, `{i}` stands
-    for a number, `{side:encoder|decoder}` for what this expression matches; `{layer}`, only in `name`, is the place along the
+    paths: our path; several if the foreign tensor is their concatenation along its first axis. In paths and name, `{i}` is
+    a number, and `{side:encoder|decoder}` what this expression matches. `{layer}`, only in `name`, is the index along the
     first axis of our leaf, where layers are stacked. zero_rows: last rows of our leaf that the foreign one lacks; zeros.
     """
 
@@ -74,10 +77,10 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Ignored:
-    """Foreign tensors that inference does not need. `name`: regular expression of the whole name.
+    """Foreign tensors that inference does not need. name: regular expression of the whole name. why: the reason, printed.
 
-    written: what the original code insists on finding under this very name, written on the way back: an array, or the name of
-    the tensor that it repeats. exact: a file that holds anything else there is refused, since the network would differ.
+    written: what the original code needs under this name, written on export: an array, or the name of the tensor that it
+    repeats. exact: a file that holds anything else there is refused, since the network would differ.
     """
 
     name: str
@@ -88,7 +91,7 @@ class Ignored:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One family's rules, first match wins, and what is left out."""
+    """The rules of one family, of which the first match counts, and the tensors that are left out."""
 
     rules: tuple[Rule, ...]
     ignored: tuple[Ignored, ...] = ()
@@ -99,15 +102,15 @@ def rule(path: str, name: str, layout: Layout = SAME) -> Rule:
     return Rule((path,), name, layout)
 
 
-def inside(table: Table, prefix: str) -> Table:
-    """The table of a file that holds the network under `prefix`, among other things; those are left out."""
+def under_prefix(table: Table, prefix: str) -> Table:
+    """The table of a file whose names of this network begin with `prefix`; tensors under other names are left out."""
     rules = tuple(dataclasses.replace(rule, name=prefix + rule.name) for rule in table.rules)
-    within = re.escape(prefix)
+    escaped = re.escape(prefix)
     ignored = tuple(
-        dataclasses.replace(i, name=within + i.name, written=prefix + i.written if isinstance(i.written, str) else i.written)
+        dataclasses.replace(i, name=escaped + i.name, written=prefix + i.written if isinstance(i.written, str) else i.written)
         for i in table.ignored
     )
-    return Table(rules, (*ignored, Ignored(rf"(?!{within}).*", f"not under {prefix}")))
+    return Table(rules, (*ignored, Ignored(rf"(?!{escaped}).*", f"not under {prefix}")))
 
 
 def linear(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
@@ -129,7 +132,7 @@ def norm(path: str, name: str) -> tuple[Rule, ...]:
 # ------------------------------------------------------------------------------------------------ matching
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """The regular expression of a template: literal text, numbers without leading zeros, words."""
+    """The regular expression of a template: literal text, numbers without leading zeros, alternatives."""
     pieces = re.split(r"\{(\w+)(?::([^}]*))?\}", template)
     text = re.escape(pieces[0])
     for name, words, literal in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
@@ -161,7 +164,7 @@ class Foreign:
     parts: tuple[Part, ...]
 
     def ours(self, part: Part, array: np.ndarray) -> np.ndarray:
-        """The part in our layout, cut out of the foreign array."""
+        """The part in our layout, a slice of the foreign array."""
         rows = array[part.start : part.stop] if len(self.parts) > 1 else array
         rows = self.rule.layout.ours(rows)
         if not self.rule.zero_rows:
@@ -169,7 +172,7 @@ class Foreign:
         return np.concatenate([rows, np.zeros((self.rule.zero_rows, *rows.shape[1:]), rows.dtype)])
 
     def theirs(self, leaf: Callable[[str], np.ndarray]) -> np.ndarray:
-        """The foreign array, put together from our leaves; `zero_rows` are dropped."""
+        """The foreign array, concatenated from our leaves; `zero_rows` are dropped."""
         arrays = []
         for part in self.parts:
             array = leaf(part.path) if part.layer is None else leaf(part.path)[part.layer]
@@ -178,30 +181,30 @@ class Foreign:
 
 
 def foreign_tensors(table: Table, expected: Mapping[str, Shape]) -> dict[str, Foreign]:
-    """{foreign name: tensor} for a network of these leaves ({path: shape}). Every leaf lies in exactly one rule's tensors.
+    """{foreign name: tensor} for a network of these leaves ({path: shape}). Every leaf is part of exactly one tensor or stack.
 
-    Raises: LookupError if a leaf has no rule, or a rule's leaves do not fit together: then the table does not fit the network.
+    Raises: LookupError if the table does not fit the network: a leaf has no rule, or the leaves of a rule differ in shape.
     """
     found: dict[str, tuple[Rule, dict[int, tuple[str, int | None, Shape]]]] = {}
     for path, shape in expected.items():
-        rule, place, values = _rule_for(table, path)
+        rule, index, values = _rule_for(table, path)
         layers = range(shape[0]) if "{layer}" in rule.name else (None,)
         shape = shape if layers == (None,) else shape[1:]
         shape = (shape[0] - rule.zero_rows, *shape[1:]) if rule.zero_rows else shape
         for layer in layers:
             name = _fill(rule.name, values if layer is None else {**values, "layer": layer})
             same, parts = found.setdefault(name, (rule, {}))
-            if same is not rule or place in parts:
+            if same is not rule or index in parts:
                 raise LookupError(f"{name} would hold {path} twice")
-            parts[place] = (path, layer, shape)
+            parts[index] = (path, layer, shape)
     return {name: _assemble(name, rule, parts) for name, (rule, parts) in found.items()}
 
 
 def _rule_for(table: Table, path: str) -> tuple[Rule, int, dict[str, str]]:
     for rule in table.rules:
-        for place, template in enumerate(rule.paths):
+        for index, template in enumerate(rule.paths):
             if match := _pattern(template).fullmatch(path):
-                return rule, place, match.groupdict()
+                return rule, index, match.groupdict()
     raise LookupError(f"no rule for {path}")
 
 
@@ -209,8 +212,8 @@ def _assemble(name: str, rule: Rule, found: dict[int, tuple[str, int | None, Sha
     if set(found) != set(range(len(rule.paths))):
         raise LookupError(f"{name} holds {', '.join(rule.paths)}, of which only some exist")
     parts, rest, start = [], set(), 0
-    for place in range(len(rule.paths)):
-        path, layer, shape = found[place]
+    for index in range(len(rule.paths)):
+        path, layer, shape = found[index]
         theirs = rule.layout.their_shape(shape)
         parts.append(Part(path, layer, start, start + theirs[0]))
         rest.add(theirs[1:])
@@ -237,11 +240,14 @@ def _ignored(table: Table, names: Iterable[str]) -> dict[str, Ignored]:
 
 
 def check(
-    table: Table, needed: Mapping[str, Foreign], found: Mapping[str, tuple[Shape, np.dtype]], show: Callable[[Any], str] = str
+    table: Table,
+    needed: Mapping[str, Foreign],
+    found: Mapping[str, tuple[Shape, np.dtype]],
+    sanitize: Callable[[Any], str] = str,
 ) -> list[str]:
     """Every difference between the tensors needed and those found, one sentence each that names the tensor.
 
-    show: makes a name from a file fit for a terminal.
+    sanitize: makes a name from a file printable.
     """
     problems = [f"{name}: missing; this family needs it, of shape {needed[name].shape}" for name in needed if name not in found]
     ignored = left_out(table, [name for name in found if name not in needed])
@@ -249,7 +255,7 @@ def check(
         if name in ignored:
             continue
         if name not in needed:
-            problems.append(f"{show(name)}: unknown, no network of this family and size has it (shape {shape})")
+            problems.append(f"{sanitize(name)}: unknown, no network of this family and size has it (shape {shape})")
         elif tuple(shape) != needed[name].shape:
             problems.append(f"{name}: has shape {tuple(shape)}, expected {needed[name].shape}")
         elif not np.issubdtype(dtype, np.floating) and dtype.name != "bfloat16":
@@ -258,25 +264,25 @@ def check(
 
 
 def sources(needed: Mapping[str, Foreign]) -> dict[str, list[tuple[Foreign, Part]]]:
-    """{our path: where it comes from}, one entry, or one per layer in order."""
+    """{our path: the tensors it is read from}, one entry, or one per layer in order."""
     result: dict[str, list[tuple[Foreign, Part]]] = {}
     for tensor in needed.values():
         for part in tensor.parts:
             result.setdefault(part.path, []).append((tensor, part))
-    return {path: sorted(places, key=lambda place: place[1].layer or 0) for path, places in result.items()}
+    return {path: sorted(parts, key=lambda found: found[1].layer or 0) for path, parts in result.items()}
 
 
 def import_arrays(needed: Mapping[str, Foreign], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Foreign arrays, already checked against `needed`, as our leaves ({path: array}). Holds everything in memory."""
     result = {}
-    for path, places in sources(needed).items():
-        parts = [tensor.ours(part, arrays[tensor.name]) for tensor, part in places]
-        result[path] = parts[0] if places[0][1].layer is None else np.stack(parts)
+    for path, found in sources(needed).items():
+        parts = [tensor.ours(part, arrays[tensor.name]) for tensor, part in found]
+        result[path] = parts[0] if found[0][1].layer is None else np.stack(parts)
     return result
 
 
 def export_arrays(table: Table, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our leaves ({path: array}) under foreign names and in foreign layout, and what `Ignored.written` adds.
+    """Our leaves ({path: array}) under foreign names and in foreign layout, with the additions of `Ignored.written`.
 
     Raises: LookupError as `foreign_tensors`.
     """

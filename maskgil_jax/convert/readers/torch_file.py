@@ -1,7 +1,7 @@
-"""The two containers PyTorch writes, read without torch: zip archives (since 1.6) and the older plain sequence of pickles.
+"""The two containers PyTorch writes, read without torch: zip archives (since 1.6) and the older sequence of pickles.
 
-Both give the same thing: a tree of dicts whose leaves are `Tensor`s (descriptions; their bytes stay on disk), plain values,
-and `Opaque` placeholders for every object that only code could rebuild.
+Both give a tree of dicts whose leaves are `Tensor`s (descriptions; their bytes stay on disk), plain values, and `Opaque`
+placeholders for every object that only code could rebuild.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .checkpoint import Entry, MappedFile, Problem, shown
+from .checkpoint import Entry, MappedFile, Problem, sanitize
 from .pickle_reader import MAX_BYTES, Global, Opaque, describe, interpret
-from .zip_records import Record, verify_crc
+from .zip_archive import Record, verify_crc
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_DIMENSIONS = 16
@@ -61,7 +61,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """What the file says about one tensor, not yet checked."""
+    """One tensor as the file describes it, not yet checked."""
 
     storage: Any
     offset: Any
@@ -72,7 +72,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """An opened file: the unpickled tree, the bytes, and which records have already passed their CRC."""
+    """An opened file: the unpickled tree, the bytes, and the records whose CRC-32 was compared already."""
 
     file: MappedFile
     tree: Any
@@ -81,7 +81,7 @@ class Archive:
     verified: set[str] = dataclasses.field(default_factory=set)
 
     def entry(self, tensor: Tensor) -> Entry:
-        """Checks that the tensor stays inside its storage. Raises: Problem if it does not."""
+        """The tensor as an array, checked to lie inside its storage. Raises: Problem."""
         storage = tensor.storage
         if not isinstance(storage, Storage):
             raise Problem("a tensor without a storage")
@@ -93,7 +93,7 @@ class Archive:
         last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else -1
         if count > available or tensor.offset + last >= available:
             raise Problem(
-                f"tensor of shape {shown(shape)}, stride {shown(stride)} and offset {shown(tensor.offset)} "
+                f"tensor of shape {sanitize(shape)}, stride {sanitize(stride)} and offset {sanitize(tensor.offset)} "
                 f"reaches outside its storage of {available} values"
             )
         return Entry(shape, dtype, functools.partial(self._view, storage, dtype, tensor.offset, shape, stride))
@@ -122,7 +122,7 @@ def open_zip(file: MappedFile, records: dict[str, Record]) -> Archive:
     index.require_stored()
     if index.size > MAX_BYTES:
         raise Problem(
-            f"record {shown(index.name)} has {index.size} bytes; an index of weights has at most {MAX_BYTES >> 20} MB"
+            f"record {sanitize(index.name)} has {index.size} bytes; an index of weights has at most {MAX_BYTES >> 20} MB"
         )
     # torch.save can be told to leave out the checksums, which it does not read itself; then all of them are zero.
     checksummed = any(record.crc for record in records.values())
@@ -138,14 +138,14 @@ def open_zip(file: MappedFile, records: dict[str, Record]) -> Archive:
         if found.problem:
             return found
         if record is None:
-            found.problem = f"record data/{shown(found.key)} is missing"
+            found.problem = f"record data/{sanitize(found.key)} is missing"
             return found
         try:
             record.require_stored()
         except Problem as problem:
             found.problem = str(problem)
         if record.size != found.nbytes and found.problem is None:
-            found.problem = f"record {shown(record.name)} holds {record.size} bytes, its index says {found.nbytes}"
+            found.problem = f"record {sanitize(record.name)} holds {record.size} bytes, its index says {found.nbytes}"
         found.start, found.record = record.start, record
         return found
 
@@ -181,20 +181,22 @@ def open_legacy(file: MappedFile) -> Archive:
         raise Problem("its list of storages is damaged")
     for key in keys:
         if key not in storages:
-            raise Problem(f"storage {shown(key)} is in its list, but no tensor uses it")
+            raise Problem(f"storage {sanitize(key)} is in its list, but no tensor uses it")
         found = storages[key]
         count = int.from_bytes(file.bytes[position : position + 8], "little", signed=True)
         if count * found.dtype.itemsize != found.nbytes:
-            raise Problem(f"storage {shown(key)} holds {count} values, its index says {found.nbytes // found.dtype.itemsize}")
+            raise Problem(
+                f"storage {sanitize(key)} holds {count} values, its index says {found.nbytes // found.dtype.itemsize}"
+            )
         found.start = position + 8
         position = found.start + found.nbytes
         if position > file.size:
             raise Problem(
-                f"storage {shown(key)} ends behind the file; the download may be cut short ({file.size} bytes are here)"
+                f"storage {sanitize(key)} ends behind the file; the download may be cut short ({file.size} bytes are here)"
             )
     for found in storages.values():
         if found.start < 0:
-            found.problem = f"storage {shown(found.key)} has no data"
+            found.problem = f"storage {sanitize(found.key)} has no data"
     return Archive(file, tree, "torch legacy", False)
 
 
@@ -210,12 +212,12 @@ def _storage_of(identity: Any) -> Storage:
     if type(key) is not str or not 0 < len(key) <= 64:
         return bad("a storage without a name")
     if type(count) is not int or not 0 <= count < 1 << 48:
-        return bad(f"storage {shown(key)} claims {shown(describe(count) if type(count) is not int else count)} values")
+        return bad(f"storage {sanitize(key)} claims {sanitize(describe(count) if type(count) is not int else count)} values")
     if len(identity) == 6 and identity[5] is not None:
-        return bad(f"storage {shown(key)} is a view of another, as PyTorch before 0.4 wrote; save it again with a newer one")
+        return bad(f"storage {sanitize(key)} is a view of another, as PyTorch before 0.4 wrote; save it again with a newer one")
     name = kind.name if isinstance(kind, Global) else ""
     if not name.startswith("torch.") or name.rpartition(".")[2] not in _STORAGE_TYPES:
-        return bad(f"storage {shown(key)} has the unknown type {describe(kind)}")
+        return bad(f"storage {sanitize(key)} has the unknown type {describe(kind)}")
     dtype = _DTYPES[_STORAGE_TYPES[name.rpartition(".")[2]]]
     return Storage(key, dtype, count * dtype.itemsize)
 
@@ -236,7 +238,9 @@ def _checked_layout(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     for what, values in (("shape", shape), ("stride", stride), ("offset", (tensor.offset,))):
         for value in values:
             if type(value) is not int or not 0 <= value < 1 << 48:
-                raise Problem(f"a tensor with the impossible {what} {shown(value if type(value) is int else describe(value))}")
+                raise Problem(
+                    f"a tensor with the impossible {what} {sanitize(value if type(value) is int else describe(value))}"
+                )
     return tuple(shape), tuple(stride)
 
 

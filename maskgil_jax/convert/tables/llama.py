@@ -1,18 +1,17 @@
-"""Tables of the generators: where their tensors lie in published PyTorch files, and how to tell their sizes.
+"""Tables of MaskGIL's and LlamaGen's generators: the names of their tensors in PyTorch files, and their sizes.
 
-Sources of the names: the published code of MaskGIL, LlamaGen and MaskGIT-pytorch (Besnier and Chen).
+Sources of the names: the published code of both.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from maskgil_jax.config import BertConfig, LlamaConfig
+from maskgil_jax.config import LlamaConfig
 
-from .checkpoint import Problem
-from .rules import BATCH_OF_ONE, LINEAR, SAME, Ignored, Rule, Table, linear, norm, rule
-from .sizes import Sizes
+from ..engine import LINEAR, Ignored, Rule, Table, linear, rule
+from ..readers.checkpoint import Problem
+from ..sizes import Sizes
 
 _JOINT_TABLE = Rule(("tokens/embedding", "classes/embedding"), "tok_emb.weight")  # codes, [MASK], classes, null class
 _BLOCK = "layers.{layer}."
@@ -45,7 +44,7 @@ def llamagen_table(cfg: LlamaConfig) -> Table:
 
 
 def llamagen_t2i_table(cfg: LlamaConfig) -> Table:
-    """LlamaGen's text-conditional AR network: an MLP for the text's features, and the null text, random and never trained."""
+    """LlamaGen's text-conditional AR network: an MLP for the text's features, and the null text, random and not trained."""
     caption = (
         *linear("caption_up", "cls_embedding.cap_proj.fc1", bias=False),
         *linear("caption_down", "cls_embedding.cap_proj.fc2", bias=False),
@@ -54,35 +53,8 @@ def llamagen_t2i_table(cfg: LlamaConfig) -> Table:
     return Table((Rule(("tokens/embedding",), "tok_embeddings.weight", zero_rows=1), *caption, *_LLAMA), (_ROPE,))
 
 
-def besnier_table(cfg: BertConfig) -> Table:
-    """MaskGIT-pytorch's Transformer: learned positions, a small MLP before and after the blocks, one bias per score."""
-    block = "transformer.layers.{layer}."
-    in_proj = tuple(f"layers/attn/{n}/{{}}" for n in "qkv")
-    return Table(
-        (
-            _JOINT_TABLE,
-            rule("positions/embedding", "pos_emb", BATCH_OF_ONE),
-            rule("head_bias", "bias"),
-            *norm("first_norm", "first_layer.0"),
-            *linear("first_up", "first_layer.2"),
-            *norm("first_mid_norm", "first_layer.4"),
-            *linear("first_down", "first_layer.6"),
-            Rule(tuple(path.format("kernel") for path in in_proj), block + "0.fn.mha.in_proj_weight", LINEAR),
-            Rule(tuple(path.format("bias") for path in in_proj), block + "0.fn.mha.in_proj_bias", SAME),
-            *linear("layers/attn/o", block + "0.fn.mha.out_proj"),
-            *linear("layers/mlp/up", block + "1.fn.net.0"),
-            *linear("layers/mlp/down", block + "1.fn.net.3"),
-            *norm("layers/attn_norm", block + "0.norm"),
-            *norm("layers/mlp_norm", block + "1.norm"),
-            *norm("last_norm", "last_layer.0"),
-            *linear("last_linear", "last_layer.2"),
-            *norm("head_norm", "last_layer.4"),
-        )
-    )
-
-
 def maskgil_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `LlamaConfig`; the head tells the codebook, the joint table the classes."""
+    """Options of `LlamaConfig`: the codebook from the head, the classes from the joint table."""
     scores, rows = sizes.of("output.weight", 2)[0], sizes.of("tok_emb.weight", 2)[0]
     if rows < scores + 2:
         raise Problem(f"tok_emb.weight: its {rows} rows cannot hold output.weight's {scores} codes, a class and the null class")
@@ -90,15 +62,15 @@ def maskgil_sizes(sizes: Sizes) -> dict[str, Any]:
 
 
 def llamagen_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `LlamaConfig` for LlamaGen."""
-    return _llama(sizes) | {
-        "codebook_size": sizes.of("tok_embeddings.weight", 2)[0],
-        "num_classes": sizes.of("cls_embedding.embedding_table.weight", 2)[0] - 1,
-    }
+    """Options of `LlamaConfig` for LlamaGen. A network trained without class dropout has no row for the null class."""
+    table = "cls_embedding.embedding_table.weight"
+    num_classes, null_class = sizes.classes(table, sizes.of(table, 2)[0])
+    codebook_size = sizes.of("tok_embeddings.weight", 2)[0]
+    return _llama(sizes) | {"codebook_size": codebook_size, "num_classes": num_classes, "null_class": null_class}
 
 
 def llamagen_t2i_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `LlamaConfig` for LlamaGen's text-conditional network; the null text tells how long and wide a text is."""
+    """Options of `LlamaConfig` for LlamaGen's text-conditional network; length and width of a text from the null text."""
     text_tokens, text_dim = sizes.of("cls_embedding.uncond_embedding", 2)
     codebook_size = sizes.of("tok_embeddings.weight", 2)[0]
     return _llama(sizes) | {"codebook_size": codebook_size, "text_tokens": text_tokens, "text_dim": text_dim}
@@ -120,26 +92,4 @@ def _llama(sizes: Sizes) -> dict[str, Any]:
         "kv_heads": None if kv_heads == heads else kv_heads,
         "mlp_width": sizes.of("layers.0.feed_forward.w1.weight", 2)[0],
         "grid": sizes.grid(),
-    }
-
-
-def besnier_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `BertConfig`. The joint table does not tell codes from classes: 1000 classes unless given."""
-    rows, width = sizes.of("tok_emb.weight", 2)
-    num_classes = sizes.given.get("num_classes")
-    if num_classes is None:
-        num_classes = 1000
-        sizes.notes.append("num_classes = 1000: the file does not say")
-    if rows - num_classes < 4:
-        raise Problem(f"tok_emb.weight: its {rows} rows cannot hold {num_classes} classes and a codebook: --set num_classes=N")
-    side = math.isqrt(sizes.of("pos_emb", 3)[1] - 1)
-    depth = sizes.count(r"transformer\.layers\.(\d+)\.")
-    return {
-        "codebook_size": rows - num_classes - 2,
-        "num_classes": num_classes,
-        "grid": (max(side, 1),) * 2,
-        "width": width,
-        "depth": depth,
-        "heads": sizes.heads(width, depth),
-        "mlp_width": sizes.of("transformer.layers.0.1.fn.net.0.weight", 2)[0],
     }

@@ -1,4 +1,4 @@
-"""Tables of Open-MAGVIT2's tokenizer: where its tensors lie in the published file, twice, and how to tell its sizes.
+"""Tables of Open-MAGVIT2's tokenizer: the names of its tensors in the published file, which holds them twice, and its sizes.
 
 A file holds the weights as trained, and their running average under the same names without dots: `encoder.conv_in.weight` and
 `model_ema.encoderconv_inweight`. The original evaluates the average. The codebook of signs is not stored.
@@ -12,9 +12,9 @@ from typing import Any
 
 from maskgil_jax.config import MagvitConfig
 
-from .checkpoint import Problem
-from .rules import CONV, Ignored, Rule, Table, conv, linear, norm, rule
-from .sizes import Sizes
+from ..engine import CONV, Ignored, Rule, Table, conv, linear, norm, rule
+from ..readers.checkpoint import Problem
+from ..sizes import Sizes
 
 _OTHERS = (
     Ignored(r"(model_ema\.)?loss.*", "the training loss (discriminator and LPIPS)"),
@@ -28,7 +28,7 @@ def averaged(name: str) -> str:
 
 
 def raw_table(cfg: MagvitConfig) -> Table:
-    """The weights as trained. `decoder.up.N` and `decoder.adaptive.N` count from full resolution down: the last runs first."""
+    """The weights as trained. `decoder.up.N` and `decoder.adaptive.N` start at the highest resolution; the last runs first."""
     rules = _raw_rules(cfg)
     why = "their running average, which --family open-magvit2 takes"
     return Table(rules, (*_OTHERS, *(Ignored(_any_name(average), why) for average in map(_averaged_rule, rules))))
@@ -73,18 +73,18 @@ def _averaged_rule(raw: Rule) -> Rule:
 
 
 def _any_name(rule: Rule) -> str:
-    """Regular expression of all names that a rule can give: its words come from its path."""
+    """Regular expression of all names that a rule can give. The alternatives of a name are written in its path."""
     words = dict(re.findall(r"\{(\w+)(?::([^}]*))?\}", rule.paths[0]))
     return re.sub(r"\\\{(\w+)\\\}", lambda match: f"(?:{words[match[1]] or '[0-9]{1,3}'})", re.escape(rule.name))
 
 
 def raw_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `MagvitConfig`, told from the weights as trained."""
+    """Options of `MagvitConfig`, from the weights as trained."""
     return _sizes(sizes, lambda name: name)
 
 
 def averaged_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `MagvitConfig`, told from the running average."""
+    """Options of `MagvitConfig`, from the running average."""
     return _sizes(sizes, averaged)
 
 
@@ -97,14 +97,10 @@ def _sizes(sizes: Sizes, spelled) -> dict[str, Any]:
     widths = [sizes.of(spelled(f"encoder.down.{i}.block.0.conv1.weight"), 4)[0] for i in range(levels)]
     if not widths or any(width % channels for width in widths):
         raise Problem(f"encoder: level widths {widths} are not multiples of its first convolution's {channels} channels")
-    image_size = sizes.given.get("image_size")
-    if image_size is None:
-        image_size = 16 * 2 ** (levels - 1)
-        sizes.notes.append(f"image_size = {image_size}: the file does not say; the published ones have 16x16 codes an image")
     return {
         "channels": channels,
         "multipliers": tuple(width // channels for width in widths),
         "res_blocks": count("encoder.down.0.block.N.conv1.weight"),
         "bits": sizes.of(spelled("encoder.conv_out.weight"), 4)[0],
-        "image_size": image_size,
+        "image_size": sizes.image_size(16 * 2 ** (levels - 1)),  # 16 x 16 codes an image, as published
     }

@@ -1,4 +1,4 @@
-"""Tables of the convolutional VQ tokenizers: where their tensors lie in published PyTorch files, and how to tell their sizes.
+"""Tables of the convolutional VQ tokenizers: the names of their tensors in published PyTorch files, and their sizes.
 
 Sources of the names: LlamaGen's and taming-transformers' published checkpoints. Both hold the same network.
 """
@@ -11,9 +11,9 @@ import numpy as np
 
 from maskgil_jax.config import VQConfig
 
-from .checkpoint import Problem
-from .rules import Ignored, Rule, Table, conv, norm, rule
-from .sizes import Sizes
+from ..engine import Ignored, Rule, Table, conv, norm, rule
+from ..readers.checkpoint import Problem
+from ..sizes import Sizes
 
 _SIDE = "{side:encoder|decoder}"
 _OUTSIDE = (
@@ -26,7 +26,7 @@ _LOSS = Ignored(r"loss\..*", "the training loss (discriminator and LPIPS)")
 
 
 def _block(path: str, name: str) -> tuple[Rule, ...]:
-    """A residual or an attention block: both hold norms and convolutions only."""
+    """A residual or an attention block, which both consist of norms and convolutions."""
     return (
         *norm(path + "/{part:norm1|norm2|norm}", name + ".{part}"),
         *conv(path + "/{part:conv1|conv2|q|k|v}", name + ".{part}"),
@@ -36,7 +36,7 @@ def _block(path: str, name: str) -> tuple[Rule, ...]:
 
 
 def llamagen_table(cfg: VQConfig) -> Table:
-    """LlamaGen's names: `conv_blocks.N` are levels in the order they run, on both sides."""
+    """LlamaGen's names: `conv_blocks.N` are levels in the order of execution, in encoder and decoder."""
     return Table(
         (
             *_OUTSIDE,
@@ -52,7 +52,7 @@ def llamagen_table(cfg: VQConfig) -> Table:
 
 
 def taming_table(cfg: VQConfig) -> Table:
-    """taming's names: `decoder.up.N` counts from full resolution down, so the last one runs first."""
+    """taming's names: `decoder.up.N` counts from the highest resolution, so the last one runs first."""
     levels = len(cfg.multipliers)
     decoder = []
     for i in range(levels):
@@ -76,7 +76,7 @@ def taming_table(cfg: VQConfig) -> Table:
 
 
 def chameleon_table(cfg: VQConfig) -> Table:
-    """taming's names; the published file is larger than its network, so whatever lies outside the network is left out."""
+    """taming's names; the published file holds more than the network, and names of no part of it are left out."""
     outside = r"(?!encoder\.|decoder\.|quantize\.|quant_conv\.|post_quant_conv\.).*"
     return Table(taming_table(cfg).rules, (_LOSS, Ignored(outside, "not part of the tokenizer")))
 
@@ -91,7 +91,12 @@ def taming_sizes(sizes: Sizes) -> dict[str, Any]:
     return _sizes(sizes, "encoder.down.{}.block.", "encoder.down.{}.attn.")
 
 
-def _sizes(sizes: Sizes, res: str, attn: str) -> dict[str, Any]:
+def chameleon_sizes(sizes: Sizes) -> dict[str, Any]:
+    """Options of `VQConfig` for Chameleon's file, which has taming's names and was trained on images of 512 pixels."""
+    return _sizes(sizes, "encoder.down.{}.block.", "encoder.down.{}.attn.", image_size=512)
+
+
+def _sizes(sizes: Sizes, res: str, attn: str, image_size: int = VQConfig.image_size) -> dict[str, Any]:
     channels = sizes.of("encoder.conv_in.weight", 4)[0]
     levels = sizes.count(res.format(r"(\d+)").replace(".", r"\."))
     widths = [sizes.of(res.format(i) + "0.conv1.weight", 4)[0] for i in range(levels)]
@@ -106,4 +111,5 @@ def _sizes(sizes: Sizes, res: str, attn: str) -> dict[str, Any]:
         "latent_dim": sizes.of("encoder.conv_out.weight", 4)[0],
         "codebook_size": codebook_size,
         "codebook_dim": codebook_dim,
-    } | ({"image_size": sizes.given["image_size"]} if "image_size" in sizes.given else {})
+        "image_size": sizes.image_size(image_size),
+    }

@@ -1,4 +1,4 @@
-"""Tables of the networks that judge images: where their tensors lie in published PyTorch files.
+"""Tables of the feature networks of image metrics: the names of their tensors in published PyTorch files.
 
 Sources of the names: pytorch-fid's InceptionV3, and LPIPS over torchvision's VGG16 as taming-transformers and LlamaGen hold it.
 """
@@ -12,9 +12,9 @@ import numpy as np
 from maskgil_jax.config import InceptionConfig, LPIPSConfig
 from maskgil_jax.models.lpips import SCALE, SHIFT
 
-from .checkpoint import Problem
-from .rules import CONV, Ignored, Rule, Table, conv, linear, rule
-from .sizes import Sizes
+from ..engine import CONV, Ignored, Rule, Table, conv, linear, rule
+from ..readers.checkpoint import Problem
+from ..sizes import Sizes
 
 _STATISTIC = Ignored(r".*\.num_batches_tracked", "a counter of training")
 
@@ -43,7 +43,7 @@ def inception_table(cfg: InceptionConfig) -> Table:
 
 
 def lpips_table(cfg: LPIPSConfig) -> Table:
-    """VGG's convolutions are numbered through, the activation after each and the pool before each stage counted too."""
+    """VGG's convolutions are numbered in order, counting the activation after each and the pooling before each stage."""
     rules, number = [], 0
     for stage, count in enumerate(cfg.convolutions):
         for i in range(count):

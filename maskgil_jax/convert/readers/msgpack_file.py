@@ -1,4 +1,4 @@
-"""Flax's msgpack checkpoints (the published MaskGIT-JAX weights), walked without unpacking: arrays stay on disk.
+"""Flax's msgpack checkpoints (the published MaskGIT-JAX weights), parsed without unpacking: arrays stay on disk.
 
 Flax stores a tree of maps whose leaves are extension type 1: an inner message (shape, dtype name, bytes). An array above
 1 GiB is a map with "__msgpack_chunked_array__", its shape, and flat chunks.
@@ -15,8 +15,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .checkpoint import Checkpoint, Entry, MappedFile, Problem, shown
+from .checkpoint import Checkpoint, Entry, MappedFile, Problem, sanitize
 
+# `flax.serialization.msgpack_restore` and msgpack's `Unpacker` are not used. They do not report the position of an array's
+# bytes in the file, so all arrays would be in memory at once. msgpack_restore also merges doubled names without an error.
 MAX_VALUES = 500_000  # values in one file: numbers, names, arrays
 MAX_DEPTH = 32
 MAX_PATH = 512  # characters of a name with all its parents
@@ -47,13 +49,13 @@ _SIMPLE = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 class _Bytes:
-    """A run of raw bytes in the file, not read."""
+    """The position of raw bytes in the file; they are not read."""
 
     def __init__(self, start: int, size: int):
         self.start, self.size = start, size
 
 
-class _Walker:
+class _Parser:
     def __init__(self, file: MappedFile):
         self.file, self.position, self.values = file, 0, 0
 
@@ -110,7 +112,7 @@ class _Walker:
             if type(name) is not str:
                 raise Problem(f"its msgpack data use a {type(name).__name__} as a name")
             if name in result:
-                raise Problem(f"its msgpack data have the name {shown(name)} twice in one map")
+                raise Problem(f"its msgpack data have the name {sanitize(name)} twice in one map")
             result[name] = self.value(depth + 1)
         return result
 
@@ -126,11 +128,11 @@ class _Walker:
 
 
 def _array(file: MappedFile, shape: Any, kind: Any, data: Any) -> Entry | Problem:
-    """The array, or what is wrong with it (told later, together with its name)."""
+    """The array, or its problem, which `_flatten` reports with the name of the array."""
     if type(shape) is not list or len(shape) > 16 or any(type(s) is not int or not 0 <= s < 1 << 48 for s in shape):
         return Problem("its shape is not a short list of whole numbers")
     if type(kind) is not str or kind not in _DTYPES:
-        return Problem(f"has the unsupported type {shown(str(kind))}")
+        return Problem(f"has the unsupported type {sanitize(str(kind))}")
     dtype, count = _DTYPES[kind], math.prod(shape)
     if not isinstance(data, _Bytes) or data.size != count * dtype.itemsize:
         return Problem(f"has shape {tuple(shape)} and type {kind}, but {data.size if isinstance(data, _Bytes) else 'no'} bytes")
@@ -143,17 +145,17 @@ def _array(file: MappedFile, shape: Any, kind: Any, data: Any) -> Entry | Proble
 
 def open_msgpack(file: MappedFile, container: str | None = None) -> tuple[Checkpoint, list[str]]:
     """Reads a flax msgpack file; nested names are joined with "/". Returns the checkpoint and its problems. Raises: Problem."""
-    walker = _Walker(file)
-    tree = walker.value()
-    if walker.position != file.size:
-        raise Problem(f"its msgpack data end at byte {walker.position}, the file at {file.size}")
+    parser = _Parser(file)
+    tree = parser.value()
+    if parser.position != file.size:
+        raise Problem(f"its msgpack data end at byte {parser.position}, the file at {file.size}")
     if type(tree) is not dict:
         raise Problem("its msgpack data are not a map of named arrays")
     containers = tuple(name for name in CONTAINERS if type(tree.get(name)) is dict) or ("bare",)
     if container is None:
         container = containers[0]
     if container != "bare" and type(tree.get(container)) is not dict:
-        raise Problem(f"has no {shown(container)!r}; it holds {', '.join(shown(name) for name in tree)}")
+        raise Problem(f"has no {sanitize(container)!r}; it holds {', '.join(sanitize(name) for name in tree)}")
     entries: dict[str, Entry] = {}
     extras: dict[str, Any] = {}
     problems: list[str] = []
@@ -161,7 +163,7 @@ def open_msgpack(file: MappedFile, container: str | None = None) -> tuple[Checkp
     ignored = {}
     for name, value in tree.items() if container != "bare" else ():
         if name != container and type(value) in (dict, list, Entry, Problem):
-            ignored[name] = f"{type(value).__name__} beside the weights"
+            ignored[name] = f"{type(value).__name__} outside the weights"
         elif name != container:
             extras[name] = value
     return Checkpoint(file.path, "flax msgpack", entries, [file], container, containers, ignored, extras), problems
@@ -179,15 +181,15 @@ def _flatten(tree: dict, prefix: str, entries: dict[str, Entry], extras: dict, p
         elif isinstance(value, Entry):
             entries[path] = value
         elif isinstance(value, Problem):
-            problems.append(f"{shown(path)}: {value}")
+            problems.append(f"{sanitize(path)}: {value}")
         elif value is None or isinstance(value, (bool, int, float, str)):
             extras[path] = value
         else:
-            problems.append(f"{shown(path)} is a list or raw bytes, not an array")
+            problems.append(f"{sanitize(path)} is a list or raw bytes, not an array")
 
 
 def _joined(parts: dict) -> Entry | Problem:
-    """One array from its flat chunks; these are copied together when it is read."""
+    """One array from its flat chunks, which are concatenated when it is read."""
     shape, chunks = parts.get("shape"), parts.get("chunks")
     if type(shape) is not dict or type(chunks) is not dict or not chunks:
         return Problem("its chunks are damaged")
@@ -196,7 +198,7 @@ def _joined(parts: dict) -> Entry | Problem:
     if any(type(s) is not int or s < 0 for s in shape) or any(not isinstance(c, Entry) for c in chunks):
         return Problem("its chunks are damaged")
     if len({c.dtype for c in chunks}) != 1 or sum(math.prod(c.shape) for c in chunks) != math.prod(shape):
-        return Problem(f"has shape {shown(shape)}, but its chunks hold another number of values")
+        return Problem(f"has shape {sanitize(shape)}, but its chunks hold another number of values")
     return Entry(shape, chunks[0].dtype, functools.partial(_read_joined, chunks, shape))
 
 

@@ -1,4 +1,4 @@
-"""What every reader of foreign weight files returns: named arrays that stay on disk until asked for, and one kind of error."""
+"""`Checkpoint`, the result of every reader: named arrays that stay on disk until indexed. `BadWeightFile`, the error."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +20,7 @@ _RELEASE_EVERY = 256 << 20  # bytes read by `Checkpoint.verify` before the mappe
 
 
 class Problem(Exception):
-    """One thing wrong with a file, as a sentence without the file's name; readers collect these into a `BadWeightFile`."""
+    """One problem of a file, a sentence without the file's name. `BadWeightFile` collects them."""
 
 
 class BadWeightFile(ValueError):
@@ -31,15 +32,15 @@ class BadWeightFile(ValueError):
     def __init__(self, path: str | os.PathLike, problems: Iterable[str]):
         self.path = os.fspath(path)
         self.problems = tuple(problems)
-        text = f"{shown(self.path, 300)}: {self.problems[0]}"
+        text = f"{sanitize(self.path, 300)}: {self.problems[0]}"
         if len(self.problems) > 1:
             text += f" (and {len(self.problems) - 1} more)"
             text += "".join(f"\n  {problem}" for problem in self.problems[1:_LISTED])
         super().__init__(text)
 
 
-def shown(text: Any, limit: int = 100) -> str:
-    """`text` from a file, fit for one line on a terminal: unprintable characters replaced, at most `limit` characters."""
+def sanitize(text: Any, limit: int = 100) -> str:
+    """`text` from a file as one line for a terminal: unprintable characters replaced, at most `limit` characters."""
     text = str(text[: limit + 1] if isinstance(text, str) else text)
     text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -73,13 +74,13 @@ class MappedFile:
         return np.frombuffer(self.map, dtype=dtype, count=count, offset=start)
 
     def will_read(self, start: int, size: int) -> None:
-        """Tells the system that these bytes come next, so that it reads ahead in large pieces."""
+        """Asks the system to read ahead: these bytes come next (madvise WILLNEED)."""
         if hasattr(mmap, "MADV_WILLNEED") and size:
             first = start - start % mmap.PAGESIZE
             self.map.madvise(mmap.MADV_WILLNEED, first, start + size - first)
 
     def release(self) -> None:
-        """Gives the memory of pages already read back to the system; views stay valid and are read again when used."""
+        """Frees the pages that were read (madvise DONTNEED); views stay valid and are read again when used."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.map.madvise(mmap.MADV_DONTNEED)
 
@@ -88,10 +89,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
     """Named arrays of a weight file, read when indexed: `checkpoint["norm.weight"]` is a read-only numpy array.
 
     path: the file or folder. format: how it is stored, e.g. "torch zip". container: the outer key whose weights these are,
-    or "bare" if the names stand at the top. containers: every outer key that could have been picked.
+    or "bare" if the names are at the top level. containers: every outer key that holds weights.
     ignored: outer key -> what it was, for everything that was left out (optimizer states, callbacks, argparse.Namespace ...).
-    extras: plain values found beside the weights (numbers, texts, lists, dicts), also those inside a skipped Namespace.
-    checksummed: True if the format carries checksums; then each array's bytes are compared when they are first read.
+    extras: plain values outside the weights (numbers, texts, lists, dicts), also those inside a skipped Namespace.
+    checksummed: True if the format has checksums; then each array's bytes are compared when they are first read.
+    wrappers: wrapper prefix that was stripped from the names -> number of names (`strip_wrappers`).
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         ignored: dict[str, str] | None = None,
         extras: dict[str, Any] | None = None,
         checksummed: bool = False,
+        wrappers: Mapping[str, int] | None = None,
     ):
         self.path = os.fspath(path)
         self.format = format
@@ -115,13 +118,14 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.extras = extras or {}
         self.checksummed = checksummed
         self.files = tuple(files)
+        self.wrappers = dict(wrappers or {})
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self.entries[name]
         try:
             return entry.read()
         except Problem as problem:
-            raise BadWeightFile(self.path, [f"{shown(name)}: {problem}"]) from None
+            raise BadWeightFile(self.path, [f"{sanitize(name)}: {problem}"]) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -148,7 +152,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def verify(self, finite: bool = False) -> None:
         """Reads every array (checksums are compared on the way); with `finite` also refuses NaN and infinity.
 
-        Several arrays at once: a checksum takes longer than a fast disk, and lets other threads run meanwhile.
+        Several threads: `zlib.crc32` is slower than a fast disk and releases the GIL.
         Raises: BadWeightFile with all problems of the file together.
         """
 
@@ -158,7 +162,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
                 array = entry.read()
                 return check_finite(name, array) if finite else None
             except Problem as problem:
-                return f"{shown(name)}: {problem}"
+                return f"{sanitize(name)}: {problem}"
 
         problems, since = [], 0
         with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
@@ -173,7 +177,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
             raise BadWeightFile(self.path, problems)
 
     def release(self) -> None:
-        """Gives back the memory of what was read so far; arrays already handed out stay valid."""
+        """Frees the memory of what was read so far; arrays that were returned stay valid."""
         for file in self.files:
             file.release()
 
@@ -182,27 +186,40 @@ def check_finite(name: str, array: np.ndarray) -> str | None:
     """A sentence such as "layers.3.qkv holds 12 NaN and 0 infinite values", or None if all values are finite."""
     if array.dtype.kind in "biu":
         return None
-    flat = array.ravel(order="K")  # order K: a transposed view is walked as it lies, without a copy
+    flat = array.ravel(order="K")  # order K: a transposed view is read in memory order, without a copy
     nans = infinite = 0
     for start in range(0, flat.size, _CHUNK):
         part = flat[start : start + _CHUNK]
         if not np.isfinite(part).all():
             nans += int(np.isnan(part).sum())
             infinite += int(np.isinf(part).sum())
-    return f"{shown(name)} holds {nans} NaN and {infinite} infinite values" if nans or infinite else None
+    return f"{sanitize(name)} holds {nans} NaN and {infinite} infinite values" if nans or infinite else None
 
 
-def strip_prefixes(name: str) -> str:
-    """The name without what DataParallel ("module." in front) and torch.compile ("_orig_mod." anywhere) added to it."""
-    return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
+# What torch.compile, FSDP (two versions) and activation checkpointing insert in front of a module's names, at any depth.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module)\.")
+_DATA_PARALLEL = "module."  # what DataParallel and DistributedDataParallel put in front of all names
 
 
-def strip_all(entries: dict[str, Entry]) -> tuple[dict[str, Entry], list[str]]:
-    """Entries under stripped names, and a problem for each name that two entries would share."""
+def strip_wrappers(name: str) -> tuple[str, list[str]]:
+    """The name without what training wrappers added to it, and what was removed, e.g. ("a", ["_orig_mod.", "module."])."""
+    removed = [f"{wrapper}." for wrapper in _WRAPPERS.findall(name)]
+    name = _WRAPPERS.sub("", name)
+    while name.startswith(_DATA_PARALLEL):
+        name = name.removeprefix(_DATA_PARALLEL)
+        removed.append(_DATA_PARALLEL)
+    return name, removed
+
+
+def strip_all(checkpoint: Checkpoint) -> list[str]:
+    """Strips the wrappers from the names of `checkpoint`. Returns a problem for each name that two entries would share."""
     stripped, origin, problems = {}, {}, []
-    for name, entry in entries.items():
-        short = strip_prefixes(name)
+    counts: Counter[str] = Counter()
+    for name, entry in checkpoint.entries.items():
+        short, removed = strip_wrappers(name)
+        counts.update(set(removed))
         if short in stripped:
-            problems.append(f"{shown(origin[short])} and {shown(name)} are the same name once prefixes are stripped")
+            problems.append(f"{sanitize(origin[short])} and {sanitize(name)} are the same name once prefixes are stripped")
         stripped[short], origin[short] = entry, name
-    return stripped, problems
+    checkpoint.entries, checkpoint.wrappers = stripped, dict(counts)
+    return problems

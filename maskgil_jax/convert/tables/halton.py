@@ -1,14 +1,13 @@
-"""Table of Halton-MaskGIT's Transformer: where its tensors lie in published PyTorch files, and how to tell its sizes."""
+"""Table of Halton-MaskGIT's Transformer: the names of its tensors in published PyTorch files, and its sizes."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from maskgil_jax.config import AdaLNConfig
 
-from .rules import Ignored, Table, linear, rule
-from .sizes import Sizes
+from ..engine import Ignored, Table, linear, rule
+from ..sizes import Sizes
 
 _BLOCK = "transformer.layers.{layer}."
 
@@ -38,14 +37,13 @@ def halton_table(cfg: AdaLNConfig) -> Table:
 
 
 def halton_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `AdaLNConfig`; all heads together may be narrower than the network."""
+    """Options of `AdaLNConfig`. All heads together may be narrower than the network."""
     rows, width = sizes.of("tok_emb.weight", 2)
     depth = sizes.count(r"transformer\.layers\.(\d+)\.")
-    side = math.isqrt(sizes.of("pos_emb.weight", 2)[0])
     return {
         "codebook_size": rows - 1,
         "num_classes": sizes.of("cls_emb.weight", 2)[0] - 1,
-        "grid": (side, side),
+        "grid": sizes.grid_of("pos_emb.weight", sizes.of("pos_emb.weight", 2)[0]),
         "width": width,
         "depth": depth,
         "heads": sizes.heads(sizes.of("transformer.layers.0.attn.wq.weight", 2)[0], depth),

@@ -6,9 +6,9 @@ from typing import Any
 
 from maskgil_jax.config import UViTConfig, VQConfig
 
-from .checkpoint import Problem
-from .rules import CONV, LINEAR, Layout, Rule, Table, conv, linear, norm, rule
-from .sizes import Sizes
+from ..engine import CONV, LINEAR, Layout, Rule, Table, conv, linear, norm, rule
+from ..readers.checkpoint import Problem
+from ..sizes import HEAD_WIDTH, Sizes
 
 _TRANSPOSED_CONV = Layout((2, 3, 0, 1))  # (in, out, h, w) -> (h, w, in, out)
 _LAYER = "transformer_layers.{layer}."
@@ -78,6 +78,7 @@ def uvit_sizes(sizes: Sizes) -> dict[str, Any]:
     width, text_dim = sizes.of("encoder_proj.weight", 2)
     pooled = sizes.of("cond_embed.linear_1.weight", 2)[1]
     depth, downsample = sizes.count(r"transformer_layers\.(\d+)\."), sizes.has(r"down_block\.downsample\.")
+    side = 32 if downsample else 16
     pooled_dim = sizes.given.get("pooled_dim", text_dim)
     if pooled <= pooled_dim or (pooled - pooled_dim) % 10:
         raise Problem(
@@ -87,16 +88,16 @@ def uvit_sizes(sizes: Sizes) -> dict[str, Any]:
     return {
         "codebook_size": sizes.of("mlm_layer.conv2.weight", 4)[0],
         "vocabulary": vocabulary,
-        "grid": sizes.given.get("grid") or ((32, 32) if downsample else (16, 16)),
+        "grid": sizes.assume("grid", (side, side), "the published size", f"{side}x{side}"),
         "width": width,
         "depth": depth,
         "heads": sizes.heads(width, depth),
         "mlp_width": sizes.of("transformer_layers.0.ff.net.2.weight", 2)[1],
         "channels": channels,
-        "block_heads": sizes.given.get("block_heads") or max(1, channels // 64),
+        "block_heads": sizes.assume("block_heads", max(1, channels // HEAD_WIDTH), f"{HEAD_WIDTH} wide as published"),
         "res_blocks": sizes.count(r"down_block\.res_blocks\.(\d+)\."),
         "downsample": downsample,
-        "text_tokens": sizes.given.get("text_tokens", 77),
+        "text_tokens": sizes.assume("text_tokens", 77, "the length of CLIP's texts"),
         "text_dim": text_dim,
         "pooled_dim": pooled_dim,
         "micro_dim": (pooled - pooled_dim) // 5,
@@ -143,6 +144,31 @@ def vq_sizes(sizes: Sizes) -> dict[str, Any]:
         "latent_dim": sizes.of("encoder.conv_out.weight", 4)[0],
         "codebook_size": codebook_size,
         "codebook_dim": codebook_dim,
-        "norm_groups": sizes.given.get("norm_groups", 32),
-        "image_size": sizes.given.get("image_size", 512),
+        "norm_groups": sizes.assume("norm_groups", 32, "as published"),
+        "image_size": sizes.image_size(512),
     }
+
+
+# The entries of `families.FAMILIES`, but for titles and names.
+LICENCE = "OpenRAIL++-M: use is restricted as its attachment A lists, also of what is made from it"
+UVIT: dict[str, Any] = {
+    "kind": "generator",
+    "licence": LICENCE,
+    "container": "bare",
+    "options": UViTConfig,
+    "fixed": {"micro_values": 5, "norm_eps": 1e-6},
+    "settable": ("heads", "block_heads", "grid", "text_tokens", "pooled_dim"),
+    "table": uvit_table,
+    "sizes": uvit_sizes,
+    "decode": {"steps": 12, "schedule": "cosine", "plan": "gamma", "guidance": 10.0, "choice_temperature": 2.0},
+}
+VQ: dict[str, Any] = {
+    "kind": "tokenizer",
+    "licence": LICENCE,
+    "container": "bare",
+    "options": VQConfig,
+    "fixed": {"l2_normalize": False, "attention_levels": (), "middle_attention": False},
+    "settable": ("image_size", "norm_groups"),
+    "table": vq_table,
+    "sizes": vq_sizes,
+}

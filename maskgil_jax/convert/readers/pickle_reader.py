@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from .checkpoint import Problem, shown
+from .checkpoint import Problem, sanitize
 
 MAX_BYTES = 64 << 20  # of one pickle; real ones are below 2 MB
 MAX_INSTRUCTIONS = 1_000_000  # about 28 000 tensors
@@ -253,9 +253,9 @@ def usable_key(key: Any) -> Any:
 def describe(value: Any) -> str:
     """What a value read from a file is, in a few words."""
     if isinstance(value, Opaque):
-        return shown(value.what)
+        return sanitize(value.what)
     if isinstance(value, Global):
-        return shown(value.name)
+        return sanitize(value.name)
     if isinstance(value, memoryview):
         return f"byte string of {len(value)} bytes"
     if type(value) in (dict, list, tuple):
