@@ -8,7 +8,7 @@ from .base import choose, require
 from .orders import ORDERS
 from .schedules import SCHEDULES
 
-PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
+PLANS = ("density", "gamma", "gamma_ceil", "gamma_floor", "gamma_canvas", "cumulative")
 GUIDANCE_RAMPS = ("constant", "linear", "cosine", "power-cosine", "interval")
 REMASK_RULES = ("cap", "rescale")
 REMASK_PICKS = ("even", "confidence")
@@ -33,6 +33,8 @@ class DecodeConfig:
     likely ("even") or the less sure ones sooner ("confidence": ReMDM-conf). remask_from, remask_to: the part of the steps,
     in 0..1, that does so (ReMDM-switch). remask_loop: the plan stands still meanwhile, so that this part only corrects
     (ReMDM-loop).
+    skip_steps: begin at this step of the plan "gamma_floor" or "gamma_canvas", with its noise and guidance: for given images
+    of which only part is masked. aMUSEd's `strength` is steps - int(steps * strength) of them.
     loop: "fori" compiles one step and repeats it; "unrolled" compiles every step by itself, which takes as many times
     longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network. "auto":
     by platform, unrolled on CPU (up to 16 steps), fori elsewhere.
@@ -64,6 +66,7 @@ class DecodeConfig:
     remask_to: float = 1.0
     remask_loop: bool = False
     images: str = "auto"
+    skip_steps: int = 0
 
     def __post_init__(self):
         choose("schedule", self.schedule, SCHEDULES)
@@ -77,6 +80,11 @@ class DecodeConfig:
         choose("images", self.images, ("auto", "together", "one_by_one"))
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         require(whole and self.steps >= 1, f"steps: must be a whole number >= 1, got {self.steps!r}")
+        within = isinstance(self.skip_steps, int) and 0 <= self.skip_steps < self.steps
+        require(within, f"skip_steps: must be a whole number from 0 to below steps {self.steps}, got {self.skip_steps!r}")
+        planned = self.plan in ("gamma_floor", "gamma_canvas") and not self.remask_loop
+        need = f"needs plan gamma_floor or gamma_canvas and no remask_loop, got plan {self.plan!r}"
+        require(self.skip_steps == 0 or planned, f"skip_steps: {need}, remask_loop {self.remask_loop}")
         for name in ("guidance", "temperature", "choice_temperature"):
             value = getattr(self, name)
             require(0.0 <= value < float("inf"), f"{name}: must be a finite number >= 0, got {value}")
@@ -132,6 +140,9 @@ DECODE_PRESETS = {
     "maskgit": DecodeConfig(schedule="cosine", plan="gamma", guidance=1.0, choice_temperature=4.5 * 7 / 8, draw="gumbel"),
     # Halton-MaskGIT as in its table: 32 steps, and for the B network w = 0.7, which is a scale of 1.7.
     "halton": DecodeConfig(steps=32, plan="gamma_ceil", guidance=1.7, order="halton_rolled", choice_temperature=0.0),
+    # aMUSEd's scheduler and the settings of its pipelines; the second one is its inpainting, which plans for the hole alone.
+    "amused": DecodeConfig(steps=12, schedule="cosine", plan="gamma_canvas", guidance=10.0, choice_temperature=2.0),
+    "amused_inpaint": DecodeConfig(steps=12, schedule="linear", plan="gamma_floor", guidance=10.0, choice_temperature=2.0),
     # The best of 8 steps on the shipped weights (benchmarks/sampler_study.py, docs/decoding.md "Measured"): twice the noise.
     "fast": DecodeConfig(choice_temperature=9.0),
 }

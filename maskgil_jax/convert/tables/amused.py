@@ -160,7 +160,7 @@ UVIT: dict[str, Any] = {
     "settable": ("heads", "block_heads", "grid", "text_tokens", "pooled_dim"),
     "table": uvit_table,
     "sizes": uvit_sizes,
-    "decode": {"steps": 12, "schedule": "cosine", "plan": "gamma", "guidance": 10.0, "choice_temperature": 2.0},
+    "decode": {"steps": 12, "schedule": "cosine", "plan": "gamma_canvas", "guidance": 10.0, "choice_temperature": 2.0},
 }
 VQ: dict[str, Any] = {
     "kind": "tokenizer",
