@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer
+from maskgil_jax.conditioning import conditioner_of
 from maskgil_jax.config import UVIT_PRESETS, VQ_PRESETS, ConfigError, DecodeConfig, UViTConfig
 from maskgil_jax.convert.main import convert, export_file
 from maskgil_jax.convert.planner import make_plan
@@ -123,6 +124,21 @@ def test_uvit_in_bfloat16_gives_float32_logits():
 def test_uvit_parameters_all_have_a_sharding():
     layout = shardings(abstract_params(UVIT_PRESETS["512"]), make_mesh(data=2, fsdp=2, tensor=2))
     assert layout["layers"]["mlp"]["up"]["kernel"].spec == P(None, "fsdp", "tensor")
+
+
+def test_pooled_text_conditioner_returns_conditions_and_refuses_prompts_without_an_encoder():
+    _, condition, _, _ = uvit_case("uvit_512_like")
+    conditioner = conditioner_of(TINY, {})
+    assert conditioner.encode(condition) is condition
+    shapes = [leaf.shape for leaf in jax.tree.leaves(condition)]
+    assert [leaf.shape for leaf in jax.tree.leaves(conditioner.examples(2))] == shapes
+    assert dataclasses.replace(TINY, **conditioner.network_options()) == TINY
+    with pytest.raises(ConfigError, match="no text encoder is loaded"):
+        conditioner.encode("a cat")
+    with pytest.raises(ConfigError, match="expected text"):
+        conditioner.encode(3)
+    encoded = dataclasses.replace(conditioner, encoder=lambda texts: (texts, condition))
+    assert encoded.encode("a cat") == (["a cat"], condition)
 
 
 # ------------------------------------------------------------------------------------------------ the tokenizer
