@@ -23,6 +23,7 @@ from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGIT
 from .orders import ORDERS
 from .schedules import SCHEDULES
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
+from .uvit import UVIT_PRESETS, UViTConfig
 
 __all__ = [
     "ADALN_PRESETS",
@@ -36,6 +37,7 @@ __all__ = [
     "PLANS",
     "REMASK_RULES",
     "SCHEDULES",
+    "UVIT_PRESETS",
     "VQ_PRESETS",
     "AdaLNConfig",
     "BertConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
+    "UViTConfig",
     "VQConfig",
     "check_flash_length",
     "choose",

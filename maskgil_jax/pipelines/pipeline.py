@@ -168,7 +168,7 @@ class Pipeline:
         """The condition of labels or of prompts, whichever is given."""
         require((labels is None) != (prompts is None), "labels, prompts: give one of them")
         kind = self.generator.cfg.condition
-        if prompts is not None and kind != "text":
+        if prompts is not None and kind not in ("text", "pooled_text"):
             raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
         return self.conditioner.encode(labels if prompts is None else prompts)
 
