@@ -144,8 +144,8 @@ class DecodeConfig:
     )
     skip_steps: int = option(
         0,
-        "start at this step of the plan gamma_floor or gamma_canvas, with its noise and guidance, on images of which only a part "
-        "is masked; aMUSEd's strength is steps - int(steps * strength)",
+        "start at this step of the plan gamma_floor or gamma_canvas, with its noise and guidance, on images of which only "
+        "a part is masked; aMUSEd's strength is steps - int(steps * strength)",
         low=0,
         group=_STEPS,
         rare=True,
