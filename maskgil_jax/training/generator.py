@@ -22,6 +22,7 @@ from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
     LLAMA_PRESETS,
+    TEXT_RECIPE,
     CausalConfig,
     DecodeConfig,
     GeneratorConfig,
@@ -80,8 +81,11 @@ def model_options(model, *, codebook_size: int, grid: tuple[int, int], **fixed: 
     family, preset = options.pop("family"), options.pop("preset")
     choose("config.model.family", family, PRESETS)
     choose("config.model.preset", preset, PRESETS[family])
+    text = fixed.get("condition") == "text"
+    require(family == "llama" or not text, f"config.model.family: {family!r} cannot be conditioned on text; choose llama")
+    values = to_dict(PRESETS[family][preset]) | (TEXT_RECIPE if text else {}) | options
     fixed |= dict(codebook_size=codebook_size, grid=tuple(grid))
-    return from_dict(type(PRESETS[family][preset]), {**to_dict(PRESETS[family][preset]), **options, **fixed}, "config.model")
+    return from_dict(type(PRESETS[family][preset]), values | fixed, "config.model")
 
 
 def corrupt_batch(key: jax.Array, codes_bl, condition, cfg: GeneratorConfig, objective: Objective) -> dict:
@@ -250,7 +254,8 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     sizes = dict(codebook_size=tokenizer.cfg.codebook_size, grid=grid, **conditioner.network_options())
     cfg = model_options(config.model.to_dict(), **sizes)
     decode_cfg = from_dict(CausalConfig if cfg.causal else DecodeConfig, config.decode.to_dict(), "config.decode")
-    tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
+    tx = make_optimizer(config.optimizer, config.total_steps, text=cfg.condition == "text")
+    schedule = learning_rate(config.optimizer, config.total_steps)
     tx = skip_bad_updates(tx, skip_config(config))
 
     # previews: the same conditions at every step, as many as fill the devices
@@ -294,7 +299,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         constants=(step_key, None if config.data.codes else tokenizer_network),
         stream=batches,
         about={
-            "model": to_dict(cfg),
+            "model": model_identity(cfg),
             "tokenizer": tokenizer.hash,
             "data": data_identity(config),
             "objective": objective_identity(config),
@@ -309,6 +314,12 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     if jax.process_index() == 0:
         save(weights, parameters, config.total_steps)
     return weights
+
+
+def model_identity(cfg: GeneratorConfig) -> dict:
+    """The network's options as checkpoints record them: of options newer than version 0.1.0, those that are not default."""
+    added = {"caption_norm": False, "null_text": "random"}
+    return {name: value for name, value in to_dict(cfg).items() if name not in added or value != added[name]}
 
 
 def objective_identity(config) -> dict:
