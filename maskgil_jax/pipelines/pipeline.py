@@ -24,6 +24,8 @@ from maskgil_jax.config import (
     require,
 )
 from maskgil_jax.decoding.generate import generate_tokens
+from maskgil_jax.models.condition import GuidedCondition, take
+from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import editing
 from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
@@ -114,6 +116,7 @@ class Pipeline:
         labels: Any = None,
         *,
         prompts: Any = None,
+        negative_prompts: Any = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -127,25 +130,37 @@ class Pipeline:
     ) -> np.ndarray:
         """Generates one image per label or prompt: uint8 (b, height, width, 3).
 
-        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. height, width: pixels;
-        default the training size. grid: (rows, columns) of codes, instead of height and width. key: used instead of `seed`.
+        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. negative_prompts: what
+        guidance moves away from, instead of no text: one for all prompts, or one for each. height, width: pixels; default the
+        training size. grid: (rows, columns) of codes, instead of height and width. key: used instead of `seed`.
         cfg: default `self.cfg`, the options stored with the weights; or the name of a preset (`config.DECODE_PRESETS`).
         decoding: decoding options that replace those of `cfg` (steps=, guidance=, ...). batch_size: images per network call;
         default all at once. ar_ratio: share of the tokens that the causal network `ar` samples before masked decoding (0..1;
         needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after each step of masked decoding, 1 to
         `cfg.steps`, of each batch, with the codes so far ([MASK] = `generator.cfg.mask_id`); it does not change the images.
         """
-        condition, grid = self.condition(labels, prompts), self.grid_of(height, width, grid)
+        condition, grid = self.condition(labels, prompts, negative_prompts), self.grid_of(height, width, grid)
         options: dict[str, Any] = dict(seed=seed, key=key, cfg=self.options(cfg, **decoding), grid=grid, batch_size=batch_size)
         return np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step)))
 
-    def condition(self, labels: Any = None, prompts: Any = None) -> Any:
-        """The condition of labels or of prompts, whichever is given."""
+    def condition(self, labels: Any = None, prompts: Any = None, negative_prompts: Any = None) -> Any:
+        """The condition of labels or of prompts, whichever is given, with that of negative prompts."""
         require((labels is None) != (prompts is None), "labels, prompts: give one of them")
         kind = self.generator.cfg.condition
         if prompts is not None and kind != "text":
             raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
-        return self.conditioner.encode(labels if prompts is None else prompts)
+        return self.with_negative(self.conditioner.encode(labels if prompts is None else prompts), negative_prompts)
+
+    def with_negative(self, condition: Any, negative_prompts: Any = None) -> Any:
+        """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itself."""
+        if negative_prompts is None:
+            return condition
+        kind = self.generator.cfg.condition
+        require(kind == "text", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
+        negative, count = self.conditioner.encode(negative_prompts), rows_of(condition)
+        given = rows_of(negative)
+        require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")
+        return GuidedCondition(condition, take(negative, np.arange(count) % given))
 
     def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
@@ -177,7 +192,7 @@ class Pipeline:
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` requests at a time; one batch shape, so one compilation.
 
-        labels: what the conditioner encodes, or a condition. indices: the index in the request that each of these has; default
+        labels: what the conditioner encodes, or a condition. key: one, or one for each request. indices: the index in the request that each of these has; default
         0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
         """
         condition = self.conditioner.encode(labels)
@@ -258,12 +273,14 @@ def pack(path, out) -> None:
     save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
 
 
-def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
+def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = None) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
     ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
     rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
     "ntk" (`models.rope.angles_1d`); default what the folder says.
+    text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
+    says, read at the first prompt. It must be the one of training.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
@@ -273,14 +290,14 @@ def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
         require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
     _check_tokenizer(path, generator, tokenizer)
     generator = _scaled(path, generator, rope_scaling)
-    conditioner, cfg = conditioner_of(generator.cfg, generator.about), _decoding(generator)
+    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder), _decoding(generator)
     if ar is None:
         return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path))
     causal = load_weights(ar, "generator")
     require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
     require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
     _check_tokenizer(ar, causal, tokenizer, str(path))
-    same = conditioner_of(causal.cfg, causal.about) == conditioner
+    same = conditioner_of(causal.cfg, causal.about, getattr(conditioner, "encoder", None)) == conditioner
     require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
     ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
     return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path), causal.build(), ar_cfg)

@@ -13,8 +13,9 @@ def image_keys(key, count: int) -> jax.Array:
 
 
 def keys_for_indices(key, indices_n) -> jax.Array:
-    """The keys (n,) of the images with these indices: `fold_in(key, index)`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), indices_n)
+    """The keys (n,) of the images with these indices: `fold_in(key, index)`, of one key or of a key for each image."""
+    key = typed_key(key)
+    return jax.vmap(jax.random.fold_in, (0 if key.ndim else None, 0))(key, indices_n)
 
 
 def fold_keys(key_b, data):

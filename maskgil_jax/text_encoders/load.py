@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax.config.encoders import TextEncoderOptions
 from maskgil_jax.text_encoders import bert, clip, gemma, t5
 from maskgil_jax.text_encoders.encoder import FrozenTextEncoder, Network
 from maskgil_jax.text_encoders.folder import chosen_layers, is_used, locate, read_config, read_params, stored_tensors
+from maskgil_jax.text_encoders.identity import sample_digest
 from maskgil_jax.text_encoders.placement import putter
 
 _GEMMA = Network(gemma.read_config, gemma.table, gemma.apply, gemma.PREFIXES, gemma.IGNORED, norm_is_last=True)
@@ -53,6 +58,12 @@ def load_text_encoder(
     stored = stored_tensors(folder)
     names = network.names_in_file(folder, cfg, {name: tensor.shape for name, tensor in stored.items()})
     names = {parameter: name for parameter, name in names.items() if is_used(parameter, count, norm)}
-    params = read_params(stored, names, dtype, putter(mesh))
+    put, digests = putter(mesh), {}
+
+    def put_and_digest(parameter: str, value: np.ndarray) -> jax.Array:
+        digests[parameter] = sample_digest(value)
+        return put(parameter, value)
+
+    params = read_params(stored, names, dtype, put_and_digest)
     params.setdefault("layers", [])
-    return FrozenTextEncoder(kind, network, cfg, params, options, folder, values.get("pad_token_id"))
+    return FrozenTextEncoder(kind, network, cfg, params, options, folder, values.get("pad_token_id"), os.fspath(path), digests)
