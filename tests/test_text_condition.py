@@ -180,7 +180,7 @@ def test_own_recipe_is_refused_by_llamagens_file_and_by_classes(tmp_path):
         export(tmp_path / "w", "llamagen-t2i")
     with pytest.raises(ConfigError, match='are options of condition "text"'):
         LlamaConfig(caption_norm=True)
-    with pytest.raises(ConfigError, match="null_text: unknown value 'encode'.*'encoder'"):
+    with pytest.raises(ConfigError, match=r"null_text: unknown value 'encode'.*'encoder'"):
         LlamaConfig(condition="text", null_text="encode")
 
 

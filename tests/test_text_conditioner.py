@@ -98,7 +98,7 @@ def test_missing_or_changed_encoder_is_named_at_the_first_prompt(weights, tmp_pa
 
 def test_encoder_that_does_not_fit_is_refused(weights, tmp_path):
     cfg = LlamaConfig(condition="text", text_tokens=TOKENS, text_dim=48)
-    with pytest.raises(ConfigError, match="gives 12 x 32 .*takes 12 x 48"):
+    with pytest.raises(ConfigError, match=r"gives 12 x 32 .*takes 12 x 48"):
         conditioner_of(cfg, {}, with_tokenizer("t5", tmp_path))
     with pytest.raises(ConfigError, match="text_encoder: this generator is conditioned on a class"):
         load(save_pipeline(tmp_path / "classes"), text_encoder="anything")

@@ -29,8 +29,8 @@ def batch_requests(
 ) -> Iterator[RequestBatch]:
     """Cuts a request into batches of `size` images; the last one is padded with its last image.
 
-    The image of index i has the key `fold_in(key, i)` whatever batch it is in. key: one, or one for each image. shard: puts arrays with a leading batch axis on
-    the devices.
+    The image of index i has the key `fold_in(key, i)` whatever batch it is in. key: one, or one for each image. shard: puts
+    arrays with a leading batch axis on the devices.
     """
     for start in range(0, len(indices_n), size):
         rows = np.minimum(np.arange(start, start + size), len(indices_n) - 1)

@@ -2,9 +2,9 @@
 
 Common to all: images are uint8 (b, height, width, 3), in and out, and their sides are multiples of the tokenizer's cells.
 labels: one request for all images, one per image, or None for none (the null condition); prompts, and negative_prompts if
-any, instead for a text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image of index i depends on the
-key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so each function compiles once per
-shape. A `ConfigError` says what does not fit.
+any, instead for a text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image of index
+i depends on the key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so each function
+compiles once per shape. A `ConfigError` says what does not fit.
 """
 
 from __future__ import annotations

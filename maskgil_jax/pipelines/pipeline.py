@@ -109,6 +109,8 @@ class Pipeline:
 
     def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
         """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
+        kind = self.generator.cfg.condition
+        require(kind == "class", f"labels: this generator is conditioned on {kind}; give prompts")
         return np.asarray(self.conditioner.encode(labels).label_b)
 
     def __call__(
@@ -192,8 +194,9 @@ class Pipeline:
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` requests at a time; one batch shape, so one compilation.
 
-        labels: what the conditioner encodes, or a condition. key: one, or one for each request. indices: the index in the request that each of these has; default
-        0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
+        labels: what the conditioner encodes, or a condition. key: one, or one for each request. indices: the index in the
+        request that each of these has; default 0, 1, 2, ... So the images of a large request can be made in parts, in any
+        order and on any machine, and be the same.
         """
         condition = self.conditioner.encode(labels)
         count = len(jax.tree.leaves(condition)[0])
