@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.measure import timed
+from maskgil_jax.config import LoaderConfig
 from maskgil_jax.data import code_format
 from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
 from maskgil_jax.data.images import image_batches
@@ -76,25 +77,25 @@ def rate(batches: Iterator[dict], seconds: float) -> dict:
     return {"images": count, "cpu_s": used, "wall_s": wall}
 
 
-def measure_codes(room: pathlib.Path, seconds: float, crops: int) -> dict:
+def measure_codes(folder: pathlib.Path, seconds: float, crops: int) -> dict:
     """What `maskgil train` does on one of 64 machines."""
-    store = write_store(room / f"codes{crops}", crops)
-    return rate(code_batches(store, batch_size=HOST_BATCH * HOSTS, rows=range(HOST_BATCH, 2 * HOST_BATCH)), seconds)
+    store = write_store(folder / f"codes{crops}", crops)
+    return rate(code_batches(store, LoaderConfig(HOST_BATCH * HOSTS, rows=tuple(range(HOST_BATCH, 2 * HOST_BATCH)))), seconds)
 
 
-def measure_images(room: pathlib.Path, seconds: float) -> dict:
+def measure_images(folder: pathlib.Path, seconds: float) -> dict:
     """Decoding, cropping, mirroring: training without a store (the tokenizer then runs inside the step)."""
-    source = write_images(room / "images")
-    return rate(image_batches(source, batch_size=16, image_size=SIDE, flip=True), seconds)
+    source = write_images(folder / "images")
+    return rate(image_batches(source, LoaderConfig(16), size=SIDE, flip=True), seconds)
 
 
-def measure_encode(room: pathlib.Path, ten_crop: bool) -> dict:
+def measure_encode(folder: pathlib.Path, ten_crop: bool) -> dict:
     """`maskgil encode` without its tokenizer: decoding, crops, records, writing."""
-    source = write_images(room / f"for_codes{ten_crop}")
-    options = dict(tokenizer_hash="", grid=GRID, codebook_size=CODEBOOK, image_size=SIDE, batch_size=32, progress=False)
+    source = write_images(folder / f"for_codes{ten_crop}")
+    options = dict(tokenizer_hash="", grid=GRID, codebook_size=CODEBOOK, size=SIDE, batch_size=32, progress=False)
     options |= dict(flip=not ten_crop, ten_crop=ten_crop)
     codes = np.zeros((32, *GRID), np.int32)
-    _, wall, used = timed(lambda: encode_dataset(lambda images: codes, source, room / f"encoded{ten_crop}", **options))
+    _, wall, used = timed(lambda: encode_dataset(lambda images: codes, source, folder / f"encoded{ten_crop}", **options))
     return {"images": len(source), "cpu_s": used, "wall_s": wall}
 
 
@@ -114,15 +115,15 @@ def measure_tokenizer() -> dict:
 
 PARTS: dict[str, list[tuple[str, Callable]]] = {
     "codes": [
-        ("codes, centre and mirror", lambda room, args: measure_codes(room, args.seconds, 1)),
-        ("codes, ten crops", lambda room, args: measure_codes(room, args.seconds, 5)),
+        ("codes, centre and mirror", lambda folder, args: measure_codes(folder, args.seconds, 1)),
+        ("codes, ten crops", lambda folder, args: measure_codes(folder, args.seconds, 5)),
     ],
-    "images": [("images: JPEG, crop, mirror", lambda room, args: measure_images(room, args.seconds))],
+    "images": [("images: JPEG, crop, mirror", lambda folder, args: measure_images(folder, args.seconds))],
     "encode": [
-        ("encode, centre and mirror, without the tokenizer", lambda room, args: measure_encode(room, False)),
-        ("encode, ten crops, without the tokenizer", lambda room, args: measure_encode(room, True)),
+        ("encode, centre and mirror, without the tokenizer", lambda folder, args: measure_encode(folder, False)),
+        ("encode, ten crops, without the tokenizer", lambda folder, args: measure_encode(folder, True)),
     ],
-    "tokenizer": [("encode, VQ-16 alone", lambda room, args: measure_tokenizer())],
+    "tokenizer": [("encode, VQ-16 alone", lambda folder, args: measure_tokenizer())],
 }
 
 
@@ -142,9 +143,9 @@ def main() -> None:
     print(f"{args.chips} chips x {args.images_a_chip} images in {args.step_ms:g} ms: a machine eats {eaten:,.0f} images/s")
     print(f"({eaten * tokens:,.0f} codes/s); at peak (MFU {args.mfu:.1%} -> 100%) {peak:,.0f} images/s\n")
     print("| part | images/s a core | codes/s a core | cores a machine needs | at peak |\n" + "|---" * 5 + "|")
-    with tempfile.TemporaryDirectory(prefix="maskgil_input_") as room:
+    with tempfile.TemporaryDirectory(prefix="maskgil_input_") as folder:
         for name, part in [found for key in args.parts.split(",") for found in PARTS[key]]:
-            result = part(pathlib.Path(room), args)
+            result = part(pathlib.Path(folder), args)
             speed = result["images"] / result["cpu_s"]
             rows.append({"part": name, **result, "images_per_core_second": speed})
             needs = f"{eaten / speed:.2f} | {peak / speed:.2f}"

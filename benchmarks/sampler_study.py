@@ -117,7 +117,7 @@ TRIED: tuple[dict[str, Any], ...] = (
 
 
 def fast_rows(base: DecodeConfig) -> Iterator[Row]:
-    """The noise on the confidence and the law of the codes, which the other tables leave alone."""
+    """The noise on the confidence and the sampling of codes, which the other tables keep fixed."""
     for changes in TRIED:
         name = ", ".join(f"{option} {value}" for option, value in changes.items())
         yield Row({"changed": name or "nothing", "steps": base.steps}, dataclasses.replace(base, **changes))

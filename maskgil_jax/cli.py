@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args, rest) or 0
     except KeyboardInterrupt:
-        tell_others(130, "interrupted")
+        exit_without_barrier(130)
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
@@ -50,27 +50,30 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         code, sentence = exit_code(error), " ".join(str(error).split())
-        tell_others(1 if code is None else code, sentence)
+        if code is not None:  # else JAX's shutdown barrier ends this process, with the others
+            exit_without_barrier(code)
         if code is None or args.debug:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         return code
 
 
-def tell_others(code: int, reason: str) -> None:
-    """Lets the other processes of a run of several know that this one stops."""
-    if "maskgil_jax.runtime.heartbeat" in sys.modules:
-        from maskgil_jax.runtime import heartbeat as peers
+def exit_without_barrier(code: int) -> None:
+    """Lets one of several processes end without waiting for the others; see `runtime.distributed`."""
+    if "maskgil_jax.runtime.distributed" in sys.modules:
+        from maskgil_jax.runtime import distributed
 
-        peers.tell(code, reason)
+        distributed.exit_without_barrier(code)
 
 
 def exit_code(error: Exception) -> int | None:
-    """The exit code of an expected error; None for a bug, which deserves its traceback."""
+    """The exit code of an expected error; None for a bug or a lost process, whose traceback is shown."""
     from maskgil_jax.checkpoints.train_state import CheckpointError, CheckpointWriteError
-    from maskgil_jax.runtime.distributed import CoordinatorTimeout
+    from maskgil_jax.runtime.distributed import CoordinatorTimeout, is_communication_error
     from maskgil_jax.training.metrics_log import TrainingDiverged
 
+    if is_communication_error(error):
+        return None
     if isinstance(error, TrainingDiverged):
         return 3
     if isinstance(error, CheckpointWriteError):

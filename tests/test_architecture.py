@@ -41,6 +41,7 @@ FORBIDDEN_IMPORTS = [
 RESTRICTED_PACKAGES = {
     "torch": (("convert",), "only convert/ writes .pt files"),
     "tensorflow": ((), "nothing here needs TensorFlow"),
+    "jax._src": ((), "private names of JAX change without notice"),
     "clu.metric_writers": ((), "it imports TensorFlow"),
     "clu.periodic_actions": ((), "it imports TensorFlow"),
     "tensorflow_datasets": (("data",), "images enter through data/"),

@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole, or not at all and without a trace."""
+"""Atomic writes of files and folders."""
 
 import json
 import os
@@ -12,7 +12,7 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_is_written_takes_the_place_of_what_was_there(tmp_path):
+def test_writing_replaces_file_or_folder(tmp_path):
     for text in ("old", "new"):
         with writing(tmp_path / "made" / "file", sync=True) as part:
             part.write_text(text)
@@ -27,7 +27,7 @@ def test_what_is_written_takes_the_place_of_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["mkdir", "fsync", "replace"])
-def test_an_error_leaves_nothing_new(tmp_path, monkeypatch, call):
+def test_error_while_writing_leaves_old_file(tmp_path, monkeypatch, call):
     """In the block (a folder half made), when it is brought to disk, and when it is renamed."""
     (tmp_path / "file").write_text("old")
 
@@ -44,14 +44,14 @@ def test_an_error_leaves_nothing_new(tmp_path, monkeypatch, call):
     assert tree(tmp_path) == {"file": "old"} and len(list(tmp_path.iterdir())) == 1
 
 
-def test_two_may_write_the_same_file(tmp_path):
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
     with writing(tmp_path / "file") as first, writing(tmp_path / "file") as second:
         first.write_text("first")
         second.write_text("second")
     assert tree(tmp_path) == {"file": "first"}
 
 
-def test_what_a_kill_left_is_cleared(tmp_path):
+def test_clear_removes_remains_of_killed_writers(tmp_path):
     for name in (".a[1].0123abcd.part", ".b.0123abcd.part", "a.part", ".part"):
         (tmp_path / name).write_text("left")
     (tmp_path / ".c.0123abcd.part" / "inside").mkdir(parents=True)

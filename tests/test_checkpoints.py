@@ -1,4 +1,4 @@
-"""What is promised of checkpoints: the right arrays or a clear error, whatever happened to the disk."""
+"""Checkpoints: restored arrays are right or an error is clear, whatever damaged the disk."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from helpers.damage import MODES, abstract_state, damage, made_up_state, restore
 from maskgil_jax import cli
 from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.fingerprints import fingerprints, host_fingerprint
-from maskgil_jax.checkpoints.step_folders import listing, put_aside, read_record, steps_in, surplus, throw_away
+from maskgil_jax.checkpoints.step_folders import delete, expired, listing, quarantine, read_record, steps_in
 from maskgil_jax.checkpoints.train_state import CheckpointError, Checkpoints, CheckpointWriteError, NotFiniteError
 from maskgil_jax.runtime.mesh import AXES, make_mesh
 
@@ -31,7 +31,7 @@ def files_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_fingerprint_is_the_same_on_the_host_and_on_any_mesh():
+def test_fingerprint_is_equal_on_host_and_any_mesh():
     rng = np.random.default_rng(0)
     kinds = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int32", "uint8", "int8", "bool")
     arrays = {kind: jnp.asarray(100 * rng.standard_normal((8, 6, 5)), jnp.float32).astype(kind) for kind in kinds}
@@ -49,7 +49,7 @@ def test_a_fingerprint_is_the_same_on_the_host_and_on_any_mesh():
         assert fingerprints(spread)[0] == {kind: found[kind] for kind in kinds}
 
 
-def test_a_fingerprint_notices_every_kind_of_change():
+def test_fingerprint_changes_with_any_change_of_an_array():
     x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     x[7] = 0.0
     swapped, flipped, negative = x.copy(), x.copy(), x.copy()
@@ -62,7 +62,7 @@ def test_a_fingerprint_notices_every_kind_of_change():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_damaged_step_never_gives_wrong_weights(mode, tmp_path, caplog):
+def test_restore_of_damaged_step_never_gives_wrong_weights(mode, tmp_path, caplog):
     save_steps(tmp_path / "good", (10, 20))
     newest = 0
     for trial in range(3):
@@ -76,7 +76,7 @@ def test_a_damaged_step_never_gives_wrong_weights(mode, tmp_path, caplog):
     assert caplog.text.count("checkpoint step 20 is damaged (") == 3 - newest
 
 
-def test_a_flipped_bit_is_named_and_the_run_goes_on_saving(tmp_path, caplog):
+def test_flipped_bit_is_logged_and_next_step_is_saved(tmp_path, caplog):
     save_steps(tmp_path, (10, 20))
     for file in (tmp_path / "checkpoints" / "20" / "state" / "d").iterdir():
         data = bytearray(file.read_bytes())
@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_named_and_the_run_goes_on_saving(tmp_path, caplog):
     assert steps_in(tmp_path / "checkpoints") == [20, 10] and restored_step(tmp_path, (10, 20)) == (20, 0)
 
 
-def test_nothing_usable_is_an_error_and_changes_nothing(tmp_path):
+def test_restore_without_usable_step_raises_and_changes_nothing(tmp_path):
     save_steps(tmp_path, (10, 20))
     for step in ("10", "20"):
         (tmp_path / "checkpoints" / step / "record" / "metadata").write_text("{}")
@@ -102,14 +102,14 @@ def test_nothing_usable_is_an_error_and_changes_nothing(tmp_path):
     checkpoints.close()
     assert files_of(tmp_path) == before
     for step in (10, 20):
-        put_aside(tmp_path / "checkpoints", step)
+        quarantine(tmp_path / "checkpoints", step)
     checkpoints = Checkpoints(tmp_path, keep=2)
     with pytest.raises(CheckpointError, match=r"2 damaged: 10.damaged; 20.damaged"):
         checkpoints.restore(abstract_state(), {"seed": 0})
     checkpoints.close()
 
 
-def test_processes_go_on_from_the_newest_step_that_all_see_whole(tmp_path, monkeypatch, caplog):
+def test_restore_takes_newest_step_undamaged_in_all_processes(tmp_path, monkeypatch, caplog):
     save_steps(tmp_path, (10, 20, 30, 40))
     folder, target = tmp_path / "checkpoints", abstract_state()
 
@@ -132,7 +132,7 @@ def test_processes_go_on_from_the_newest_step_that_all_see_whole(tmp_path, monke
     assert steps_in(folder) == [40, 20, 10] and read_record(folder, 40)["arrays"] != before
     for seen in ([], [50]):
         with pytest.raises(
-            CheckpointError, match=r"no checkpoint that all processes see whole \(step .0: process . of 2 does not"
+            CheckpointError, match=r"no checkpoint that all processes see undamaged \(step .0: process . of 2 does not"
         ):
             restored(seen)
     assert steps_in(folder) == [40, 20, 10]
@@ -144,7 +144,7 @@ def test_processes_go_on_from_the_newest_step_that_all_see_whole(tmp_path, monke
     assert restored([], []) is None
 
 
-def test_another_model_is_no_damage(tmp_path):
+def test_checkpoint_of_another_model_raises_and_is_not_quarantined(tmp_path):
     save_steps(tmp_path, (10,))
     checkpoints = Checkpoints(tmp_path, keep=2)
     target = abstract_state()
@@ -163,7 +163,7 @@ def test_another_model_is_no_damage(tmp_path):
     assert steps_in(tmp_path / "checkpoints") == [10]
 
 
-def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+def test_save_of_state_with_infinity_raises(tmp_path):
     checkpoints, state = Checkpoints(tmp_path, keep=1), made_up_state(1)
     checkpoints.save(1, state, {}, wait=True)
     state["params"]["bias"] = state["params"]["bias"].at[3].set(jnp.inf)
@@ -173,15 +173,15 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     assert steps_in(tmp_path / "checkpoints") == [1]
 
 
-def test_rotation_counts_whole_steps_only():
+def test_expired_counts_verified_steps_only():
     steps = [1, 2, 3, 4, 5, 6]
-    assert surplus(steps, {6}, {}, keep=2) == [], "one whole step is not enough to delete others"
-    assert surplus(steps, {2, 6}, {}, keep=2) == [1], "3, 4 and 5 may be damaged: 2 stays"
-    assert surplus(steps, {5, 6}, {}, keep=2, keep_every=3) == [1, 2, 4]
-    assert surplus(steps, {5, 6}, {1: 0.5, 2: 0.1, 3: 0.1, 4: None}, keep=2, keep_best=1) == [1, 2, 4]
+    assert expired(steps, {6}, {}, keep=2) == [], "one whole step is not enough to delete others"
+    assert expired(steps, {2, 6}, {}, keep=2) == [1], "3, 4 and 5 may be damaged: 2 stays"
+    assert expired(steps, {5, 6}, {}, keep=2, keep_every=3) == [1, 2, 4]
+    assert expired(steps, {5, 6}, {1: 0.5, 2: 0.1, 3: 0.1, 4: None}, keep=2, keep_best=1) == [1, 2, 4]
 
 
-def test_old_steps_go_and_nothing_is_left_behind(tmp_path):
+def test_expired_steps_are_deleted_without_remains(tmp_path):
     save_steps(tmp_path, (1, 2, 3, 4), keep=2, keep_every=2)
     folder = tmp_path / "checkpoints"
     assert steps_in(folder) == [4, 3, 2]
@@ -191,11 +191,11 @@ def test_old_steps_go_and_nothing_is_left_behind(tmp_path):
     assert restored_step(tmp_path, (4,)) == (4, 0)
     save_steps(tmp_path, (5,), keep=9)
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"5", "4", "2"}
-    throw_away(folder, [2, 5])
+    delete(folder, [2, 5])
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"4"}
 
 
-def test_the_best_steps_stay(tmp_path):
+def test_keep_best_keeps_steps_with_lowest_scores(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1, keep_best=1)
     for step, score in enumerate((3.0, 1.0, 2.0, 2.5), 1):
         checkpoints.save(step, made_up_state(step), {}, score=score, wait=True)
@@ -203,7 +203,7 @@ def test_the_best_steps_stay(tmp_path):
     assert steps_in(tmp_path / "checkpoints") == [4, 2]
 
 
-def test_a_disk_that_takes_no_more_is_tried_three_times(tmp_path, caplog):
+def test_failing_save_is_tried_three_times(tmp_path, caplog):
     """The limit on a file's size makes real writes fail in the background, as a full disk does."""
     checkpoints = Checkpoints(tmp_path, keep=3)
     checkpoints.save(1, made_up_state(1), {"seed": 0}, wait=True)
@@ -222,7 +222,7 @@ def test_a_disk_that_takes_no_more_is_tried_three_times(tmp_path, caplog):
     assert cli.exit_code(CheckpointWriteError("")) == 75 and cli.exit_code(CheckpointError("")) == 4
 
 
-def test_a_save_that_failed_in_the_background_is_made_up_for(tmp_path, monkeypatch):
+def test_failed_background_save_is_repeated(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=3)
 
     def broken(*_):
@@ -239,23 +239,23 @@ def test_a_save_that_failed_in_the_background_is_made_up_for(tmp_path, monkeypat
     assert steps_in(tmp_path / "checkpoints")[0] == 2
 
 
-def test_room_is_looked_for_before_work_begins(tmp_path, monkeypatch, caplog):
+def test_check_free_space_raises_or_warns_before_training(tmp_path, monkeypatch, caplog):
     checkpoints = Checkpoints(tmp_path, keep=3)
-    checkpoints.check_room(made_up_state(1))
+    checkpoints.check_free_space(made_up_state(1))
     assert not caplog.text
     monkeypatch.setattr(training, "free_bytes", lambda folder: 2_500_000)
-    checkpoints.check_room(made_up_state(1))
+    checkpoints.check_free_space(made_up_state(1))
     assert "2.5 MB are free" in caplog.text
     monkeypatch.setattr(training, "free_bytes", lambda folder: 1000)
     with pytest.raises(CheckpointWriteError, match=r"No space left on device: it needs 1\.1 MB, 1\.0 kB are free"):
-        checkpoints.check_room(made_up_state(1))
+        checkpoints.check_free_space(made_up_state(1))
     checkpoints.close()
 
 
-def test_the_command_lists_and_verifies(tmp_path, capsys):
+def test_checkpoints_command_lists_and_verifies(tmp_path, capsys):
     save_steps(tmp_path, (10, 20, 30))
     folder = tmp_path / "checkpoints"
-    put_aside(folder, 10)
+    quarantine(folder, 10)
     assert cli.main(["checkpoints", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["step", "20", "30", "10.damaged"]

@@ -280,11 +280,11 @@ def test_room_on_the_disk_is_asked_for_first(maskgil_file, tmp_path, monkeypatch
     monkeypatch.setattr("maskgil_jax.convert.main._sha256", lambda _: pytest.fail("the work had begun"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
     assert cli.main(["convert", str(maskgil_file), str(tmp_path / "new" / "out"), *heads]) == 2
-    assert "kB, 1.0 kB are free there; make room" in capsys.readouterr().err
+    assert "kB, 1.0 kB are free there; delete files" in capsys.readouterr().err
     monkeypatch.undo()
     (tmp_path / "file").touch()
     assert cli.main(["convert", str(maskgil_file), str(tmp_path / "file" / "out"), *heads]) == 2
-    assert f"cannot be written; {tmp_path / 'file'} is closed to you or no folder" in capsys.readouterr().err
+    assert f"cannot write: {tmp_path / 'file'} is not a directory" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -23,7 +23,7 @@ from maskgil_jax.training.classifier import (
     Augment,
     accuracy,
     augment,
-    held_out_figures,
+    held_out_metrics,
     jitted_step,
     pixels_and_labels,
     predict,
@@ -194,10 +194,10 @@ def test_nearest_distance_is_in_grey_levels():
 
 def test_figures_refuse_networks_and_sets_that_do_not_match():
     pipeline = toy_pipeline(np.zeros((4, 4)))
-    other = dataclasses.replace(toy_classifier(), about={"class_names": ["red", "green", "blue", "pink"]})
+    other = dataclasses.replace(toy_classifier(), metadata={"class_names": ["red", "green", "blue", "pink"]})
     with pytest.raises(ConfigError, match=r"toy: its 4 classes.*'grey', 'pink'"):
         toy_figures(pipeline, TRAIN, HELD_OUT, classifier=other)
-    turned = dataclasses.replace(toy_classifier(), about={"class_names": list(NAMES[::-1])})
+    turned = dataclasses.replace(toy_classifier(), metadata={"class_names": list(NAMES[::-1])})
     with pytest.raises(ConfigError, match="order differs"):
         toy_figures(pipeline, TRAIN, HELD_OUT, classifier=turned)
     large = dataclasses.replace(toy_classifier(), cfg=ClassifierConfig(num_classes=4, image_size=64))
@@ -277,13 +277,13 @@ def test_classifier_training_writes_half_precision_weights_with_accuracy(tmp_pat
     source = open_images("emoji", split="test")
     assert weights.cfg == ClassifierConfig(channels=(8,), feature_dim=16)
     assert weights.about["class_names"] == list(source.class_names)
-    assert weights.about["held_out"] == held_out_figures(weights.cfg, weights.params, source, open_images("emoji"))
+    assert weights.about["held_out"] == held_out_metrics(weights.cfg, weights.params, source, open_images("emoji"))
     assert (weights.path / "model.safetensors").stat().st_size < 2 * network.count_params(weights.cfg) + 4096
 
 
 def test_shipped_classifier_accuracy_is_far_above_chance():
     weights, source = load_weights("demo", "classifier"), open_images("emoji", split="test")
-    found = held_out_figures(weights.cfg, weights.params, source, open_images("emoji"))
+    found = held_out_metrics(weights.cfg, weights.params, source, open_images("emoji"))
     assert found["images"] == 543
     for name in ("top1", "top5", "group_top1"):  # another machine may round a close call the other way
         assert found[name] == pytest.approx(weights.about["held_out"][name], abs=0.005)

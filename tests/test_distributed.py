@@ -1,4 +1,4 @@
-"""Several processes train as one: the same losses, exact resuming, and a sentence for every way of not finding each other."""
+"""Several processes train as one: the same losses, exact resuming, and clear errors when they do not find each other."""
 
 import contextlib
 import json
@@ -71,7 +71,7 @@ def test_two_processes_train_as_one_and_resume_exactly(tmp_path):
     assert load_weights(tmp_path / "two" / "weights", "generator").hash == weights
 
 
-def test_a_process_loads_the_rows_of_its_devices():
+def test_process_loads_rows_of_its_devices():
     contiguous = np.repeat(np.arange(4), 4).reshape(8, 2, 1)
     np.testing.assert_array_equal(process_shards(contiguous, 1), [4, 5, 6, 7])
     # A 4 x 4 torus of four machines with 2 x 2 chips each, laid out as one data axis: neighbours come from two machines.
@@ -118,12 +118,12 @@ def test_a_checkpoint_of_any_mesh_is_restored_bit_for_bit_on_any_other(tmp_path)
         (dict(tensor=0), "sizes must be positive"),
     ],
 )
-def test_impossible_meshes_are_named(sizes, message):
+def test_impossible_mesh_raises_naming_the_axis(sizes, message):
     with pytest.raises(ConfigError, match=message):
         make_mesh(**sizes)
 
 
-def test_one_axis_takes_what_is_left():
+def test_mesh_axis_of_minus_one_takes_remaining_devices():
     assert dict(make_mesh(data=-1, fsdp=2, tensor=2).shape) == dict(data=2, fsdp=2, tensor=2)
     assert dict(make_mesh(data=1, fsdp=-1).shape) == dict(data=1, fsdp=8, tensor=1)
 
@@ -138,12 +138,12 @@ def test_one_axis_takes_what_is_left():
         (dict(coordinator="a:1", num_processes=0, process_id=0), "--num-processes: must be at least 1"),
     ],
 )
-def test_incomplete_flags_are_named(options, message):
+def test_incomplete_flags_raise_naming_them(options, message):
     with pytest.raises(ConfigError, match=message):
         distributed.initialize(**options)
 
 
-def test_flags_come_from_the_environment_too(monkeypatch):
+def test_environment_variables_replace_flags(monkeypatch):
     monkeypatch.setenv("MASKGIL_NUM_PROCESSES", "two")
     with pytest.raises(ConfigError, match="MASKGIL_NUM_PROCESSES: must be a whole number, got 'two'"):
         distributed.initialize()
@@ -152,7 +152,7 @@ def test_flags_come_from_the_environment_too(monkeypatch):
         distributed.initialize()
 
 
-def test_one_process_is_left_alone(monkeypatch):
+def test_single_process_does_not_initialize(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("not needed"))
     distributed.initialize()
     distributed.initialize(num_processes=1)
@@ -166,19 +166,19 @@ STEP = dict(SLURM_JOB_ID="5000", SLURM_NTASKS="4", SLURM_PROCID="3", SLURM_LOCAL
     ("nodes", "host"),
     [("gpu7", "gpu7"), ("a1,b2", "a1"), ("n[003-010,12],x", "n003"), ("n[5,7-9]", "n5"), ("n[1-2]-ib", "n1-ib")],
 )
-def test_slurm_says_who_takes_part(nodes, host):
+def test_slurm_variables_give_coordinator_and_id(nodes, host):
     found = distributed.slurm({**STEP, "SLURM_STEP_NODELIST": nodes})
     assert found == (f"{host}:{61440 + 5000 % 4096}", 4, 3, [1])
 
 
-def test_slurm_tasks_with_a_node_each_have_all_its_devices():
+def test_slurm_task_alone_on_its_node_gets_all_devices():
     env = {**STEP, "SLURM_STEP_NODELIST": "n[1-4]", "SLURM_STEP_NUM_NODES": "4"}
     assert distributed.slurm(env)[3] is None
     assert distributed.slurm({**env, "SLURM_NTASKS": "1"}) is None
     assert distributed.slurm({"SLURM_JOB_ID": "1"}) is None  # in a batch script, outside of srun
 
 
-def test_a_coordinator_that_does_not_answer(capsys, monkeypatch):
+def test_silent_coordinator_is_a_timeout_with_code_75(capsys, monkeypatch):
     with pytest.raises(distributed.CoordinatorTimeout, match=r"127\.0\.0\.1:\d+: the coordinator did not answer within 0.5 s"):
         distributed.initialize(f"127.0.0.1:{free_port()}", 2, 1, timeout=0.5)
     monkeypatch.setattr(distributed, "_wait_for", lambda *_: (_ for _ in ()).throw(distributed.CoordinatorTimeout("nobody")))
@@ -188,7 +188,7 @@ def test_a_coordinator_that_does_not_answer(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_peers_that_do_not_come():
+def test_missing_processes_end_the_program_with_code_75():
     script = f"from maskgil_jax.runtime import distributed as d\nd.initialize('127.0.0.1:{free_port()}', 2, 0, timeout=2)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 75 and "not all of 2 processes joined within 2 s" in done.stderr, done.stderr

@@ -239,7 +239,7 @@ def test_keep_best_keeps_only_better_weights(tmp_path):
     evaluator = types.SimpleNamespace(best="fid", better=lambda figures, than: than is None or figures["fid"] < than)
 
     def save(folder, evaluated):
-        save_weights(folder / "generator", CLASSIFIER, random_params(CLASSIFIER, 0), about={"evaluated": evaluated})
+        save_weights(folder / "generator", CLASSIFIER, random_params(CLASSIFIER, 0), metadata={"evaluated": evaluated})
 
     for fid, kept in ((5.0, 5.0), (6.0, 5.0), (4.0, 4.0)):
         keep_best(tmp_path / "best", evaluator, {"fid": fid}, save)

@@ -1,4 +1,4 @@
-"""What the guards of a training promise: a bad step costs itself and nothing else, and many of them stop the run."""
+"""Skipped updates, loss alarm, watchdog and stop signals of a training run."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def walk(norms, options=OPTIONS, ema_decay=0.5):
     [(NAN, 0), (NAN, 3), (INF, 3), (NAN, 9), (-INF, 9), (50.0, 9), (3e38, 9)],
     ids=["nan first", "nan in warm-up", "inf in warm-up", "nan", "minus inf", "spike", "overflowing norm"],
 )
-def test_a_bad_step_costs_exactly_itself(bad, at):
+def test_bad_step_changes_nothing_else(bad, at):
     norms = [1.0 + 0.1 * (i % 3) for i in range(12)]
     with_bad, skipped = walk([*norms[:at], bad, *norms[at:]])
     without, none = walk(norms)
@@ -61,7 +61,7 @@ def test_a_bad_step_costs_exactly_itself(bad, at):
     )
 
 
-def test_a_bad_norm_never_enters_the_mean_and_no_number_of_them_is_accepted():
+def test_bad_norms_are_never_averaged_nor_accepted():
     state, skipped = walk([1.0] * 6 + [NAN] * 30 + [50.0] * 30 + [1.0, 50.0, NAN, 1.0])
     assert skipped == [False] * 6 + [True] * 60 + [False, True, True, False]
     np.testing.assert_allclose(state.opt_state.norm_mean, 1.0, rtol=1e-6)
@@ -70,11 +70,11 @@ def test_a_bad_norm_never_enters_the_mean_and_no_number_of_them_is_accepted():
     assert not any(walk([1.0, 50.0, 1.0])[1]), "no spikes are seen in the warm-up"
 
 
-def test_without_a_guard_everything_is_accepted():
+def test_select_if_applied_without_guard_takes_new_values():
     assert select_if_applied(optax.EmptyState(), 1, 2) == 1
 
 
-def test_the_compiled_step_leaves_all_but_the_counter(monkeypatch):
+def test_compiled_bad_step_changes_only_the_counter(monkeypatch):
     options = run_file().optimizer
     tx = skip_bad_updates(make_optimizer(options, 10), SkipConfig())
     init = init_state(lambda key: params_of(create(NET, key)), tx, ema=True)
@@ -96,7 +96,7 @@ def test_the_compiled_step_leaves_all_but_the_counter(monkeypatch):
         assert a.tobytes() == b.tobytes()
 
 
-def test_options_are_checked():
+def test_impossible_skip_option_raises():
     assert skip_config({}) == SkipConfig() == skip_config({"guard": None})
     for options, message in [
         ({"spike": 0.5}, r"guard.spike: must be above 1"),
@@ -129,7 +129,7 @@ def logged(losses, runs, **options):
         start=0,
         total=len(losses),
         batch_size=1,
-        headline="loss",
+        primary_metric="loss",
         event=lambda name, **fields: events.append((name, fields["step"])),
         **{"every": 3, "guard": SkipConfig(stop_after=4)} | options,
     )
@@ -139,21 +139,21 @@ def logged(losses, runs, **options):
     return writer.values, events
 
 
-def test_skipped_steps_are_counted_and_are_in_no_mean(caplog):
+def test_skipped_steps_are_counted_and_excluded_from_means(caplog):
     lines, events = logged([1.0, NAN, 3.0, NAN, NAN, NAN], [0, 1, 0, 1, 2, 3])
     assert [(step, values["skipped"], values.get("loss")) for step, values in lines] == [(3, 1.0, 2.0), (6, 3.0, None)]
     assert events == [("skip", 2), ("skip", 4), ("skip", 5), ("skip", 6)]
     assert "toy: step 2 skipped (gradient norm nan)" in caplog.text
 
 
-def test_many_in_a_row_stop_the_run():
-    with pytest.raises(TrainingDiverged, match=r"steps 2 to 5 were all skipped.*go on from the last checkpoint"):
+def test_many_skipped_steps_in_a_row_raise_diverged():
+    with pytest.raises(TrainingDiverged, match=r"steps 2 to 5 were all skipped.*continue from the last checkpoint"):
         logged([1.0] + [NAN] * 5, [0, 1, 2, 3, 4, 5])
     with pytest.raises(TrainingDiverged, match=r"loss is nan at step 2"):
         logged([1.0, NAN, 1.0], [0, 0, 0])
 
 
-def test_a_jump_of_the_loss_is_told_once_where_it_happens(caplog):
+def test_loss_jump_is_logged_once_at_its_step(caplog):
     rng = np.random.default_rng(0)
     losses = list(5.0 + 0.1 * rng.standard_normal(200))
     _, events = logged([*losses[:120], 9.0, *losses[120:]], [0] * 201, every=50)
@@ -179,7 +179,7 @@ def test_z_loss_pulls_the_denominator_to_one():
         Objective(z_loss=-1.0)
 
 
-def test_the_watchdog_leaves_with_all_stacks_and_code_five():
+def test_watchdog_writes_stacks_and_exits_with_code_5():
     program = """
 import logging, time
 from maskgil_jax.training.liveness import Watchdog
@@ -199,13 +199,13 @@ work()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
     assert done.returncode == 5 and done.stdout == "hang 4\n", done.stderr
-    assert "after step 4 (a usual step:" in done.stderr and "in a_step_that_never_ends" in done.stderr
+    assert "after step 4 (median step:" in done.stderr and "in a_step_that_never_ends" in done.stderr
 
 
-def test_the_watchdog_does_not_count_the_time_in_which_the_process_was_stopped(monkeypatch):
-    """A clock that stands still but for the pauses of the watching thread; one of them is a laptop asleep for an hour."""
+def test_watchdog_ignores_time_while_process_is_stopped(monkeypatch):
+    """The clock advances only in the waits of the watchdog; in one of them the machine is suspended for an hour."""
     dog, clock, barks = Watchdog(0.0, factor=0.0), [100.0], []
-    dog.seconds, dog._bark = 300.0, barks.append
+    dog.seconds, dog._abort = 300.0, barks.append
     monkeypatch.setattr("maskgil_jax.training.liveness.time.monotonic", lambda: clock[0])
 
     def watch(*pauses):
@@ -227,7 +227,7 @@ def test_the_watchdog_does_not_count_the_time_in_which_the_process_was_stopped(m
     assert watch(*[1.0] * 299, 3600.0, *[1.0] * 301) == [301.0]
 
 
-def test_the_watchdog_waits_ten_usual_steps():
+def test_watchdog_limit_is_ten_median_steps():
     dog = Watchdog(0.0, factor=10.0)
     dog.seconds = 5.0
     assert dog.limit == 5.0
@@ -236,7 +236,7 @@ def test_the_watchdog_waits_ten_usual_steps():
 
 
 @pytest.mark.parametrize("number, error", [(signal.SIGTERM, Terminated), (signal.SIGINT, Interrupted)])
-def test_a_signal_asks_for_a_stop(number, error, capfd):
+def test_signal_requests_a_stop(number, error, capfd):
     before = signal.getsignal(number)
     with StopSignals() as signals:
         assert not signals.stop_at(1)
@@ -247,10 +247,10 @@ def test_a_signal_asks_for_a_stop(number, error, capfd):
         with pytest.raises(error):
             signals.leave(2)
     assert signal.getsignal(number) is before
-    assert f"{number.name} noted, saving after the current step" in capfd.readouterr().err
+    assert f"{number.name} received: saving after the current step" in capfd.readouterr().err
 
 
-def test_a_second_signal_leaves_at_once():
+def test_second_signal_ends_at_once():
     program = """
 import os, signal, time
 from maskgil_jax.training.liveness import StopSignals
@@ -261,11 +261,11 @@ with StopSignals():
     time.sleep(60)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 130 and "leaving at once" in done.stderr
+    assert done.returncode == 130 and "ending at once" in done.stderr
 
 
 @pytest.mark.slow
-def test_the_loop_repeats_itself_and_stops_on_request(tmp_path, monkeypatch, caplog):
+def test_fit_is_deterministic_and_stops_on_signal(tmp_path, monkeypatch, caplog):
     """Same seed, same losses, bit for bit; stopped by SIGTERM at step 3 and continued, the same again."""
     caplog.set_level(logging.INFO)
 

@@ -50,7 +50,7 @@ def folders(tmp_path, tokenizer):
     about = {"class_names": NAMES, "tokenizer_hash": fingerprint(tokenizer), "image_size": 16}
     for name, cfg, decoding in (("masked", MASKED, DECODE), ("causal", CAUSAL, WRITE)):
         save_weights(tmp_path / name / "tokenizer", VQ, tokenizer)
-        save_weights(tmp_path / name / "generator", cfg, parameters(cfg, 1), about={**about, "decode": to_dict(decoding)})
+        save_weights(tmp_path / name / "generator", cfg, parameters(cfg, 1), metadata={**about, "decode": to_dict(decoding)})
     return tmp_path / "masked", tmp_path / "causal"
 
 

@@ -1,4 +1,4 @@
-"""A training process killed without warning goes on, by the same command, as if nothing had happened."""
+"""A killed training process is continued by the same command, bit for bit."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_kill_nine_and_continue_is_exact(tmp_path):
+def test_killed_run_continues_bit_for_bit(tmp_path):
     save_weights(tmp_path / "tokenizer", VQ, params_of(create(VQ, jax.random.key(0))))
     assert cli.main(command(tmp_path / "whole", tmp_path / "tokenizer")) == 0
 
@@ -60,7 +60,7 @@ def test_kill_nine_and_continue_is_exact(tmp_path):
     assert hashes[0] == hashes[1]
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_keeps_earlier_checkpoint(tmp_path, monkeypatch):
     state = {"norm": {"scale": jax.numpy.ones(4)}}
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, state, {}, wait=True)

@@ -1,4 +1,4 @@
-"""`maskgil push` and hf:// addresses against a hub on this machine: what goes up comes back, and every refusal is one line."""
+"""`maskgil push` and hf:// addresses with a local stand-in for the hub: round trips, and errors of one line."""
 
 import json
 import socket
@@ -30,9 +30,9 @@ def drawn(cfg) -> dict:
 def folder(tmp_path_factory):
     """A pipeline whose generator is in shards."""
     folder = tmp_path_factory.mktemp("pipeline")
-    save_weights(folder / "tokenizer", VQ, drawn(VQ), about={"source": SOURCE})
+    save_weights(folder / "tokenizer", VQ, drawn(VQ), metadata={"source": SOURCE})
     about = {"licence": "mit", "tokenizer_hash": load_weights(folder, "tokenizer").hash}
-    save_weights(folder / "generator", GPT, drawn(GPT), about=about, shard_bytes=16_000)
+    save_weights(folder / "generator", GPT, drawn(GPT), metadata=about, shard_bytes=16_000)
     return folder
 
 
@@ -49,7 +49,7 @@ def hub(monkeypatch, tmp_path):
         yield hub
 
 
-def test_a_pipeline_goes_up_in_one_commit_and_comes_back(hub, folder, capsys):
+def test_pushed_pipeline_is_one_commit_and_loads_again(hub, folder, capsys):
     assert cli.main(["push", str(folder), "me/drawings", "--private", "--message", "First"]) == 0
     assert "load it as hf://me/drawings" in capsys.readouterr().out
     assert hub.repos["me/drawings"]["private"] and hub.messages == ["First"]
@@ -62,7 +62,7 @@ def test_a_pipeline_goes_up_in_one_commit_and_comes_back(hub, folder, capsys):
     assert load_weights("hf://me/drawings@main", "tokenizer").cfg == VQ
 
 
-def test_branches_and_what_replaces_what(hub, folder, tmp_path):
+def test_push_to_branch_deletes_stale_tensors(hub, folder, tmp_path):
     save_weights(tmp_path / "w", GPT, drawn(GPT), shard_bytes=16_000)
     push(tmp_path / "w", "me/gpt", licence="apache-2.0")
     assert sum(name.startswith("model-") for name in hub.files("me/gpt")) > 2
@@ -77,7 +77,7 @@ def test_branches_and_what_replaces_what(hub, folder, tmp_path):
     assert hub.files("me/gpt")["README.md"] == b"my own words"
 
 
-def test_the_model_card(hub, folder):
+def test_model_card_lists_parts_files_and_sources(hub, folder):
     push(folder, "me/drawings")
     _, front, body = hub.files("me/drawings")["README.md"].decode().split("---\n", 2)
     assert yaml.safe_load(front) == {
@@ -96,20 +96,20 @@ def test_the_model_card(hub, folder):
     assert load_tokenizer("hf://me/vq").cfg == VQ
 
 
-def test_what_is_refused_before_anything_is_sent(hub, folder, tmp_path):
+def test_bad_push_raises_before_upload(hub, folder, tmp_path):
     save_weights(tmp_path / "plain", VQ, drawn(VQ))
-    save_weights(tmp_path / "words", VQ, drawn(VQ), about={"source": SOURCE | {"licence": "research only: ask"}})
+    save_weights(tmp_path / "words", VQ, drawn(VQ), metadata={"source": SOURCE | {"licence": "research only: ask"}})
     save_weights(tmp_path / "cut", VQ, drawn(VQ))
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"x" * 40)
     (tmp_path / "empty").mkdir()
     for name, repo, options, match in (
-        ("plain", "me/x", {}, "about its licence it says: nothing. Say it with --license"),
-        ("words", "me/x", {}, "it says: research only: ask. Say it with --license"),
-        ("plain", "me/x", {"licence": "MIT licence"}, "--license: 'MIT licence' is no identifier"),
-        ("plain", "x", {"licence": "mit"}, "x: expected owner/repo"),
+        ("plain", "me/x", {}, "licence in its metadata: none; expected one identifier: give --license"),
+        ("words", "me/x", {}, "licence in its metadata: research only: ask; expected one identifier: give --license"),
+        ("plain", "me/x", {"licence": "MIT licence"}, "--license: 'MIT licence' is not an identifier"),
+        ("plain", "x", {"licence": "mit"}, "x: expected hf://owner/repo"),
         ("plain", "me/x@v2", {"licence": "mit"}, "me/x@v2: write the branch as --revision v2"),
         ("cut", "me/x", {"licence": "mit"}, "model.safetensors: not a readable safetensors file"),
-        ("empty", "me/x", {"licence": "mit"}, "empty: no weights folder"),
+        ("empty", "me/x", {"licence": "mit"}, "empty: neither it nor a sub-folder is a weights folder"),
         ("nowhere", "me/x", {"licence": "mit"}, "no such weights folder"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -126,13 +126,13 @@ def failing(capsys, *argv) -> str:
     return error
 
 
-def test_every_refusal_of_the_hub_is_one_sentence(hub, folder, capsys, monkeypatch):
+def test_hub_errors_are_one_line_with_code_2(hub, folder, capsys, monkeypatch):
     vq = folder / "tokenizer"
     push(vq, "me/vq")
     sample = ("sample", "--labels", "0", "--out", folder / "x.png", "--weights")
     assert "no repository me/none, or it is private (404)" in failing(capsys, *sample, "hf://me/none")
     assert "has no revision 'v9' of me/vq (404)" in failing(capsys, *sample, "hf://me/vq@v9")
-    assert "hf://vq: expected owner/repo" in failing(capsys, *sample, "hf://vq")
+    assert "hf://vq: expected hf://owner/repo" in failing(capsys, *sample, "hf://vq")
     for part, status, says in (
         ("/api/repos/create", 401, "refused (401): wrong or no token, or there is no such repository; log in with"),
         ("/api/repos/create", 403, "refused (403): the account may not write to me/vq; log in"),
@@ -153,31 +153,31 @@ def test_every_refusal_of_the_hub_is_one_sentence(hub, folder, capsys, monkeypat
     assert hub.files("me/vq")["config.json"] == (vq / "config.json").read_bytes()
 
 
-def test_without_a_network(hub, folder, capsys, monkeypatch):
+def test_unreachable_hub_uses_cache_or_raises(hub, folder, capsys, monkeypatch):
     push(folder / "tokenizer", "me/vq")
     kept = load_weights("hf://me/vq")
     with socket.create_server(("127.0.0.1", 0)) as free:
-        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setenv("HF_ENDPOINT", nobody)
-    says = f"{nobody} cannot be reached"
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", closed)
+    says = f"{closed} cannot be reached"
     assert says in failing(capsys, "push", folder / "tokenizer", "me/vq")
     assert says in failing(capsys, "export", "hf://me/other", folder / "x.safetensors", "--to", "llamagen-vq")
     assert load_weights("hf://me/vq").hash == kept.hash, "what was fetched before is still there"
 
 
-def test_without_the_library(folder, capsys, monkeypatch):
+def test_missing_hub_library_names_the_extra(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install 'maskgil-jax[hub]'" in failing(capsys, "push", folder / "tokenizer", "me/vq")
     with pytest.raises(ConfigError, match=r"hf://me/vq: the Hugging Face hub needs huggingface_hub"):
         load_weights("hf://me/vq")
 
 
-def test_a_stranger_s_index_cannot_lead_out_of_the_folder(hub, folder, tmp_path):
+def test_downloaded_index_with_parent_path_raises(hub, folder, tmp_path):
     push(folder / "generator", "me/gpt")
     files = dict(hub.files("me/gpt"))
     index = json.loads(files["model.safetensors.index.json"])
     index["weight_map"]["norm/scale"] = "../../../secret.safetensors"
     hub.commit("me/gpt", "main", files | {"model.safetensors.index.json": json.dumps(index).encode(), "run.py": b"1/0"})
-    with pytest.raises(ValueError, match=r"'\.\./\.\./\.\./secret\.safetensors' is no name of a shard"):
+    with pytest.raises(ValueError, match=r"'\.\./\.\./\.\./secret\.safetensors' is not the name of a shard"):
         load_weights("hf://me/gpt")
     assert not list((tmp_path / "cache").rglob("run.py"))

@@ -1,4 +1,4 @@
-"""Weights folders in several files: written as a stream, read tensor by tensor, and every missing or extra piece named."""
+"""Sharded weights folders: written in pieces, read tensor by tensor; missing and extra parts raise errors that name them."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def files(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("model*"))
 
 
-def test_shards_hold_what_one_file_holds(folder, params, tmp_path):
+def test_shards_hold_the_tensors_of_one_file(folder, params, tmp_path):
     save_weights(tmp_path / "whole", GPT, params)
     assert files(tmp_path / "whole") == [WHOLE]
     names = files(folder)
@@ -55,7 +55,7 @@ def test_shards_hold_what_one_file_holds(folder, params, tmp_path):
     assert read(folder, verify=True).keys() == whole.keys(), "and any reader of shards takes it"
 
 
-def test_one_tensor_larger_than_a_shard_stands_alone(tmp_path):
+def test_tensor_larger_than_a_shard_gets_its_own_file(tmp_path):
     arrays = {"a": np.ones((4, 4), np.float32), "big": np.arange(600, dtype=np.float32), "c": np.zeros(0, np.float32)}
     shapes = {name: array.shape for name, array in arrays.items()}
     pieces = [arrays["a"], arrays["big"][:100], arrays["big"][100:], arrays["c"]]
@@ -66,13 +66,13 @@ def test_one_tensor_larger_than_a_shard_stands_alone(tmp_path):
 
 
 @pytest.mark.parametrize("change", [-1, 1], ids=["one piece missing", "one piece too many"])
-def test_pieces_that_do_not_add_up_are_refused(tmp_path, change):
+def test_pieces_of_wrong_size_raise(tmp_path, change):
     pieces = [np.ones(8, np.float32)] * (4 + change)
     with pytest.raises(ValueError, match=r"bytes of arrays(, expected| too many)"):
         write_tensors(tmp_path, {name: (8,) for name in "abcd"}, "float32", pieces, shard_bytes=40)
 
 
-def test_values_are_read_when_asked_for(folder, monkeypatch):
+def test_tensor_values_are_read_on_access(folder, monkeypatch):
     """Opening and comparing a folder reads no value; a bad one is named when its turn comes."""
     asked = []
     get = Tensors.__getitem__
@@ -83,7 +83,7 @@ def test_values_are_read_when_asked_for(folder, monkeypatch):
     assert asked == ["norm/scale"]
 
 
-def test_conversions_are_sharded_and_exported_again(tmp_path):
+def test_converted_weights_are_sharded_and_exported(tmp_path):
     """A published file -> shards -> the same numbers and the same file."""
     from helpers.gpt_weights import llama_config, published_tensors
     from helpers.recipe import draw, load_case
@@ -106,7 +106,7 @@ def test_conversions_are_sharded_and_exported_again(tmp_path):
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_a_failed_write_of_shards_leaves_the_old_folder(folder, params, monkeypatch):
+def test_failed_write_of_shards_leaves_old_folder(folder, params, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     calls = []
 
@@ -155,40 +155,40 @@ DAMAGE = {
     "shard missing": (lambda f: (f / spelled(f, SECOND)).unlink(), rf"{INDEX}: its shard model-00002-of-\d+\S+ is missing"),
     "shard extra": (
         lambda f: shutil.copy(f / spelled(f, FIRST), f / "model-00099-of-00099.safetensors"),
-        rf"{INDEX}: does not know model-00099-of-00099\.safetensors, which lies beside it",
+        rf"{INDEX}: does not list model-00099-of-00099\.safetensors, which is in its folder",
     ),
     "shard twice": (
         lambda f: shutil.copy(f / spelled(f, FIRST), f / spelled(f, SECOND)),
         r"model-00001\S+ and again in model-00002",
     ),
-    "index missing": (lambda f: (f / INDEX).unlink(), rf"{INDEX}: missing, although there are shards"),
+    "index missing": (lambda f: (f / INDEX).unlink(), rf"{INDEX}: missing, although its folder has shards"),
     "index damaged": (lambda f: (f / INDEX).write_text("{"), rf"{INDEX}: not an index of shards"),
     "index of nothing": (lambda f: (f / INDEX).write_text("[]"), rf"{INDEX}: not an index of shards"),
-    "index key twice": (doubled_key, r"not an index of shards \(the key '\w+/?\S*' is there twice\)"),
+    "index key twice": (doubled_key, r"not an index of shards \(the key '\w+/?\S*' is duplicated\)"),
     "index leads out": (
         lambda f: change_index(f, lambda m: m.update({"norm/scale": "../x.safetensors"})),
-        r"'\.\./x\.safetensors' is no name of a shard",
+        r"'\.\./x\.safetensors' is not the name of a shard",
     ),
     "whole file too": (
         lambda f: shutil.copy(f / spelled(f, FIRST), f / WHOLE),
-        r"holds model\.safetensors and model-00001\S+, the same weights twice",
+        r"holds model\.safetensors and model-00001\S+, which are the same weights twice",
     ),
     "tensor missing": (
         lambda f: change_index(f, lambda m: m.update({"gone": spelled(f, FIRST)})),
-        r"gone is not in model-00001\S+, where the index says",
+        r"gone is not in model-00001\S+, as the index says",
     ),
-    "tensor extra": (lambda f: without_tensor(f, FIRST), rf"{INDEX}: does not know spare, which is in model-00001"),
-    "tensor not listed": (lambda f: change_index(f, lambda m: m.pop("norm/scale")), r"does not know norm/scale, which is in"),
+    "tensor extra": (lambda f: without_tensor(f, FIRST), rf"{INDEX}: does not list spare, which is in model-00001"),
+    "tensor not listed": (lambda f: change_index(f, lambda m: m.pop("norm/scale")), r"does not list norm/scale, which is in"),
     "tensor elsewhere": (
         lambda f: change_index(f, lambda m: m.update({"norm/scale": spelled(f, FIRST)})),
-        r"norm/scale is not in model-00001\S+, where the index says",
+        r"norm/scale is not in model-00001\S+, as the index says",
     ),
     "shard cut": (lambda f: (f / spelled(f, SECOND)).write_bytes(b"\x10" + bytes(20)), "00002-of-.*not a readable safetensors"),
 }
 
 
 @pytest.mark.parametrize("damage,message", DAMAGE.values(), ids=DAMAGE)
-def test_missing_and_extra_pieces_are_named_in_one_line(folder, damage, message):
+def test_missing_or_extra_part_raises_naming_it(folder, damage, message):
     damage(folder)
     with pytest.raises(ValueError, match=message) as error:
         load_weights(folder)

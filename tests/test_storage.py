@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
-from test_codes import encode
+from helpers.toy_codes import encode
 
 from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
@@ -60,7 +60,7 @@ class NoEvents:
     add_scalar = add_image = close = lambda *_, **__: None
 
 
-def test_metrics_and_pictures(bucket, monkeypatch):
+def test_metric_writer_writes_lines_and_images_to_bucket(bucket, monkeypatch):
     monkeypatch.setattr("tensorboardX.SummaryWriter", NoEvents)
 
     def steps():
@@ -78,7 +78,7 @@ def test_metrics_and_pictures(bucket, monkeypatch):
     assert steps() == [1, 2, 4]
 
 
-def test_weights(bucket):
+def test_weights_round_trip_through_bucket(bucket):
     params = params_of(create(VQ, jax.random.key(0)))
     save_weights("gs://bucket/run/weights/tokenizer", VQ, params)
     assert list(bucket.store) == [f"bucket/run/weights/tokenizer/{name}" for name in ("model.safetensors", "config.json")]
@@ -88,7 +88,7 @@ def test_weights(bucket):
         jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
 
-def test_codes(bucket, tmp_path, monkeypatch):
+def test_code_store_in_bucket_is_copied_once_and_checked(bucket, tmp_path, monkeypatch):
     """Copied once, by one of those who ask, and checked; an interrupted copy is continued."""
     made, fetched, open_object = encode(tmp_path / "made"), [], Bucket._open
 
@@ -123,11 +123,11 @@ def test_codes(bucket, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="gs://bucket/new: codes are written to a local disk"):
         encode("gs://bucket/new")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(OSError, match=r"0\.0 kB are free; MASKGIL_CACHE_DIR names another disk"):
+    with pytest.raises(OSError, match=r"0\.0 kB are free; set MASKGIL_CACHE_DIR"):
         CodeStore("gs://bucket/codes")
 
 
-def test_checkpoints_keep_the_address(bucket, monkeypatch):
+def test_checkpoints_keep_bucket_address(bucket, monkeypatch):
     seen = []
     monkeypatch.setattr(training, "open_manager", lambda folder: seen.append(str(folder)))
     training.Checkpoints("gs://bucket/run", keep=1)
@@ -135,7 +135,7 @@ def test_checkpoints_keep_the_address(bucket, monkeypatch):
     assert seen[0] == "gs://bucket/run/checkpoints" and seen[1].startswith("/") and seen[1].endswith("/runs/x/checkpoints")
 
 
-def test_what_cannot_be_is_said(tmp_path, monkeypatch):
+def test_impossible_address_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda *_: None)
     with pytest.raises(ConfigError, match=r'gs://b/run: buckets need an extra: pip install "maskgil_jax\[gcs\]"'):
         MetricWriter("gs://b/run")

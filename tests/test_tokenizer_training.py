@@ -1,4 +1,4 @@
-"""The tokenizer's loop: both networks move, dead codes come back, an interrupted run goes on exactly."""
+"""Tokenizer training: both networks are updated, dead codes restart, an interrupted run continues bit for bit."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def lines(workdir):
 
 
 @pytest.mark.slow
-def test_adversarial_run_and_its_continuation(tmp_path):
+def test_adversarial_run_continues_bit_for_bit(tmp_path):
     assert train(tmp_path / "whole", *RUN) == 0
     whole = lines(tmp_path / "whole")
     assert [line["step"] for line in whole] == [1, 2, 3, 4]
@@ -56,7 +56,7 @@ def test_adversarial_run_and_its_continuation(tmp_path):
     assert tokenizer.decode(tokenizer.encode(jnp.zeros((1, 16, 16, 3)))).shape == (1, 16, 16, 3)
 
 
-def test_dead_codes_move_near_latents_and_never_coincide():
+def test_restarted_codes_are_near_latents_and_distinct():
     table, latents = jnp.zeros((4, 2)), jnp.ones((3, 2))
     moved = restart_codes(jax.random.key(0), table, latents, jnp.asarray([False, True, True, False]))
     np.testing.assert_array_equal(moved[jnp.asarray([0, 3])], 0.0)
@@ -74,7 +74,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("argv,message", MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_are_named(argv, message, tmp_path, capsys):
+def test_impossible_tokenizer_option_raises_naming_it(argv, message, tmp_path, capsys):
     assert train(tmp_path / "run", *argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1, error

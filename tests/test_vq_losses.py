@@ -67,7 +67,7 @@ def discriminator_of(state: dict, width: int):
 
 # ------------------------------------------------------------------------------------------------ codebook
 @pytest.mark.parametrize("l2_normalize", [True, False])
-def test_quantizer_losses_and_gradients(l2_normalize):
+def test_quantizer_losses_and_gradients_match_reference(l2_normalize):
     meta, arrays = losses_case()
     case, beta, ratio = f"vq.l2{int(l2_normalize)}", meta["vq"]["beta"], meta["vq"]["entropy_loss_ratio"]
     z, table = nhwc(arrays["vq.z"]), jnp.asarray(arrays["vq.embedding"])
@@ -89,7 +89,7 @@ def test_quantizer_losses_and_gradients(l2_normalize):
 
 
 # ------------------------------------------------------------------------------------------------ adversarial
-def test_adversarial_losses():
+def test_adversarial_losses_match_reference():
     _, arrays = losses_case()
     real, fake = arrays["gan.logits_real"], arrays["gan.logits_fake"]
     close(discriminator_loss("hinge", real, fake), "gan.hinge_d_loss")
@@ -111,7 +111,7 @@ def conv_nchw(x, kernel, stride, padding):
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=dims)
 
 
-def test_adaptive_weight():
+def test_adaptive_weight_matches_gradient_norms():
     _, arrays = losses_case()
     h, target, kernel, patches = (arrays[f"adaptive.{n}"] for n in ("h", "target", "last_layer", "disc_conv"))
 
@@ -129,7 +129,7 @@ def test_adaptive_weight():
 
 
 @pytest.mark.slow
-def test_whole_loss_below_and_above_the_start_step():
+def test_tokenizer_loss_matches_reference_before_and_after_disc_start():
     meta, arrays = losses_case()
     full = meta["full"]
     cfg = VQLossConfig(adversarial=full["disc_weight"], disc_start=full["disc_start"])
@@ -170,12 +170,12 @@ def test_whole_loss_below_and_above_the_start_step():
         close(fake.transpose(0, 3, 1, 2), "full.logits_fake")
 
 
-def test_adversarial_term_starts_at_its_step():
+def test_adversarial_term_starts_at_disc_start():
     cfg = VQLossConfig(disc_start=100)
     assert [float(started(jnp.array(step), cfg)) for step in (99, 100, 101)] == [0.0, 1.0, 1.0]
 
 
-def test_loss_terms_can_be_left_out():
+def test_zero_weight_disables_loss_term():
     """Without a perceptual network or a discriminator the rest of the loss is unchanged, and nothing else is computed."""
     images, kernel = jnp.zeros((1, 4, 4, 3)), jnp.ones((1,))
     losses = {"codebook": jnp.array(2.0), "commitment": jnp.array(4.0)}
@@ -188,7 +188,7 @@ def test_loss_terms_can_be_left_out():
 
 
 # ------------------------------------------------------------------------------------------------ PatchGAN
-def test_discriminator_matches_the_published_code():
+def test_discriminator_matches_published_code():
     meta, arrays = golden("vq_losses", "patchgan")
     keep = {name: np.zeros((), np.int64) for name in meta["shapes"] if name.endswith("num_batches_tracked")}
     state = draw_all(meta["shapes"], meta["recipe"], keep)
@@ -209,7 +209,7 @@ def test_discriminator_matches_the_published_code():
                 np.testing.assert_allclose(moved["1"][name], arrays[f"out.{key}"], RTOL, meta["atol"][key])
 
 
-def test_discriminator_size_and_group_norm():
+def test_discriminator_has_published_size_and_group_norm_variant():
     published = nnx.eval_shape(lambda: PatchGAN(rngs=nnx.Rngs(0)))
     assert sum(int(np.prod(p.shape)) for p in jax.tree.leaves(nnx.state(published, nnx.Param))) == 2_765_633
     graphdef, state = nnx.split(nnx.eval_shape(lambda: PatchGAN(width=8, norm="group", rngs=nnx.Rngs(0))))

@@ -1,4 +1,4 @@
-"""Weights folders, pipelines and checkpoints: what is written comes back, what is damaged is named, nothing is half done."""
+"""Weights folders, pipelines and checkpoints: round trips, damage, and interrupted writes."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def pipeline_folder(tmp_path_factory):
     params = params_of(create(GPT, jax.random.key(1)))
     params["head"]["kernel"] = jax.random.normal(jax.random.key(2), params["head"]["kernel"].shape)
     about = {"class_names": NAMES, "tokenizer_hash": load_weights(folder / "tokenizer").hash, "decode": {"steps": 4}}
-    save_weights(folder / "generator", GPT, params, about=about)
+    save_weights(folder / "generator", GPT, params, metadata=about)
     return folder
 
 
@@ -37,7 +37,7 @@ def copy_of(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def test_weights_come_back_bit_for_bit(pipeline_folder, tmp_path):
+def test_saved_weights_load_bit_for_bit(pipeline_folder, tmp_path):
     weights = load_weights(pipeline_folder, "generator")
     assert weights.cfg == GPT and weights.about["class_names"] == NAMES
     save_weights(tmp_path / "again", weights.cfg, weights.params)
@@ -49,7 +49,7 @@ def test_weights_come_back_bit_for_bit(pipeline_folder, tmp_path):
     assert again.hash != weights.hash
 
 
-def test_half_precision_halves_the_file_and_loads_as_float32(pipeline_folder, tmp_path):
+def test_float16_weights_are_half_as_large_and_load_as_float32(pipeline_folder, tmp_path):
     weights = load_weights(pipeline_folder, "generator")
     save_weights(tmp_path / "half", weights.cfg, weights.params, dtype="float16")
     sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "half", pipeline_folder / "generator")]
@@ -57,7 +57,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(pipeline_folder, tm
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(load_weights(tmp_path / "half").params))
 
 
-def test_packed_pipelines_are_half_as_large_and_belong_together(pipeline_folder, tmp_path):
+def test_packed_pipeline_is_half_as_large_with_new_tokenizer_hash(pipeline_folder, tmp_path):
     pack(pipeline_folder, tmp_path / "packed")
     pipeline, packed = load(pipeline_folder), load(tmp_path / "packed")
     assert packed.class_names == pipeline.class_names and packed.cfg == pipeline.cfg
@@ -66,7 +66,7 @@ def test_packed_pipelines_are_half_as_large_and_belong_together(pipeline_folder,
     assert hashes[0] != hashes[1], "rounding makes another tokenizer, and the generator must name that one"
 
 
-def test_public_loaders(pipeline_folder):
+def test_public_loaders_load_their_family_only(pipeline_folder):
     tokenizer, generator = load_tokenizer(pipeline_folder), load_generator(pipeline_folder / "generator")
     codes = tokenizer.encode(jnp.zeros((1, 8, 8, 3)))
     assert codes.shape == (1, 4, 4) and codes.dtype == jnp.int32 and tokenizer.decode(codes).shape == (1, 8, 8, 3)
@@ -98,7 +98,7 @@ def test_pipeline_images_depend_on_seed_and_place_only(pipeline_folder):
         (dict(labels=0, batch_size=0), "batch_size: must be at least 1"),
     ],
 )
-def test_bad_requests_are_named(pipeline_folder, call, message):
+def test_impossible_request_raises_naming_it(pipeline_folder, call, message):
     with pytest.raises(ConfigError, match=message):
         load(pipeline_folder)(**call)
 
@@ -141,14 +141,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage,message", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_folders_are_refused_by_name(pipeline_folder, tmp_path, damage, message):
+def test_damaged_weights_folder_raises_naming_the_part(pipeline_folder, tmp_path, damage, message):
     folder = copy_of(pipeline_folder, tmp_path)
     damage(folder / "generator")
     with pytest.raises(ValueError, match=message):
         load(folder)
 
 
-def test_failed_write_leaves_the_old_folder(pipeline_folder, tmp_path, monkeypatch):
+def test_failed_write_leaves_old_folder(pipeline_folder, tmp_path, monkeypatch):
     folder = copy_of(pipeline_folder, tmp_path) / "generator"
     weights = load_weights(folder)
 

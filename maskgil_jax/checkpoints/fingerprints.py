@@ -1,7 +1,7 @@
-"""Fingerprints of arrays that do not depend on how an array is split over devices or processes.
+"""Fingerprints of arrays that do not depend on how an array is sharded over devices or processes.
 
-Two sums, modulo 2^32, of a hash of every element's bits and its place in the array. Integer sums do not care about order, so
-every mesh gives the same numbers, and one changed bit changes both. The pass also counts what is not finite.
+A fingerprint is two sums, modulo 2^32, of a hash of every element's bits and its index. Integer sums do not depend on the
+order, so every mesh gives the same numbers, and one changed bit changes both. The pass also counts values that are not finite.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CHUNK = 2**22  # elements hashed at a time on the host
 
 
 def fingerprints(tree) -> tuple[dict[str, str], list[str]]:
-    """({path of each array: fingerprint, 16 hex digits}, paths of the arrays that hold a NaN or an infinity).
+    """({path of each array: fingerprint, 16 hex digits}, paths of the arrays that contain a NaN or an infinity).
 
-    One compiled pass over the arrays where they lie, all processes together; other leaves than `jax.Array` are taken too.
+    Runs one compiled pass on the devices, in all processes together; leaves may also be NumPy arrays.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names, arrays = [leaf_name(path) for path, _ in leaves], [leaf for _, leaf in leaves]
@@ -40,13 +40,13 @@ def leaf_name(path) -> str:
 
 @functools.cache
 def _compiled(sharding) -> Callable:
-    """The compiled pass. Its small result lies on every device, so that every process can read it."""
-    everywhere = NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
-    return jax.jit(lambda arrays: jnp.stack([_array_row(x) for x in arrays]), out_shardings=everywhere)
+    """The compiled pass. Its result is replicated, so that every process can read it."""
+    replicated = NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
+    return jax.jit(lambda arrays: jnp.stack([_array_row(x) for x in arrays]), out_shardings=replicated)
 
 
 def _array_row(x: jax.Array) -> jax.Array:
-    """uint32 (3,): both sums and the number of elements that are not finite."""
+    """uint32 (3,): both sums and the count of elements that are not finite."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.inexact):
         bad = jnp.sum(~jnp.isfinite(x), dtype=jnp.uint32)
@@ -57,7 +57,7 @@ def _array_row(x: jax.Array) -> jax.Array:
     elif jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)  # 8 bytes: two words on a new last axis
+    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)  # of 8 bytes, two words on a new last axis
     index, stride = jnp.zeros(bits.shape, jnp.uint32), 1
     for axis in reversed(range(bits.ndim)):
         index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
@@ -67,7 +67,7 @@ def _array_row(x: jax.Array) -> jax.Array:
 
 
 def _hashes(bits, index, uint32):
-    """Both hashes of an element, which must not be a sum of one of its bits and one of its place: hence two rounds."""
+    """Both hashes of an element. Two rounds, so that a hash is not the sum of one of the bits and one of the index."""
     first = _mix(bits + _mix(index * uint32(0x9E3779B9) + uint32(1), uint32), uint32)
     second = _mix(bits ^ _mix(index + uint32(0x85EBCA6B), uint32), uint32)
     return first, second
@@ -81,7 +81,7 @@ def _mix(h, uint32):
 
 
 def host_fingerprint(chunks: Iterator[np.ndarray]) -> str:
-    """The fingerprint of an array that is read piece by piece in its natural order: the NumPy twin of `fingerprints`."""
+    """The fingerprint of an array that is read in pieces, in row-major order: the NumPy version of `fingerprints`."""
     start, sums = 0, [0, 0]
     for chunk in chunks:
         words = _words(np.ascontiguousarray(chunk).reshape(-1))
@@ -95,6 +95,6 @@ def host_fingerprint(chunks: Iterator[np.ndarray]) -> str:
 
 
 def _words(flat: np.ndarray) -> np.ndarray:
-    """The bits of a flat array as unsigned words of its own width, 8-byte elements as two words."""
+    """The bits of a flat array as unsigned words of the element's width; 8-byte elements as two words."""
     size = flat.dtype.itemsize // (2 if flat.dtype.kind == "c" else 1)
     return flat.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[size])

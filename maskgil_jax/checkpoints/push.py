@@ -1,4 +1,4 @@
-"""`maskgil push`: a weights folder, or a pipeline of several, to the Hugging Face hub, with a model card."""
+"""Uploads a weights folder or a pipeline to the Hugging Face hub, with a model card."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from maskgil_jax.config import ConfigError, require
 from maskgil_jax.files.hub import is_tensor_file, split_address, upload
 from maskgil_jax.networks import count_params, family_of
 
-# What a network of each kind is, and how it is loaded; the latter only where there is a loader of that name.
+# Of each family: a description for the model card, and the loader's name if there is one.
 _KINDS = {
     "vqgan": ("tokenizer: images to grids of codes and back", "load_tokenizer"),
-    "classifier": ("classifier: the features that figures of merit are measured with", None),
+    "classifier": ("classifier: the features that evaluate generated images", None),
 }
 _GENERATOR = ("generator: labels to grids of codes", "load_generator")
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One weights folder of what is pushed; `name` is its sub-folder, empty if it stands alone."""
+    """One weights folder of an upload. name: its sub-folder; empty for a single network."""
 
     name: str
     folder: pathlib.Path
     cfg: Any
-    about: dict
+    metadata: dict
 
     @property
     def title(self) -> str:
@@ -53,57 +53,61 @@ def push(
 ) -> str:
     """Uploads the weights folder or pipeline `path` to `owner/repo` as one commit; returns the commit's address.
 
-    licence: the hub's identifier, such as "mit" (default: what the folder says about where its weights came from). A
-    README.md of the folder is uploaded as it is; without one a model card is written.
-    Raises: ValueError for a damaged folder, before anything is sent; ConfigError for a missing licence or the hub's refusal.
+    licence: the hub's identifier, such as "mit" (default: the licence in the folder's metadata). A README.md of the folder is
+    uploaded as it is; without one a model card is written. Raises a ValueError for a damaged folder, before the upload; a
+    ConfigError for a missing licence or if the hub refuses.
     """
-    name, behind = split_address(repo)
-    require(not behind, f"{repo}: write the branch as --revision {behind}")
+    name, branch = split_address(repo)
+    require(not branch, f"{repo}: write the branch as --revision {branch}")
     folder = resolve(path)
     parts = _parts(folder)
     files: dict[str, pathlib.Path | bytes] = {}
     for part in parts:
         files |= part.files
-    own = folder / "README.md"
-    files["README.md"] = own if own.exists() else model_card(parts, name, licence or _licence(folder, parts), revision).encode()
+    readme = folder / "README.md"
+    files["README.md"] = (
+        readme if readme.exists() else model_card(parts, name, licence or _licence(folder, parts), revision).encode()
+    )
     return upload(name, files, private=private, revision=revision, message=message)
 
 
 def _parts(folder: pathlib.Path) -> list[Part]:
-    """The folder itself or, of a pipeline, its sub-folders; each is checked, names and shapes of its tensors included."""
-    alone = (folder / "config.json").exists()
-    names = [""] if alone else sorted(f.name for f in folder.iterdir() if (f / "config.json").exists())
-    require(bool(names), f"{folder}: no weights folder (config.json beside model.safetensors), nor sub-folders that are")
+    """The folder itself or, of a pipeline, its sub-folders, after checking names and shapes of their tensors."""
+    single = (folder / "config.json").exists()
+    names = [""] if single else sorted(f.name for f in folder.iterdir() if (f / "config.json").exists())
+    require(bool(names), f"{folder}: neither it nor a sub-folder is a weights folder (config.json and model.safetensors)")
     parts = []
     for name in names:
-        cfg, about, _ = open_weights(folder / name)
-        parts.append(Part(name, folder / name, cfg, about))
+        cfg, metadata, _ = open_weights(folder / name)
+        parts.append(Part(name, folder / name, cfg, metadata))
     return parts
 
 
 def _licence(folder: pathlib.Path, parts: list[Part]) -> str:
-    """The one licence that the parts name. Raises: ConfigError if they name none, several, or one that is a sentence."""
-    named = {str(part.about.get("licence") or _source(part).get("licence") or "") for part in parts}
+    """The licence that all parts name. Raises a ConfigError if they name none, several, or no identifier."""
+    named = {str(part.metadata.get("licence") or _source(part).get("licence") or "") for part in parts}
     identifiers = {text.lower() for text in named}
     if len(identifiers) == 1 and re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", found := identifiers.pop()):
         return found
-    said = "; ".join(sorted(text for text in named if text)) or "nothing"
-    raise ConfigError(f"{folder}: about its licence it says: {said}. Say it with --license, e.g. mit, apache-2.0 or other")
+    found = "; ".join(sorted(text for text in named if text)) or "none"
+    raise ConfigError(f"{folder}: licence in its metadata: {found}; expected one identifier: give --license, e.g. mit or other")
 
 
 def _source(part: Part) -> Mapping[str, Any]:
-    source = part.about.get("source")
+    source = part.metadata.get("source")
     return source if isinstance(source, dict) else {}
 
 
 # ------------------------------------------------------------------------------------------------ the model card
 def model_card(parts: list[Part], repo: str, licence: str, revision: str | None = None) -> str:
-    """README.md of a repository: what it is, how to load it, sizes, sources and hashes. Reads every file once."""
-    require(re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence) is not None, f"--license: {licence!r} is no identifier such as mit")
+    """The README.md of a repository: description, loading, sizes, sources and hashes. Reads every file once."""
+    require(
+        re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", licence) is not None, f"--license: {licence!r} is not an identifier such as mit"
+    )
     tags = ["jax", "flax", "image-generation", *dict.fromkeys(family_of(part.cfg) for part in parts)]
-    head = ["---", "library_name: maskgil_jax", f"license: {licence}", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    front_matter = ["---", "library_name: maskgil_jax", f"license: {licence}", "tags:", *(f"- {tag}" for tag in tags), "---"]
     body = ["", f"# {repo.rpartition('/')[2]}", "", "Weights for maskgil_jax, masked image generation in JAX.", ""]
-    body += ["## What it is", "", "| part | network | parameters | options that are not the defaults |", "|---|---|---|---|"]
+    body += ["## Contents", "", "| part | network | parameters | options other than the defaults |", "|---|---|---|---|"]
     for part in parts:
         row = (part.name or "(this folder)", part.title, f"{count_params(part.cfg):,}", _options(part.cfg))
         body.append("| " + " | ".join(row) + " |")
@@ -117,7 +121,7 @@ def model_card(parts: list[Part], repo: str, licence: str, revision: str | None 
     body += ["", "## Where the weights come from", ""]
     for part in parts:
         body += [f"- {part.name or 'This network'}: {_origin(part)}"]
-    return "\n".join([*head, *body]) + "\n"
+    return "\n".join([*front_matter, *body]) + "\n"
 
 
 def _options(cfg) -> str:
@@ -143,7 +147,7 @@ def _loading(parts: list[Part], repo: str, revision: str | None) -> list[str]:
 def _origin(part: Part) -> str:
     source = _source(part)
     if not source:
-        return "trained with maskgil_jax." if part.about.get("tokenizer_hash") else "not said."
+        return "trained with maskgil_jax." if part.metadata.get("tokenizer_hash") else "unknown."
     text = f"converted from `{source.get('file')}` (sha256 `{source.get('sha256')}`), {source.get('published')}."
     text += f" Licence of the published weights: {source.get('licence')}."
     if assumed := source.get("assumed"):

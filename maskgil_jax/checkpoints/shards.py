@@ -1,7 +1,7 @@
-"""The tensors of a weights folder: `model.safetensors`, or several shards of it beside an index (the Hugging Face layout).
+"""The tensors of a weights folder: `model.safetensors`, or shards of it with an index (the Hugging Face layout).
 
-Written piece by piece, so that a network never has to be in memory as a whole; read tensor by tensor, when asked for.
-Sources: the format description of safetensors; the sharded checkpoints that Hugging Face's transformers documents.
+They are written in pieces, so that a network need not fit into memory, and read one by one on access.
+Sources: the format description of safetensors; the sharded checkpoints in the documentation of Hugging Face's transformers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from maskgil_jax.files.hub import INDEX, SHARD_NAME, WHOLE, is_tensor_file
 
-SHARD_BYTES = 5 * 10**9  # of tensors in one file; a single larger tensor gets a file of its own
+SHARD_BYTES = 5 * 10**9  # bytes of tensors in one file; a larger tensor gets its own file
 _NAMES = {"float32": "F32", "float16": "F16"}
 
 
@@ -25,8 +25,8 @@ def write_tensors(
 ) -> None:
     """Writes arrays of `shapes`, all of one `dtype`, into `folder`: one file, or shards of at most `shard_bytes` each.
 
-    pieces: the values, arrays in the order of `shapes`, each of which may come in several pieces along its first axis.
-    Raises: ValueError if they do not add up.
+    pieces: the values, in the order of `shapes`; an array may be given in several pieces along its first axis.
+    Raises a ValueError if their sizes do not add up.
     """
     sizes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, shape in shapes.items()}
     groups: list[list[str]] = [[]]
@@ -42,7 +42,7 @@ def write_tensors(
         written = _write_file(folder / file, {name: tuple(shapes[name]) for name in group}, dtype, expected, pieces)
         if written != expected:
             wrong.append(f"{folder / file}: {written} bytes of arrays, expected {expected}")
-    # Only a source that is asked until it ends can say what was wrong with it, which matters more than the sum.
+    # Read the source to its end: an error that it raises there says more than the sum.
     if rest := sum(piece.nbytes for piece in pieces):
         wrong.append(f"{folder}: {rest} bytes of arrays too many")
     if wrong:
@@ -54,13 +54,13 @@ def write_tensors(
 
 
 def _write_file(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, size: int, pieces: Iterator) -> int:
-    """One safetensors file, from as many pieces as fill it. Returns the bytes of arrays written."""
+    """Writes one safetensors file from as many pieces as fill it. Returns the bytes of arrays written."""
     itemsize, header, end = np.dtype(dtype).itemsize, {}, 0
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as readers that map the file like it
+    text += b" " * (-len(text) % 8)  # so that the data begin at a multiple of 8, for readers that map the file
     written = 0
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -73,10 +73,10 @@ def _write_file(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a weights folder by name. Headers are read and compared at once, values when indexed.
+    """The tensors of a weights folder by name. Headers are read and compared when it is opened, values when indexed.
 
-    file: what errors name, the one file or the index. shapes: name -> shape.
-    Raises: ValueError for a file, shard or tensor that is missing, there twice, or not part of these weights.
+    file: the tensor file or the index, which error messages name. shapes: name -> shape.
+    Raises a ValueError for a file, shard or tensor that is missing, duplicated, or not part of these weights.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -86,47 +86,49 @@ class Tensors(Mapping[str, np.ndarray]):
             raise ValueError(f"{self.file}: missing; a weights folder holds config.json and model.safetensors")
         if WHOLE in names and len(names) > 1:
             other = min(names - {WHOLE})
-            raise ValueError(f"{folder}: holds {WHOLE} and {other}, the same weights twice or two networks; remove one")
-        places = self._places() if self.file.name == INDEX else None
-        shards = sorted(set(places.values())) if places is not None else [WHOLE]
+            raise ValueError(
+                f"{folder}: holds {WHOLE} and {other}, which are the same weights twice or two networks; remove one"
+            )
+        shard_of = self._read_index() if self.file.name == INDEX else None
+        shards = sorted(set(shard_of.values())) if shard_of is not None else [WHOLE]
         if missing := [shard for shard in shards if shard not in names]:
             raise ValueError(f"{self.file}: its shard {missing[0]} is missing; fetch or copy it again")
         if extra := sorted(names - {INDEX, *shards}):
-            raise ValueError(f"{self.file}: does not know {extra[0]}, which lies beside it; remove that shard")
+            raise ValueError(f"{self.file}: does not list {extra[0]}, which is in its folder; remove that shard")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._open = {shard: self._headers(folder / shard) for shard in shards}
-        self._places_of: dict[str, str] = {}
+        self._shard_of: dict[str, str] = {}
         for shard, opened in self._open.items():
             for name in opened.keys():  # noqa: SIM118 (an open file, not a dict)
-                if name in self._places_of:
-                    raise ValueError(f"{self.file}: {name} is in {self._places_of[name]} and again in {shard}")
-                if places is not None and name not in places:
-                    raise ValueError(f"{self.file}: does not know {name}, which is in {shard}")
-                self._places_of[name] = shard
+                if name in self._shard_of:
+                    raise ValueError(f"{self.file}: {name} is in {self._shard_of[name]} and again in {shard}")
+                if shard_of is not None and name not in shard_of:
+                    raise ValueError(f"{self.file}: does not list {name}, which is in {shard}")
+                self._shard_of[name] = shard
                 self.shapes[name] = tuple(opened.get_slice(name).get_shape())
-        for name, shard in (places or {}).items():
-            if self._places_of.get(name) != shard:
-                raise ValueError(f"{self.file}: {name} is not in {shard}, where the index says")
+        for name, shard in (shard_of or {}).items():
+            if self._shard_of.get(name) != shard:
+                raise ValueError(f"{self.file}: {name} is not in {shard}, as the index says")
 
-    def _places(self) -> dict[str, str]:
+    def _read_index(self) -> dict[str, str]:
         """The index: name -> shard."""
 
         def once(pairs: list[tuple]) -> dict:
             names = [name for name, _ in pairs]
             if len(set(names)) < len(names):
-                raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+                raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is duplicated")
             return dict(pairs)
 
         try:
-            places = json.loads(self.file.read_text(), object_pairs_hook=once)["weight_map"]
-            bad = [shard for shard in places.values() if not (isinstance(shard, str) and SHARD_NAME.fullmatch(shard))]
+            shard_of = json.loads(self.file.read_text(), object_pairs_hook=once)["weight_map"]
+            bad = [shard for shard in shard_of.values() if not (isinstance(shard, str) and SHARD_NAME.fullmatch(shard))]
         except FileNotFoundError:
-            raise ValueError(f"{self.file}: missing, although there are shards") from None
+            raise ValueError(f"{self.file}: missing, although its folder has shards") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.file}: not an index of shards ({error})") from None
         if bad:
-            raise ValueError(f"{self.file}: {bad[0]!r} is no name of a shard, such as model-00001-of-00002.safetensors")
-        return places
+            raise ValueError(f"{self.file}: {bad[0]!r} is not the name of a shard, such as model-00001-of-00002.safetensors")
+        return shard_of
 
     @staticmethod
     def _headers(path: pathlib.Path):
@@ -138,7 +140,7 @@ class Tensors(Mapping[str, np.ndarray]):
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._open[self._places_of[name]].get_tensor(name)
+        return self._open[self._shard_of[name]].get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -1,8 +1,8 @@
-"""The step folders of a run on disk: which are there, whole, to be kept or to be thrown away. Knows nothing of networks.
+"""The step folders of a run on disk: listing, verification, retention and deletion. Independent of networks.
 
-    checkpoints/120/          a step: `state/` (arrays) and `record/` (what they are, and a fingerprint of each)
-    checkpoints/100.damaged/  a step that could not be read or whose arrays are not those that were saved
-    checkpoints/.trash-80/    a step on its way out, left by a kill in the middle of its deletion
+    checkpoints/120/          a step: `state/` (arrays) and `record/` (their shapes, types and fingerprints, and more)
+    checkpoints/100.damaged/  a quarantined step: unreadable, or its arrays differ from those that were saved
+    checkpoints/.trash-80/    a step whose deletion was interrupted
 
 Paths may be local or "gs://bucket/folder".
 """
@@ -32,12 +32,12 @@ SMALL_FILE = 1 << 20  # bytes; larger files are array data, which tensorstore sy
 
 
 class Damaged(Exception):
-    """A step folder does not hold what was saved; the message says what is wrong with it."""
+    """A step folder differs from what was saved; the message says how."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One row of a listing. `problem`: why it cannot be used; empty if nothing is known against it."""
+    """One row of a listing. problem: why the step cannot be used; empty if no reason is known."""
 
     name: str
     size: int
@@ -50,37 +50,40 @@ def steps_in(folder) -> list[int]:
     folder = epath.Path(folder)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-    # Local folders are committed by their renaming; buckets cannot rename, so a file is written last.
+    # A local folder is committed by renaming it. Buckets cannot rename: there a file is written last.
     return [s for s in steps if not is_remote(folder) or (folder / str(s) / "commit_success.txt").exists()]
 
 
 def damaged_in(folder) -> list[str]:
-    """The names of the folders put aside as damaged."""
+    """The names of the quarantined folders."""
     folder = epath.Path(folder)
     return sorted(path.name for path in folder.iterdir() if ".damaged" in path.name) if folder.is_dir() else []
 
 
-def seal(record: dict) -> dict:
-    """`record` with a checksum of itself, to be written as JSON."""
+def with_checksum(record: dict) -> dict:
+    """A record and its checksum, as JSON values."""
     text = json.dumps(record, sort_keys=True)
     return {"sha256": hashlib.sha256(text.encode()).hexdigest(), "record": json.loads(text)}
 
 
 def read_record(folder, step: int) -> dict:
-    """What was written beside the arrays of a step. Raises `Damaged`."""
+    """Reads and checks the record of a step. Raises `Damaged`."""
     file = epath.Path(folder) / str(step) / "record" / "metadata"
     try:
-        sealed = json.loads(file.read_text())
-        record = sealed["record"]
+        stored = json.loads(file.read_text())
+        record = stored["record"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"record: unreadable ({type(error).__name__})") from error
-    if seal(record) != sealed or record.get("step") != step:
+    if with_checksum(record) != stored or record.get("step") != step:
         raise Damaged("record: differs from what was written")
     return record
 
 
 def verify(folder, step: int) -> dict:
-    """Reads every array of a step on the host, compares fingerprints, returns the record. Raises `Damaged`, naming an array."""
+    """Reads every array of a step on the host and compares its fingerprint; returns the record.
+
+    Raises `Damaged`, which names the first array that differs.
+    """
     record = read_record(folder, step)
     for name, (_, _, expected) in record["arrays"].items():
         try:
@@ -93,8 +96,8 @@ def verify(folder, step: int) -> dict:
 
 
 def _pieces(folder: epath.Path, name: str) -> Iterator[np.ndarray]:
-    """An array of a step in natural order, a few rows at a time."""
-    base = os.fspath(folder) if is_remote(folder) else f"file://{os.fspath(folder)}"
+    """Reads an array of a step in row-major order, a few rows at a time."""
+    base = os.fspath(folder) if is_remote(folder) else f"file://{os.path.abspath(folder)}"
     array = ts.open(
         {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}, open=True, read=True
     ).result()
@@ -107,7 +110,7 @@ def _pieces(folder: epath.Path, name: str) -> Iterator[np.ndarray]:
 
 
 def listing(folder, *, read: bool) -> Iterator[Step]:
-    """The steps and the damaged folders, oldest first; with `read`, every array is read and compared."""
+    """The steps, oldest first, then the quarantined folders. read: read and compare every array."""
     folder = epath.Path(folder)
     for step in reversed(steps_in(folder)):
         record, problem = {}, ""
@@ -117,7 +120,7 @@ def listing(folder, *, read: bool) -> Iterator[Step]:
             problem = str(error)
         yield Step(str(step), size_of(folder / str(step)), record, problem)
     for name in damaged_in(folder):
-        yield Step(name, size_of(folder / name), {}, "put aside")
+        yield Step(name, size_of(folder / name), {}, "quarantined")
 
 
 def size_of(folder: epath.Path) -> int:
@@ -125,10 +128,10 @@ def size_of(folder: epath.Path) -> int:
     return sum(size_of(p) if p.is_dir() else p.stat().length for p in folder.iterdir())
 
 
-def surplus(steps: list[int], whole, scores: dict, *, keep: int, keep_every: int = 0, keep_best: int = 0) -> list[int]:
-    """The steps that may go: older than the newest `keep` of those known to be `whole` (none, if there are not so many), no
-    multiple of `keep_every`, not among the `keep_best` with the lowest scores."""
-    newest = sorted(whole, reverse=True)[: max(keep, 1)]
+def expired(steps: list[int], verified, scores: dict, *, keep: int, keep_every: int = 0, keep_best: int = 0) -> list[int]:
+    """The steps to delete: older than the newest `keep` verified ones, no multiple of `keep_every`, and not among the
+    `keep_best` with the lowest scores. None while fewer than `keep` steps are verified."""
+    newest = sorted(verified, reverse=True)[: max(keep, 1)]
     if len(newest) < max(keep, 1):
         return []
     best = sorted((s for s in steps if scores.get(s) is not None), key=lambda s: (scores[s], -s))[:keep_best]
@@ -144,8 +147,8 @@ def scores_in(folder) -> dict[int, float | None]:
     return scores
 
 
-def put_aside(folder, step: int) -> str:
-    """Renames a damaged step so that nothing takes it for a good one; returns its new name."""
+def quarantine(folder, step: int) -> str:
+    """Renames a damaged step so that it is no longer listed as a step; returns its new name."""
     folder, name, count = epath.Path(folder), f"{step}.damaged", 1
     while (folder / name).exists():
         count += 1
@@ -154,11 +157,11 @@ def put_aside(folder, step: int) -> str:
     return name
 
 
-def throw_away(folder, steps: Collection[int]) -> None:
-    """Deletes steps. Each is renamed first, so that a kill on the way leaves nothing that looks like a checkpoint."""
+def delete(folder, steps: Collection[int]) -> None:
+    """Deletes steps. Each is renamed first, so that an interrupted deletion leaves no incomplete step."""
     for step in steps:
         path, trash = epath.Path(folder) / str(step), epath.Path(folder) / f".trash-{step}"
-        if is_remote(folder):  # no renaming there: the file that makes it a checkpoint goes first
+        if is_remote(folder):  # buckets cannot rename: the file that commits the step is deleted first
             (path / "commit_success.txt").unlink(missing_ok=True)
             path.rmtree(missing_ok=True)
             continue
@@ -168,14 +171,14 @@ def throw_away(folder, steps: Collection[int]) -> None:
 
 
 def empty_trash(folder) -> None:
-    """Finishes deletions that a kill interrupted."""
+    """Finishes interrupted deletions."""
     folder = epath.Path(folder)
     for path in list(folder.glob(".trash-*")) if folder.is_dir() else []:
         path.rmtree(missing_ok=True)
 
 
 def sync_small_files(folder: epath.Path) -> None:
-    """Makes the small files and the names below a local folder survive a power cut; Orbax syncs array data only."""
+    """Flushes the small files and folder entries below a local folder to disk; Orbax flushes array data only."""
     if is_remote(folder):
         return
     for root, _, names in os.walk(folder, topdown=False):
@@ -188,7 +191,7 @@ def sync_small_files(folder: epath.Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message in one line, without its middle if it is long: the reason stands at its end, or is the system's."""
+    """The first line of an error's message; of a long one, its beginning, and its end or the system's error text."""
     text = str(error).strip().split("\n")[0] or type(error).__name__
     if len(text) <= 240:
         return text
@@ -196,14 +199,17 @@ def first_line(error: BaseException) -> str:
     return f"{text[:100]} ... {os.strerror(int(code[1])) if code else text[-130:]}"
 
 
-# An array that lies on several devices is written in parts, one by each, unless they are smaller than this: cutting costs a
-# compiled program for each shape and device, which for small states is most of a save.
+# A replicated array is written in slices, one by each device, unless they are smaller than this: slicing compiles a program
+# for each shape and device, which for small states is most of the time of a save.
 PART_BYTES = 1 << 20
 
 
 class _Names(ocp.path.step.NameFormat):
-    """What the manager knows of step folders: their names. It finds none by itself, so that `Checkpoints` decides which of them
-    count, the same in all processes, and no folder that one process cannot read keeps another from opening the run."""
+    """Step names for the manager, without finding steps.
+
+    `Checkpoints` decides which steps count, equally in all processes. So a folder that one process cannot read does not keep
+    another from opening the run.
+    """
 
     def build_name(self, step: int) -> str:
         return str(step)
@@ -223,7 +229,7 @@ def _array_files() -> ocp.PyTreeCheckpointHandler:
 
 
 def open_manager(folder) -> ocp.CheckpointManager:
-    """What steps are saved with. It deletes none that are whole, and what a kill left of one that was being saved."""
+    """Opens the Orbax manager that saves steps. It deletes no committed step, only the remains of interrupted saves."""
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.PreserveAll(), cleanup_tmp_directories=True, step_name_format=_Names()
     )
@@ -232,15 +238,15 @@ def open_manager(folder) -> ocp.CheckpointManager:
 
 
 def items_of(state, record: dict) -> ocp.args.Composite:
-    """What a step folder holds, as the manager's `save` takes it."""
+    """The items of a step folder, as arguments of the manager's `save`."""
     return ocp.args.Composite(state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(record))
 
 
 def read_arrays(folder, abstract_state):
-    """The state in a step's folder, laid out as `abstract_state`; raises what Orbax raises.
+    """Reads the state of a step's folder with the shardings of `abstract_state`. Raises Orbax's errors.
 
-    Every process reads what its devices hold and, unlike in the manager's `restore`, waits for no other: one that fails can say
-    so.
+    Every process reads what its devices hold without a barrier, unlike the manager's `restore`, so that one that fails can
+    report it to the others.
     """
     target = ocp.args.PyTreeRestore(abstract_state, ocp.checkpoint_utils.construct_restore_args(abstract_state))
     with contextlib.closing(_array_files()) as files:

@@ -1,5 +1,5 @@
-"""Weights folders: `config.json` (family, options, class names, hashes) beside `model.safetensors`, one file or shards of it;
-no code inside.
+"""Weights folders: `config.json` (family, options, class names, hashes) and `model.safetensors`, in one file or several
+shards; no code.
 
 A pipeline folder holds two of them, `tokenizer/` and `generator/`; every loader here takes either kind, the name of
 weights shipped with the package ("demo"), "hf://owner/repo[@revision]" or "gs://bucket/folder".
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -29,66 +30,87 @@ from maskgil_jax.files.paths import free_bytes, is_remote, local_copy, size_text
 from maskgil_jax.networks import FAMILIES, abstract_params, build, compare_trees, family_of, fingerprint, flatten, unflatten
 
 FORMAT = "maskgil_jax weights 1"
+_log = logging.getLogger(__name__)
 SHIPPED = pathlib.Path(__file__).parents[1] / "weights"
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A network's options, its parameters (nested dict of float32 arrays) and what else its folder says about it."""
+    """A network's options, its parameters (nested dict of float32 arrays), and the metadata and path of its folder."""
 
     cfg: Any
     params: dict
-    about: dict
+    metadata: dict
     path: pathlib.Path
 
     @property
+    def about(self) -> dict:
+        """Old name of `metadata`."""
+        return self.metadata
+
+    @property
     def hash(self) -> str:
-        """Identity of the parameters as loaded."""
+        """Identity of the loaded parameters."""
         return fingerprint(self.params)
 
     def build(self) -> Any:
-        """The network, ready to call, its arrays on the device (else every call would move them there again)."""
+        """Builds the network with its arrays on the device, so that calls do not copy them there again."""
         return build(self.cfg, jax.tree.map(jnp.asarray, self.params), str(self.path))
 
 
 @contextlib.contextmanager
 def replace_folder(path):
-    """Yields a temporary folder that takes the place of `path` when the block ends well; on an error nothing changes.
+    """Yields a temporary folder that replaces `path` if the block ends without an error.
 
-    In a bucket ("gs://bucket/folder") its files are copied there, over those of the same name.
+    In a bucket ("gs://bucket/folder") its files are uploaded and replace those of the same name.
     """
     if is_remote(path):
-        with tempfile.TemporaryDirectory() as room:
-            yield pathlib.Path(room)
-            upload(pathlib.Path(room), path)
+        with tempfile.TemporaryDirectory() as folder:
+            yield pathlib.Path(folder)
+            upload(pathlib.Path(folder), path)
         return
     path = pathlib.Path(path)
     with writing(path) as part:
         part.mkdir()
         yield part
-        old = part.with_suffix(".old")  # a folder cannot take the place of another
+        old = part.with_suffix(".old")  # renaming does not replace a folder that is not empty
         if path.exists():
             path.rename(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def require_room(path: pathlib.Path, size: int) -> None:
-    """Raises a `ConfigError` unless a folder of `size` bytes can be written at `path`: asked before long work, not after."""
+def require_free_space(path: pathlib.Path, size: int) -> None:
+    """Raises a `ConfigError` unless a folder of `size` bytes can be written at `path`. To be called before long work."""
     parent = next(folder for folder in pathlib.Path(path).absolute().parents if folder.exists())
-    require(
-        parent.is_dir() and os.access(parent, os.W_OK), f"{path}: cannot be written; {parent} is closed to you or no folder"
-    )
+    writable = parent.is_dir() and os.access(parent, os.W_OK)
+    require(writable, f"{path}: cannot write: {parent} is not a directory or is not writable")
     free = free_bytes(parent)
-    require(free >= size, f"{path}: needs {size_text(size)}, {size_text(free)} are free there; make room or choose another")
+    require(
+        free >= size, f"{path}: needs {size_text(size)}, {size_text(free)} are free there; delete files or choose another disk"
+    )
+
+
+require_room = require_free_space  # old name, used by `convert`
 
 
 def save_weights(
-    path, cfg, params: dict, *, about: dict | None = None, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+    path,
+    cfg,
+    params: dict,
+    *,
+    metadata: dict | None = None,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    about: dict | None = None,
 ) -> None:
-    """Writes a weights folder, whole or not at all. `dtype="float16"` halves its size; loading gives float32 again.
+    """Writes a weights folder atomically. `dtype="float16"` halves its size; loading gives float32 again.
 
-    Parameters of more than `shard_bytes` are spread over several files.
+    metadata: further entries of config.json. Parameters of more than `shard_bytes` are written to several files.
+    about: old name of metadata, accepted for one version.
     """
+    if about is not None:
+        _log.warning("save_weights: about= is now called metadata=")
+        metadata = {**about, **(metadata or {})}
     choose("dtype", dtype, ("float32", "float16"))
     compare_trees(params, abstract_params(cfg), str(path))
     leaves = dict(sorted(flatten(params).items()))
@@ -99,7 +121,7 @@ def save_weights(
             _require_finite(str(path), name, array, f" in {dtype}")
             yield array
 
-    config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(about or {})}
+    config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(metadata or {})}
     with replace_folder(path) as folder:
         write_tensors(folder, {name: leaf.shape for name, leaf in leaves.items()}, dtype, arrays(), shard_bytes)
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -112,7 +134,7 @@ def _require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") 
 
 
 def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
-    """Local folder for a path, a shipped name or a hub address; with `part`, the sub-folder of that name if there is one."""
+    """The local folder of a path, a shipped name or a hub address; with `part`, its sub-folder of that name if it exists."""
     text = str(path)
     shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
     if text.startswith("hf://"):
@@ -129,60 +151,60 @@ def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
 
 
 def open_weights(path, part: str | None = None) -> tuple[Any, dict, Tensors]:
-    """(options, `config.json`, tensors) of a weights folder, names and shapes compared; no value is read yet."""
+    """(options, metadata, tensors) of a weights folder. Compares names and shapes; reads no values."""
     folder = resolve(path, part)
-    about = read_metadata(folder)
-    choose(f"{folder}/config.json: family", about["family"], FAMILIES)
-    cfg = from_dict(FAMILIES[about["family"]][0], about["options"], f"{folder}/config.json")
+    metadata = read_metadata(folder)
+    choose(f"{folder}/config.json: family", metadata["family"], FAMILIES)
+    cfg = from_dict(FAMILIES[metadata["family"]][0], metadata["options"], f"{folder}/config.json")
     tensors = Tensors(folder)
     found = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in tensors.shapes.items()}
     compare_trees(unflatten(found), abstract_params(cfg), str(tensors.file))
-    return cfg, about, tensors
+    return cfg, metadata, tensors
 
 
 def load_weights(path, part: str | None = None) -> Weights:
-    """Reads a weights folder and checks it: every tensor present once, with the right shape and finite values."""
-    cfg, about, tensors = open_weights(path, part)
+    """Reads a weights folder. Raises a ValueError for missing, duplicated, misshaped or not finite tensors."""
+    cfg, metadata, tensors = open_weights(path, part)
     flat = {}
     for name in tensors:
         array = tensors[name]
         _require_finite(str(tensors.file), name, array)
         flat[name] = array.astype(np.float32, copy=False)
-    return Weights(cfg, unflatten(flat), about, tensors.file.parent)
+    return Weights(cfg, unflatten(flat), metadata, tensors.file.parent)
 
 
 def read_metadata(folder: pathlib.Path) -> dict:
     """`config.json` of a weights folder as a dict."""
     file = folder / "config.json"
     try:
-        about = json.loads(file.read_text())
+        metadata = json.loads(file.read_text())
     except FileNotFoundError:
         raise ValueError(f"{file}: missing; a weights folder holds config.json and model.safetensors") from None
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT or not {"family", "options"} <= about.keys():
-        found = about.get("format") if isinstance(about, dict) else type(about).__name__
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or not {"family", "options"} <= metadata.keys():
+        found = metadata.get("format") if isinstance(metadata, dict) else type(metadata).__name__
         raise ValueError(f"{file}: expected format {FORMAT!r} with family and options, found {found!r}")
-    return about
+    return metadata
 
 
-def extra(about: dict) -> dict:
-    """What a `config.json` says besides the network itself: to be kept when its weights are written again."""
-    return {name: value for name, value in about.items() if name not in ("format", "family", "options")}
+def extra(metadata: dict) -> dict:
+    """The entries of a `config.json` that do not describe the network: to be kept when its weights are written again."""
+    return {name: value for name, value in metadata.items() if name not in ("format", "family", "options")}
 
 
 def load_tokenizer(path) -> Any:
-    """A tokenizer: `.encode(images_bhwc in [-1, 1]) -> codes_bhw int32`, `.decode(codes_bhw) -> images_bhwc float32`."""
+    """Loads a tokenizer: `.encode(images_bhwc in [-1, 1]) -> codes_bhw int32`, `.decode(codes_bhw) -> images_bhwc float32`."""
     return _load(path, "tokenizer", ("vqgan", "magvit2", "maskgit_vqgan")).build()
 
 
 def load_generator(path) -> Any:
-    """A generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
+    """Loads a generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
     return _load(path, "generator", ("llama", "bert", "adaln", "maskgit")).build()
 
 
 def load_network(path, family: str) -> Any:
-    """A network of one family, such as "inception" or "lpips", from its weights folder."""
+    """Loads a network of one family, such as "inception" or "lpips"."""
     return _load(path, family, (family,)).build()
 
 

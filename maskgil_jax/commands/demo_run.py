@@ -58,7 +58,7 @@ def train(workdir: pathlib.Path, read_run_file) -> pathlib.Path:
     codes = str(workdir / "codes")
     config = read_run_file("demo", [f"--config.tokenizer={tokenizer_weights}", f"--config.data.codes={codes}"])
     source = open_images(config.data.path, split=config.data.split, label=config.data.label, size=config.data.image_size)
-    encode_source(weights, source, codes, image_size=config.data.image_size)
+    encode_source(weights, source, codes, size=config.data.image_size)
     _log.info("3/3 generator: fill in masked codes, given a class")
     result = generator.train(config, workdir / "generator")
     runs = {"tokenizer": workdir / "tokenizer", "generator": workdir / "generator"}

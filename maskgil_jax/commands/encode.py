@@ -38,7 +38,7 @@ def run(args, rest) -> None:
         weights,
         source,
         args.out,
-        image_size=image_size,
+        size=image_size,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         flip=args.flip,

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import pathlib
 
-from maskgil_jax.commands.start import add_process_options, prepare_jax
+from maskgil_jax.commands.start import add_process_options, join_processes, prepare_jax
 
 SHEET = 256  # the most images that make a contact sheet by themselves
 WATCHED = 64  # the most whose every step is drawn
@@ -58,9 +58,8 @@ def run(args, rest) -> None:
     from maskgil_jax.files.images import contact_sheet, save_png
     from maskgil_jax.pipelines.jobs import balanced_labels, read_samples, sample_to_folder
     from maskgil_jax.pipelines.pipeline import load
-    from maskgil_jax.runtime.distributed import initialize
 
-    initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
+    join_processes(args)
     prepare_jax()
     require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
     pipeline = load(args.weights, ar=args.ar, rope_scaling=args.rope_scaling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 
 
@@ -22,5 +23,19 @@ def add_process_options(sub) -> None:
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs; the same for all")
     several.add_argument("--num-processes", type=int, metavar="N", help="1: this machine alone, whatever it is part of")
     several.add_argument("--process-id", type=int, metavar="I", help="0..N-1")
-    text = "without a sign of life after which a process counts as frozen and all leave with exit code 5 (default 60; 0: never)"
-    several.add_argument("--peer-timeout", type=float, default=60.0, metavar="SECONDS", help=text)
+    text = "seconds without a heartbeat of a process after which the others end, by SIGABRT (default 60)"
+    several.add_argument("--heartbeat-timeout", type=float, metavar="SECONDS", help=text)
+    several.add_argument("--peer-timeout", type=float, help=argparse.SUPPRESS)  # old name
+
+
+def join_processes(args) -> None:
+    """Joins the other processes as the options of `add_process_options` say."""
+    from maskgil_jax.runtime.distributed import initialize
+
+    initialize(
+        args.coordinator,
+        args.num_processes,
+        args.process_id,
+        heartbeat_timeout_seconds=args.heartbeat_timeout,
+        peer_timeout=args.peer_timeout,
+    )

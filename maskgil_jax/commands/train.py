@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.start import add_process_options, prepare_jax
+from maskgil_jax.commands.start import add_process_options, join_processes, prepare_jax
 
 
 def add(command) -> None:
@@ -24,11 +24,10 @@ def run(args, rest) -> None:
     import jax
 
     from maskgil_jax.config import choose
-    from maskgil_jax.runtime.distributed import initialize
 
     config = read_run_file(args.config, rest)
     choose("config.task", config.task, ("generator", "tokenizer", "classifier"))
-    initialize(args.coordinator, args.num_processes, args.process_id, peer_timeout=args.peer_timeout)
+    join_processes(args)
     prepare_jax()
     lead = jax.process_index() == 0
     if not lead:  # one process logs

@@ -4,6 +4,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports
 """
 
 from .base import ConfigError, choose, from_dict, renamed, require, to_dict
+from .data import LoaderConfig, height_width
 from .decoding import DECODE_PRESETS, PLANS, REMASK_RULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
 from .generators import (
@@ -47,6 +48,7 @@ __all__ = [
     "InceptionConfig",
     "LPIPSConfig",
     "LlamaConfig",
+    "LoaderConfig",
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
@@ -55,6 +57,7 @@ __all__ = [
     "choose",
     "decode_preset",
     "from_dict",
+    "height_width",
     "is_causal",
     "renamed",
     "require",

@@ -1,4 +1,4 @@
-"""Code stores in a bucket: copied once to this machine, checked, and shared by all its processes and later runs."""
+"""Local copies of code stores in a bucket: made once, checked, and shared by all processes and later runs of a machine."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from maskgil_jax.data import code_format
 from maskgil_jax.files.atomic import clear, writing
 from maskgil_jax.files.paths import free_bytes, open_folder, size_text
 
-THREADS = 8  # shards fetched at once; one stream from a bucket is slower than the disk
+THREADS = 8  # shards fetched at once, as one stream from a bucket is slower than the disk
 _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where the copies lie: MASKGIL_CACHE_DIR, or ~/.cache/maskgil_jax."""
+    """The folder of the copies: $MASKGIL_CACHE_DIR, or ~/.cache/maskgil_jax."""
     return Path(os.environ.get("MASKGIL_CACHE_DIR") or Path.home() / ".cache" / "maskgil_jax")
 
 
 def local_store(address: str) -> Path:
-    """The store at `address` (gs://bucket/folder) as a folder of this machine.
+    """Copies the store at `address` (gs://bucket/folder) to this machine and returns the copy's folder.
 
-    The copy is named by its manifest's hash. The manifest holds the size and checksum of every shard, so a store that was
-    encoded anew is another copy, and one that was only moved is the same. Processes that ask at the same time wait for one of
-    them to copy; what an interrupted copy left is completed; the manifest is written last.
+    The copy is named by the hash of the manifest, which holds the size and checksum of every shard: a store that was encoded
+    again gets another copy, a moved one does not. If several processes call this, one of them copies and the others wait. An
+    interrupted copy is completed; the manifest is written last.
 
-    Raises a ValueError if there is no store, or if a shard is not what the manifest says; an OSError if there is no room.
+    Raises a ValueError if there is no store or a shard differs from its manifest; an OSError if the disk is too small.
     """
     source = open_folder(address)
     if not (source / code_format.MANIFEST).exists():
@@ -41,15 +41,15 @@ def local_store(address: str) -> Path:
     content = (source / code_format.MANIFEST).read_bytes()
     folder = cache_folder() / "codes" / hashlib.sha256(content).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / "lock"):
+    with _exclusive(folder / "lock"):
         clear(folder)
-        _fetch(source, folder, [entry for entry in entries if not _is_there(folder / entry["name"], entry["bytes"])])
+        _fetch(source, folder, [entry for entry in entries if not _has_size(folder / entry["name"], entry["bytes"])])
         with writing(folder / code_format.MANIFEST) as part:
             part.write_bytes(content)
     return folder
 
 
-def _is_there(path: Path, size: int) -> bool:
+def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
@@ -59,7 +59,7 @@ def _fetch(source, folder: Path, todo: list[dict]) -> None:
     size, free = sum(entry["bytes"] for entry in todo), free_bytes(folder)
     if size > free:
         needs = f"the codes need {size_text(size)}, {size_text(free)} are free"
-        raise OSError(errno.ENOSPC, f"{folder}: {needs}; MASKGIL_CACHE_DIR names another disk")
+        raise OSError(errno.ENOSPC, f"{folder}: {needs}; set MASKGIL_CACHE_DIR to a folder on another disk")
     _log.info("codes: copying %s to %s (%s, once)", source, folder, size_text(size))
 
     def fetch(entry: dict) -> None:
@@ -77,8 +77,8 @@ def _fetch(source, folder: Path, todo: list[dict]) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock file; it is freed when the process dies, whatever the reason."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Waits for the lock of a file and holds it; the kernel releases it when the process ends, however it ends."""
     import fcntl
 
     with path.open("w") as file:

@@ -1,14 +1,14 @@
-"""How codes lie on disk: the bytes of a record, the shards, the manifest.
+"""The files of a code store: records, shards and the manifest.
 
 A store is a folder:
 
     codes-00000.array_record ...   ArrayRecord shards (group size 1, uncompressed: codes do not compress)
-    manifest.json                  written last; a folder without it is not a finished store
-    progress.json                  only while unfinished: the settings, and the shards that are done
+    manifest.json                  written last; a folder without it is an unfinished store
+    progress.json                  only while unfinished: the settings, and the finished shards
 
-One record is one image with all its variants (crops and mirror images). So record i of the store is image i of the source,
-shuffling and epochs are those of the images, and training picks a variant as late as it likes; reading the unused variants
-costs a few kilobytes. Little-endian, without padding:
+One record holds one image with all its variants (crops and mirror images). So record i of the store is image i of the source,
+shuffling and epochs are those of the images, and training picks the variant when it reads a record. Little-endian, without
+padding:
 
     int32   label
     uint16  bytes of the image id (n)
@@ -20,9 +20,10 @@ costs a few kilobytes. Little-endian, without padding:
 Crop 0 of a plain store is the ADM centre crop; ten-crop stores have 0..3 = corners (top left, top right, bottom left, bottom
 right), 4 = middle.
 
-manifest.json: format, tokenizer_hash, grid [rows, columns], codebook_size, dtype, image_size, source, source_fingerprint,
-num_images, class_names, crops ("center" | "ten_crop"), variants [[crop, mirrored], ...], shard_size, and shards: one
-{name, records, bytes, crc32} each, in order.
+manifest.json: format, tokenizer_hash, grid [rows, columns], codebook_size, dtype, image_size [height, width] (or one number,
+which is a square), source, source_fingerprint, num_images, class_names, crops ("center" | "ten_crop"),
+variants [[crop, mirrored], ...], shard_size, and shards: one {name, records, bytes, crc32} each, in order. A shard of a source
+that can tell also has "content", the identity of its images; stores of older versions lack it.
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ from pathlib import Path
 
 import numpy as np
 
+from maskgil_jax.config import height_width
 from maskgil_jax.files.atomic import writing
 
 FORMAT = "maskgil-codes-1"
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
-MANIFEST_TYPES = {
+MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "format": str,
     "tokenizer_hash": str,
     "grid": list,
     "codebook_size": int,
     "dtype": str,
-    "image_size": int,
+    "image_size": (int, list),
     "source": str,
     "source_fingerprint": str,
     "num_images": int,
@@ -57,12 +59,12 @@ _HEAD = struct.Struct("<iHH")
 
 
 def codes_dtype(codebook_size: int) -> str:
-    """uint16 as long as every code fits, else uint32."""
+    """uint16 if every code fits, else uint32."""
     return "uint16" if codebook_size <= 65536 else "uint32"
 
 
 def pack(codes_vhw: np.ndarray, label: int, image_id: str, variants: list[list[int]], dtype: str) -> bytes:
-    """One image's record."""
+    """The record of one image."""
     name = image_id.encode("utf-8")
     table = bytes(number for variant in variants for number in variant)
     codes = codes_vhw.astype(np.dtype(dtype).newbyteorder("<"))
@@ -70,12 +72,12 @@ def pack(codes_vhw: np.ndarray, label: int, image_id: str, variants: list[list[i
 
 
 def unpack(record: bytes, grid: tuple[int, int], dtype: str) -> dict:
-    """A record's {"codes": int32 (v, rows, columns), "label", "id", "variants": [(crop, mirrored), ...]}.
+    """Parses a record: {"codes": int32 (v, rows, columns), "label", "id", "variants": [(crop, mirrored), ...]}.
 
-    Raises a ValueError if the length does not fit.
+    Raises a ValueError if its length is wrong.
     """
     if len(record) < _HEAD.size:
-        raise ValueError(f"record of {len(record)} bytes is shorter than its head")
+        raise ValueError(f"record of {len(record)} bytes is shorter than its header")
     label, name_bytes, count = _HEAD.unpack_from(record)
     item = np.dtype(dtype).newbyteorder("<")
     table, name = _HEAD.size, _HEAD.size + 2 * count
@@ -93,15 +95,15 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(path: Path, records: list[bytes]) -> dict:
-    """Writes a shard under a temporary name, makes sure it is on disk and readable, and renames it; returns its manifest entry.
+    """Writes a shard under a temporary name, flushes it, reads it back and renames it; returns its manifest entry.
 
-    Raises an OSError if that fails (disk full, ...); nothing is left behind then.
+    Raises an OSError if that fails (disk full, ...), and deletes the temporary file.
     """
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     try:
         with writing(path, sync=True) as part:
-            part.touch()  # the writer itself does not report a folder it cannot write to
+            part.touch()  # raises for a folder without write permission, which the writer does not report
             writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
             for record in records:
                 writer.write(record)
@@ -110,15 +112,15 @@ def write_shard(path: Path, records: list[bytes]) -> dict:
             found = reader.num_records()
             reader.close()
             if found != len(records):
-                raise OSError(f"{found} of {len(records)} records arrived on disk")
+                raise OSError(f"{found} of {len(records)} records were written")
             entry = {"name": path.name, "records": len(records), **sum_file(part)}
-    except RuntimeError as error:  # how the writer reports a failing disk
+    except RuntimeError as error:  # raised by the writer for a failing disk
         raise OSError(str(error)) from None
     return entry
 
 
 def sum_file(path: Path) -> dict:
-    """{"bytes": size, "crc32": checksum} of a file."""
+    """The size and checksum of a file: {"bytes": int, "crc32": int}."""
     crc, size = 0, 0
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -127,7 +129,10 @@ def sum_file(path: Path) -> dict:
 
 
 def read_json(path: Path) -> dict:
-    """A manifest or progress file; a ValueError names the file and what is wrong with it."""
+    """Reads a manifest or progress file; `image_size` becomes [height, width].
+
+    Raises a ValueError that names the file and the wrong entry.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -137,7 +142,9 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}")
     for name, kind in MANIFEST_TYPES.items():
         if not isinstance(values.get(name), kind):
-            raise ValueError(f"{path}: {name} is {values.get(name)!r}, expected a {kind.__name__}")
+            expected = "a number or [height, width]" if isinstance(kind, tuple) else f"a {kind.__name__}"
+            raise ValueError(f"{path}: {name} is {values.get(name)!r}, expected {expected}")
+    values["image_size"] = list(height_width(values["image_size"], f"{path}: image_size"))
     if len(values["grid"]) != 2 or not all(isinstance(side, int) and side >= 1 for side in values["grid"]):
         raise ValueError(f"{path}: grid is {values['grid']}, expected [rows, columns]")
     if values["dtype"] != codes_dtype(values["codebook_size"]):

@@ -1,15 +1,17 @@
-"""The code store: a data set tokenised once, checked, and read back in training batches. `code_format.py` has the bytes."""
+"""Reads code stores: data sets tokenised once by `encode_dataset`. `code_format.py` describes the files."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import grain
 import numpy as np
 
-from maskgil_jax.config import require
+from maskgil_jax.config import LoaderConfig, require
 from maskgil_jax.data import code_format
 from maskgil_jax.data.cache import local_store
 from maskgil_jax.data.encode import encode_dataset
@@ -20,12 +22,13 @@ __all__ = ["CodeStore", "code_batches", "encode_dataset"]
 
 
 class CodeStore:
-    """Random access to a finished store made by `encode_dataset`: a folder, or gs://bucket/folder, which is copied once
-    to this machine (`code_cache.py`).
+    """Random access to a finished store: a folder, or gs://bucket/folder, which is copied once to this machine (`cache.py`).
 
     `store[i]` is {"codes": int32 (v, rows, columns), "label": int, "id": str, "variants": [(crop, mirrored), ...]} of image i
-    of the encoded source. Opening checks the manifest, and the size and number of records of every shard; `verify` reads
-    everything. Raises a ValueError naming the file.
+    of the encoded source. Opening checks the manifest, and the size and number of records of every shard; `verify` reads all
+    bytes. Raises a ValueError that names the file.
+
+    size: (height, width) of the encoded images. content_hash: identity of the codes.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -59,6 +62,9 @@ class CodeStore:
         self.codebook_size: int = self.manifest["codebook_size"]
         self.tokenizer_hash: str = self.manifest["tokenizer_hash"]
         self.variants: tuple[tuple[int, int], ...] = tuple(map(tuple, self.manifest["variants"]))
+        self.size: tuple[int, int] = tuple(self.manifest["image_size"])
+        checksums = [[entry["records"], entry["bytes"], entry["crc32"]] for entry in self.manifest["shards"]]
+        self.content_hash = "codes:" + hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -81,9 +87,15 @@ class CodeStore:
     def check(
         self, *, tokenizer_hash: str | None = None, grid: tuple[int, int] | None = None, codebook_size: int | None = None
     ) -> None:
-        """Raises a ValueError naming the first of the given facts that the store does not share."""
-        wanted = {"tokenizer_hash": tokenizer_hash, "grid": grid and tuple(grid), "codebook_size": codebook_size}
-        for name, value in wanted.items():
+        """Raises a ValueError that names the first given value which differs from the store's."""
+        if grid and tuple(grid) != self.grid:
+            height, width = self.size
+            raise ValueError(
+                f"{self.path}: grid is {self.grid}, expected {tuple(grid)}; its images were encoded at {width} x {height} "
+                "pixels: set config.data.image_size to that, or encode the data set at another --image-size into another folder"
+            )
+        expected = {"tokenizer_hash": tokenizer_hash, "codebook_size": codebook_size}
+        for name, value in expected.items():
             if value is not None and value != (found := getattr(self, name)):
                 raise ValueError(
                     f"{self.path}: {name} is {found}, expected {value}; encode the data set with"
@@ -91,7 +103,7 @@ class CodeStore:
                 )
 
     def verify(self) -> None:
-        """Reads every byte of every shard; raises a ValueError naming the first whose checksum is not the manifest's."""
+        """Reads every shard; raises a ValueError that names the first whose checksum differs from the manifest's."""
         for entry in self.manifest["shards"]:
             found = code_format.sum_file(self.path / entry["name"])
             if found != {"bytes": entry["bytes"], "crc32": entry["crc32"]}:
@@ -114,21 +126,11 @@ class _OneVariant(grain.transforms.Map):
 
 
 def code_batches(
-    store: CodeStore,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    shuffle: bool = True,
-    num_epochs: int | None = None,
-    num_workers: int = 0,
-    start_step: int = 0,
-    rows: Sequence[int] | None = None,
-    drop_remainder: bool = True,
-    variant: int | None = None,
+    store: CodeStore, loader: LoaderConfig, *, start_step: int = 0, variant: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over {"codes": int32 (b, rows, columns), "label": int32 (b,), "index": int64 (b,)}; as `loader.batches`.
 
-    variant: which of `store.variants` to take; None picks one at random for each image each time it comes up, by seed and place
+    variant: index into `store.variants`; None picks one at random for each image each time it is read, by seed and position
     in the stream.
     """
     count = len(store.variants)
@@ -137,13 +139,7 @@ def code_batches(
         store,
         [_RandomVariant() if variant is None and count > 1 else _OneVariant(variant or 0)],
         {"codes": np.int32, "label": np.int32, "index": np.int64},
-        batch_size=batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        num_epochs=num_epochs,
-        num_workers=num_workers,
+        loader,
         start_step=start_step,
-        rows=rows,
-        drop_remainder=drop_remainder,
         threads=1,  # reading codes is Python throughout: four threads contend for the interpreter and halve the rate
     )

@@ -1,4 +1,4 @@
-"""Tokenises a data set once into a code store (format: `code_format.py`); an interrupted run is continued by the same call."""
+"""Tokenises a data set into a code store (format: `code_format.py`); the same call continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from maskgil_jax.config import require
+from maskgil_jax.config import height_width, require
 from maskgil_jax.data import code_format
 from maskgil_jax.data.loader import read_ahead
 from maskgil_jax.data.transforms import adm_center_crop, five_crops
 from maskgil_jax.files.atomic import clear, write_json
+from maskgil_jax.files.lock import NAME as LOCK_NAME
+from maskgil_jax.files.lock import folder_lock
 from maskgil_jax.files.paths import free_bytes, is_remote, size_text
 
 _log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ def encode_dataset(
     tokenizer_hash: str,
     grid: tuple[int, int],
     codebook_size: int,
-    image_size: int,
+    size: int | tuple[int, int],
     batch_size: int,
     flip: bool = False,
     ten_crop: bool = False,
@@ -42,16 +44,18 @@ def encode_dataset(
 ) -> Path:
     """Writes the codes of every image of `source` to the store `out_dir` and returns its path.
 
-    encode_fn: uint8 (batch_size, image_size, image_size, 3) -> integer codes (batch_size, rows, columns). It only ever sees
-      that one shape: the last batch of a shard is filled up with black images.
+    size: (height, width) to which images are cropped; one number is a square.
+    encode_fn: uint8 (batch_size, height, width, 3) -> integer codes (batch_size, rows, columns). It gets only that shape: the
+      last batch of a shard is padded with black images.
     flip: also the mirror image of each crop. ten_crop: LlamaGen's ten crops, corners and middle at 1.1 x, and their mirror
-      images, in place of the ADM centre crop. shard_size: images per shard, the most that an interruption can lose.
+      images, instead of the ADM centre crop. shard_size: images per shard, the most that an interruption can lose.
 
-    A finished store with the same settings is reused after its checksums were compared (a damaged shard is made anew);
-    an unfinished one is continued, with the same final bytes as an uninterrupted run. Raises a ValueError if the folder holds
-    something else, above all codes of another tokenizer, or if `encode_fn` returns other codes than it said; an OSError
-    if writing fails, with the finished shards kept.
+    A finished store with the same settings is reused after its checksums were compared; an unfinished one is continued, with
+    the same final bytes as an uninterrupted run. A damaged shard, and one whose images have changed, is encoded again. Raises
+    a ValueError if the folder holds anything else, such as codes of another tokenizer, if another process writes there, or if
+    `encode_fn` returns codes of another shape or range; an OSError if writing fails, which keeps the finished shards.
     """
+    height, width = height_width(size, "image_size")
     require(batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
     require(shard_size >= 1, f"shard_size: must be at least 1, got {shard_size}")
     require(2 <= codebook_size < 2**31, f"codebook_size: must be in 2..2^31-1, got {codebook_size}")
@@ -66,7 +70,7 @@ def encode_dataset(
         "grid": [int(side) for side in grid],
         "codebook_size": int(codebook_size),
         "dtype": code_format.codes_dtype(codebook_size),
-        "image_size": int(image_size),
+        "image_size": [height, width],
         "source": source.name,
         "source_fingerprint": getattr(source, "fingerprint", ""),
         "num_images": len(source),
@@ -75,64 +79,106 @@ def encode_dataset(
         "variants": variants,
         "shard_size": int(shard_size),
     }
-    done = _finished_shards(out_dir, settings)
     starts = range(0, len(source), shard_size)
     shards = {code_format.shard_name(n): range(a, min(a + shard_size, len(source))) for n, a in enumerate(starts)}
-    todo = {name: images for name, images in shards.items() if name not in done}
-    manifest = out_dir / code_format.MANIFEST
-    if not todo and manifest.is_file():
-        (out_dir / code_format.PROGRESS).unlink(missing_ok=True)
-        return out_dir
-    _check_space(out_dir, settings, sum(len(images) for images in todo.values()))
-    clear(out_dir)
-    try:
-        write_json(out_dir / code_format.PROGRESS, {**settings, "shards": list(done.values())})
-        manifest.unlink(missing_ok=True)  # a damaged store is unfinished until it is whole again
+    content = {}
+    if hasattr(source, "content"):
+        content = {name: source.content(images.start, images.stop) for name, images in shards.items()}
+    with contextlib.ExitStack() as stack:
+        if out_dir.is_dir():
+            stack.enter_context(folder_lock(out_dir))
+        done = _finished_shards(out_dir, settings, content)
+        todo = {name: images for name, images in shards.items() if name not in done}
+        if not todo and (out_dir / code_format.MANIFEST).is_file():
+            (out_dir / code_format.PROGRESS).unlink(missing_ok=True)
+            _log.info("%s: finished already; its checksums are right and its images have not changed", out_dir)
+            return out_dir
+        _check_space(out_dir, settings, sum(len(images) for images in todo.values()))
+        if not out_dir.is_dir():
+            stack.enter_context(folder_lock(out_dir))
         records = _encoded(encode_fn, source, todo, settings, batch_size, num_workers, progress)
-        for name, shard in zip(todo, records, strict=True):
-            done[name] = code_format.write_shard(out_dir / name, shard)
-            ordered = [done[name] for name in shards if name in done]
-            write_json(out_dir / code_format.PROGRESS, {**settings, "shards": ordered})
-            _log.info("%s: %d of %d shards", out_dir, len(done), len(shards))
-        write_json(manifest, {**settings, "shards": [done[name] for name in shards]})
-        (out_dir / code_format.PROGRESS).unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno or errno.EIO,
-            f"{out_dir}: writing failed ({error.strerror or error}); {len(done)} of {len(shards)} shards are finished "
-            "and kept, run the same command again to continue",
-        ) from error
+        _write(out_dir, settings, list(shards), done, todo, content, records)
     return out_dir
 
 
-def _finished_shards(out_dir: Path, settings: dict) -> dict[str, dict]:
-    """The shards that are there and whole, {name: manifest entry}; a ValueError if the folder is not for this store."""
+def _write(
+    out_dir: Path, settings: dict, names: list[str], done: dict[str, dict], todo: dict, content: dict, records: Iterator
+) -> None:
+    """Writes the shards to do, progress.json after each, and the manifest at the end."""
+    manifest, progress = out_dir / code_format.MANIFEST, out_dir / code_format.PROGRESS
+    clear(out_dir)
+    try:
+        write_json(progress, {**settings, "shards": list(done.values())})
+        manifest.unlink(missing_ok=True)  # until its damaged or outdated shards are replaced, a store is unfinished
+        for name, shard in zip(todo, records, strict=True):
+            done[name] = code_format.write_shard(out_dir / name, shard)
+            if name in content:
+                done[name]["content"] = content[name]
+            write_json(progress, {**settings, "shards": [done[name] for name in names if name in done]})
+            _log.info("%s: %d of %d shards", out_dir, len(done), len(names))
+        write_json(manifest, {**settings, "shards": [done[name] for name in names]})
+        progress.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno or errno.EIO,
+            f"{out_dir}: writing failed ({error.strerror or error}); {len(done)} of {len(names)} shards are finished "
+            "and kept, run the same command again to continue",
+        ) from error
+
+
+def _finished_shards(out_dir: Path, settings: dict, content: dict[str, str]) -> dict[str, dict]:
+    """The shards that can be kept: {name: manifest entry}. Raises a ValueError if the folder belongs to something else.
+
+    content: {shard: identity of its images now}, empty if the source cannot tell.
+    """
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir}: is a file; give a folder for the codes")
     for name in (code_format.MANIFEST, code_format.PROGRESS):
         path = out_dir / name
-        if not path.is_file():
-            continue
-        found = code_format.read_json(path)
-        for key, value in settings.items():
-            if found[key] != value:
-                kind = "a store made by another tokenizer" if key == "tokenizer_hash" else "a store with other settings"
-                raise ValueError(
-                    f"{out_dir}: holds {kind}: {key} is {_short(found[key])} there, {_short(value)} now; give another folder"
-                )
-        whole = {}
-        for entry in found["shards"]:
-            shard = out_dir / entry["name"]
-            if shard.is_file() and {**entry, **code_format.sum_file(shard)} == entry:
-                whole[entry["name"]] = entry
-            else:
-                _log.warning("%s: missing or damaged; encoding it again", shard)
-        return whole
-    ours = (".part", ".array_record")  # what a run killed before its first word leaves behind
+        if path.is_file():
+            found = code_format.read_json(path)
+            _require_same(out_dir, found, settings)
+            return _kept_shards(out_dir, found["shards"], content)
+    ours = (".part", ".array_record", LOCK_NAME)  # left by a process that was killed before it wrote progress.json
     others = [p.name for p in out_dir.iterdir() if not p.name.endswith(ours)] if out_dir.is_dir() else []
     if others:
         raise ValueError(f"{out_dir}: not empty (it has {others[0]}) and not a code store; give another folder")
     return {}
+
+
+def _require_same(out_dir: Path, found: dict, settings: dict) -> None:
+    for key, value in settings.items():
+        if found[key] != value:
+            kind = "a store made by another tokenizer" if key == "tokenizer_hash" else "a store with other settings"
+            if key in ("source_fingerprint", "num_images", "class_names"):
+                kind = "a store of other images (files were added, removed or renamed)"
+            raise ValueError(
+                f"{out_dir}: holds {kind}: {key} is {_short(found[key])} there, {_short(value)} now; give another folder"
+            )
+
+
+def _kept_shards(out_dir: Path, entries: list[dict], content: dict[str, str]) -> dict[str, dict]:
+    kept, changed, unknown = {}, 0, 0
+    for entry in entries:
+        shard = out_dir / entry["name"]
+        if not shard.is_file() or {**entry, **code_format.sum_file(shard)} != entry:
+            _log.warning("%s: missing or damaged; encoding it again", shard)
+            continue
+        now, then = content.get(entry["name"]), entry.get("content")
+        if now and then and now != then:
+            changed += 1
+            continue
+        unknown += bool(now) and not then
+        kept[entry["name"]] = entry
+    if changed:
+        _log.warning("%s: images of %d of %d shards have changed; encoding these again", out_dir, changed, len(entries))
+    if unknown:
+        _log.warning(
+            "%s: made by an older version, which recorded only the names of the images: whether images have changed since "
+            "is not known; encode into another folder if they have",
+            out_dir,
+        )
+    return kept
 
 
 def _short(value) -> str:
@@ -148,12 +194,12 @@ def _check_space(out_dir: Path, settings: dict, images: int) -> None:
 
 
 class _Cropped:
-    """The images still to do, cropped: {"images": uint8 (v, size, size, 3), "label", "id"}."""
+    """The remaining images, cropped: {"images": uint8 (v, height, width, 3), "label", "id"}."""
 
     def __init__(self, source, ranges: list[range], settings: dict):
         self._source, self._ranges = source, ranges
         self._ends = np.cumsum([len(r) for r in ranges])
-        self._size, self._ten = settings["image_size"], settings["crops"] == "ten_crop"
+        self._size, self._ten = tuple(settings["image_size"]), settings["crops"] == "ten_crop"
         self._mirror = any(mirrored for _, mirrored in settings["variants"])
 
     def __len__(self) -> int:
@@ -172,7 +218,7 @@ class _Cropped:
 def _encoded(
     encode_fn, source, todo: dict[str, range], settings: dict, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator:
-    """Yields the packed records of each shard to do, in order."""
+    """Yields the packed records of each remaining shard, in order."""
     from tqdm import tqdm
 
     if not todo:
@@ -204,9 +250,9 @@ def _encoded(
 
 
 def _encode(encode_fn, rows: list[np.ndarray], batch_size: int, settings: dict) -> np.ndarray:
-    """The codes of at most `batch_size` images, checked; always asks for a whole batch, so that one shape is compiled."""
-    size, grid, codebook_size = settings["image_size"], tuple(settings["grid"]), settings["codebook_size"]
-    images_bhwc = np.zeros((batch_size, size, size, 3), np.uint8)
+    """The checked codes of at most `batch_size` images, padded to a whole batch, so that one shape is compiled."""
+    (height, width), grid, codebook_size = settings["image_size"], tuple(settings["grid"]), settings["codebook_size"]
+    images_bhwc = np.zeros((batch_size, height, width, 3), np.uint8)
     images_bhwc[: len(rows)] = rows
     codes = np.asarray(encode_fn(images_bhwc))
     require(

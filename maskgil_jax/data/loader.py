@@ -1,8 +1,8 @@
-"""The loader core shared by images and codes: batches as a pure function of (seed, global step).
+"""Batches as a pure function of (seed, global step), for images and for codes.
 
-Batch k is element k of a random-access grain data set, whole: shuffling, augmentation and the split over processes are decided
-by (seed, position in the global stream) alone. So a run resumes at any step by asking for it, with another number of workers
-or processes, without saving any loader state; and worker processes hand over finished batches, in order.
+Batch k is element k of a random-access grain data set. Shuffling, augmentation and the split over processes depend on
+(seed, position in the global stream) alone. So a run resumes at any step without saved loader state, with another number of
+worker processes or of processes. Worker processes return whole batches, in order.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from maskgil_jax.config import require
+from maskgil_jax.config import LoaderConfig, require
 
-THREADS = 4  # that prepare batches ahead in this process, at most 2 of them in a worker process
+THREADS = 4  # that prepare batches ahead in this process; a worker process uses at most 2
 
 
 class _Numbered:
-    """The source with each record's number added; grain may ask from worker processes, so it holds nothing else."""
+    """The source with each record's number as "index". grain pickles it for worker processes, so it holds nothing else."""
 
     def __init__(self, source):
         self._source = source
@@ -30,7 +30,7 @@ class _Numbered:
         return {**self._source[i], "index": i}
 
 
-class _OwnRows:
+class _SelectRows:
     """Some rows of every global batch, in the order given."""
 
     def __init__(self, stream, batch_size: int, rows: Sequence[int]):
@@ -40,12 +40,12 @@ class _OwnRows:
         return len(self._stream) // self._batch_size * len(self._rows)
 
     def __getitem__(self, i: int) -> dict:
-        step, place = divmod(i, len(self._rows))
-        return self._stream[step * self._batch_size + self._rows[place]]
+        step, row = divmod(i, len(self._rows))
+        return self._stream[step * self._batch_size + self._rows[row]]
 
 
 class _Stack:
-    """Records -> one batch of the wanted fields, with fixed types."""
+    """Stacks the fields named in `dtypes` of some records to one batch, with fixed types."""
 
     def __init__(self, dtypes: dict):
         self._dtypes = dtypes
@@ -58,67 +58,52 @@ def batches(
     source,
     transforms: Sequence,
     dtypes: dict,
+    loader: LoaderConfig,
     *,
-    batch_size: int,
-    seed: int = 0,
-    shuffle: bool = True,
-    num_epochs: int | None = None,
-    num_workers: int = 0,
     start_step: int = 0,
-    rows: Sequence[int] | None = None,
-    drop_remainder: bool = True,
     threads: int = THREADS,
 ) -> grain.DatasetIterator:
     """Iterates over batches {name: array} of the fields in `dtypes`, from global step `start_step` on.
 
-    source: random access, records are dicts; each also gets "index", its number in the source.
-    transforms: grain Map / RandomMap of records. batch_size is global. rows: those of each batch that this process wants, for a
-    run of several; None: all. dtypes: what to keep of a record, and the types.
-    num_epochs: None goes on for ever; epochs follow one another without a break, each in its own order. With `drop_remainder`
-    the records left over at the very end are not seen. num_workers: worker processes; 0 prepares batches in threads.
-    threads: more than one only helps where records are made outside of Python, as images are.
-    Raises a ConfigError for sizes that do not fit together. The iterator has `close()`.
+    source: random access to records, which are dicts; each also gets "index", its number in the source.
+    transforms: grain Map or RandomMap of records. dtypes: the fields to keep of a record, and their types.
+    threads: more than one helps only where records are made outside of Python, as decoded images are.
+    Raises a ConfigError if the sizes do not fit together. The iterator has `close()`.
     """
-    require(len(source) > 0, f"{getattr(source, 'name', 'data')}: no records")
-    require(batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
-    require(0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed}")
-    require(num_epochs is None or num_epochs >= 1, f"num_epochs: must be None (no end) or at least 1, got {num_epochs}")
+    name = getattr(source, "name", "data")
+    batch_size, rows = loader.batch_size, loader.rows
+    require(len(source) > 0, f"{name}: no records")
     require(start_step >= 0, f"start_step: must be at least 0, got {start_step}")
-    require(num_workers >= 0, f"num_workers: must be at least 0, got {num_workers}")
-    require(
-        rows is None or (len(rows) > 0 and all(0 <= row < batch_size for row in rows)),
-        f"rows: expected some of 0..{batch_size - 1}, got {rows}",
-    )
-    total = None if num_epochs is None else len(source) * num_epochs
-    if drop_remainder:
+    total = None if loader.num_epochs is None else len(source) * loader.num_epochs
+    if loader.drop_remainder:
         require(
             total is None or batch_size <= total,
-            f"batch_size: {batch_size} is more than the {total} records of {getattr(source, 'name', 'the data')} in "
-            f"{num_epochs} epoch(s), which leaves no whole batch; use a smaller batch or drop_remainder=False",
+            f"batch_size: {batch_size} is more than the {total} records of {name} in {loader.num_epochs} epoch(s), which "
+            "leaves no whole batch; use a smaller batch or drop_remainder=False",
         )
     else:
         require(
             total is None or rows is None or total % batch_size == 0,
-            f"drop_remainder=False: the last batch of {total} records by {batch_size} has not all rows asked for",
+            f"drop_remainder=False: {total} records in batches of {batch_size} end with a batch that lacks some of the rows "
+            "asked for",
         )
 
-    stream = grain.MapDataset.source(_Numbered(source)).seed(seed)
-    if shuffle:
+    stream = grain.MapDataset.source(_Numbered(source)).seed(loader.seed)
+    if loader.shuffle:
         stream = stream.shuffle()
-    stream = stream.repeat(num_epochs)
+    stream = stream.repeat(loader.num_epochs)
     for transform in transforms:
         random = isinstance(transform, grain.transforms.RandomMap)
         stream = stream.random_map(transform) if random else stream.map(transform)
     if rows is not None:
-        stream = grain.MapDataset.source(_OwnRows(stream, batch_size, rows))
-    steps = stream.batch(batch_size if rows is None else len(rows), drop_remainder=drop_remainder, batch_fn=_Stack(dtypes))[
-        start_step:
-    ]
-    return read_ahead(steps, num_workers, threads)
+        stream = grain.MapDataset.source(_SelectRows(stream, batch_size, rows))
+    count = batch_size if rows is None else len(rows)
+    steps = stream.batch(count, drop_remainder=loader.drop_remainder, batch_fn=_Stack(dtypes))[start_step:]
+    return read_ahead(steps, loader.num_workers, threads)
 
 
 def read_ahead(dataset: grain.MapDataset, num_workers: int, threads: int = THREADS) -> grain.DatasetIterator:
-    """Iterates over the elements in order, preparing them ahead in threads or, if `num_workers`, in processes."""
+    """Iterates over the elements in order and prepares them ahead: in threads, or in `num_workers` processes."""
     if not num_workers:
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=THREADS)))
     _parse_absl_flags()
@@ -128,7 +113,7 @@ def read_ahead(dataset: grain.MapDataset, num_workers: int, threads: int = THREA
 
 
 def _parse_absl_flags() -> None:
-    """grain's workers read absl flags, which nobody has parsed unless the program is an absl app."""
+    """Marks absl flags as parsed: grain's workers read them, and only an absl app parses them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

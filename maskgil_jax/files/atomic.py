@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: made under a temporary name beside their place, then renamed."""
+"""Atomic writes: files and folders are made under a temporary name in the target's folder, then renamed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from maskgil_jax.files.paths import is_remote, open_folder
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, *, sync: bool = False) -> Iterator[pathlib.Path]:
-    """Yields a temporary name. The file or folder that the block makes there takes the place of `path` when the block ends
-    well, and is gone when it does not. The folder around it is made. sync: returns when a file is safe from a power cut.
+    """Yields a temporary path. What the block makes there replaces `path`, or is deleted if the block raises.
 
-    No other call gets the same name, so several processes may write one path: the last to end wins, and nothing is mixed.
+    The parent folder is made. sync: also flushes a file and its folder's entry to disk. Every call gets its own temporary name,
+    so several processes may write one path: the last to end wins.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -36,7 +36,7 @@ def writing(path: str | os.PathLike, *, sync: bool = False) -> Iterator[pathlib.
 
 
 def write_json(path: str | os.PathLike, value) -> None:
-    """Writes JSON, locally or in a bucket (where every object appears whole)."""
+    """Writes JSON atomically, locally or in a bucket."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     if is_remote(path):
         open_folder(path).write_text(text)
@@ -46,13 +46,16 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def clear(folder: pathlib.Path, name: str | None = None) -> None:
-    """Removes what killed processes left in a folder, of the file `name` or of all. Nobody else may be writing there."""
+    """Removes temporary files that killed processes left in a folder: those of the file `name`, or all.
+
+    No other process may be writing there.
+    """
     for part in folder.glob(f".{glob.escape(name) if name else '*'}.????????.part"):
         _remove(part)
 
 
 def to_disk(path: str | os.PathLike) -> None:
-    """Waits until a file's bytes, or a folder's entries, are on disk."""
+    """Flushes a file's bytes, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

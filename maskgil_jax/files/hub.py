@@ -1,7 +1,7 @@
-"""The Hugging Face hub: fetching and uploading the files of weights folders. Needs the extra [hub].
+"""Downloads and uploads weights folders from and to the Hugging Face hub. Needs the extra [hub].
 
-Every refusal of the hub becomes one sentence that says what to do. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME` mean what they
-mean to huggingface_hub.
+Errors of the hub are raised as a ConfigError of one line. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME` are those of
+huggingface_hub.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from maskgil_jax.config import ConfigError, require
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_WANTED = ["*.json", "*.safetensors"]  # at any depth; nothing else is fetched
+_PATTERNS = ["*.json", "*.safetensors"]  # at any depth; nothing else is fetched
 _HUB = "https://huggingface.co"
 
 
 def is_tensor_file(name: str) -> bool:
-    """Whether a weights folder keeps tensors, or their index, under this name."""
+    """Whether a file of this name in a weights folder holds tensors or their index."""
     return name in (WHOLE, INDEX) or SHARD_NAME.fullmatch(name) is not None
 
 
@@ -29,21 +29,19 @@ def split_address(address: str) -> tuple[str, str | None]:
     """ "hf://owner/repo@revision" -> ("owner/repo", "revision"); without "@", the revision is None."""
     repo, _, revision = address.removeprefix("hf://").partition("@")
     owner, _, name = repo.partition("/")
-    require(
-        bool(owner and name) and "/" not in name, f"{address}: expected owner/repo, with hf:// in front and @revision behind"
-    )
+    require(bool(owner and name) and "/" not in name, f"{address}: expected hf://owner/repo or hf://owner/repo@revision")
     return repo, revision or None
 
 
 def download(address: str) -> pathlib.Path:
     """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache; only JSON and safetensors.
 
-    Raises: ConfigError, one sentence. What is in the cache already is used when the hub cannot be reached.
+    Files in the cache are used if the hub cannot be reached. Raises a ConfigError of one line.
     """
     repo, revision = split_address(address)
     hub = _library(address)
-    with _one_sentence(address, repo, revision):
-        return pathlib.Path(hub.snapshot_download(repo, revision=revision, allow_patterns=_WANTED, endpoint=_endpoint()))
+    with _as_config_error(address, repo, revision):
+        return pathlib.Path(hub.snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS, endpoint=_endpoint()))
 
 
 def upload(
@@ -54,51 +52,51 @@ def upload(
     revision: str | None = None,
     message: str = "Upload weights",
 ) -> str:
-    """Uploads {path in the repository: local file or contents} as one commit, after making the repository if need be.
+    """Uploads {path in the repository: local file or contents} as one commit and returns the commit's address.
 
-    Tensor files of an earlier upload that are not among `files` are deleted in the same commit, so that what is loaded is
-    never a mixture. private: only for a repository that is made here. revision: branch, made if need be (default: main).
-    Returns the address of the commit. Raises: ConfigError, one sentence.
+    The repository and the branch `revision` (default: main) are created if they do not exist. Tensor files of an earlier
+    upload that are not among `files` are deleted in the same commit, so that loading never mixes two uploads.
+    private: of a repository that is created. Raises a ConfigError of one line.
     """
     repo, _ = split_address(repo)
     hub = _library(repo)
     api = hub.HfApi(endpoint=_endpoint())
-    with _one_sentence(repo, repo, revision, write=True):
-        api.create_repo(repo, private=private or None, exist_ok=True)  # None: as the account has it
+    with _as_config_error(repo, repo, revision, write=True):
+        api.create_repo(repo, private=private or None, exist_ok=True)  # None: the account's default
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        there = api.list_repo_files(repo, revision=revision)
-        stale = [name for name in there if is_tensor_file(name.rpartition("/")[2]) and name not in files]
+        existing = api.list_repo_files(repo, revision=revision)
+        stale = [name for name in existing if is_tensor_file(name.rpartition("/")[2]) and name not in files]
         operations = [hub.CommitOperationDelete(name) for name in stale]
         operations += [hub.CommitOperationAdd(name, source) for name, source in files.items()]
-        done = api.create_commit(repo, operations, commit_message=message, revision=revision)
-    return str(done.commit_url)
+        commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
+    return str(commit.commit_url)
 
 
 def _endpoint() -> str | None:
-    """Read at the time of the call; huggingface_hub reads it when it is imported."""
+    """$HF_ENDPOINT at the time of the call; huggingface_hub reads it when it is imported."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _library(what: str):
+def _library(address: str):
     try:
         import huggingface_hub
     except ImportError:
         raise ConfigError(
-            f"{what}: the Hugging Face hub needs huggingface_hub; pip install 'maskgil-jax[hub]', or use a local folder"
+            f"{address}: the Hugging Face hub needs huggingface_hub; pip install 'maskgil-jax[hub]', or use a local folder"
         ) from None
     return huggingface_hub
 
 
 @contextlib.contextmanager
-def _one_sentence(address: str, repo: str, revision: str | None, write: bool = False) -> Iterator[None]:
-    """Turns whatever the hub's library raises into a `ConfigError` of one sentence."""
+def _as_config_error(address: str, repo: str, revision: str | None, write: bool = False) -> Iterator[None]:
+    """Turns errors of the hub's library into a `ConfigError` of one line."""
     from httpx2 import HTTPError, TransportError
 
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        # An upload or a fetch wraps what went wrong in what it was doing: the innermost one that came from the hub counts.
+        # The library chains errors: the innermost one with an answer of the hub has the reason.
         chain: list[BaseException] = [error]
         while inner := chain[-1].__cause__ or chain[-1].__context__:
             chain.append(inner)

@@ -39,6 +39,13 @@ def contact_sheet(images_bhwc: np.ndarray, *, columns: int | None = None, gap: i
     return sheet
 
 
+def to_pil(images_bhwc: np.ndarray) -> list:
+    """uint8 images as a list of PIL images."""
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in np.asarray(images_bhwc)]
+
+
 def save_png(path, image_hwc: np.ndarray) -> None:
     """Writes a PNG file atomically."""
     _save(path, [image_hwc], format="PNG")

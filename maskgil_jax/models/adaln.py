@@ -30,7 +30,7 @@ EPS = 1e-5
 
 
 def _linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:
-    """A linear map that starts as published: Glorot's uniform law, or zero."""
+    """A linear map that starts as published: Glorot's uniform initialisation, or zero."""
     init = nnx.initializers.zeros if zero else nnx.initializers.xavier_uniform()
     return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
 

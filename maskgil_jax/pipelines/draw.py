@@ -29,13 +29,14 @@ def batch_requests(
 ) -> Iterator[RequestBatch]:
     """Cuts a request into batches of `size` images; the last one is padded with its last image.
 
-    The image of index i has the key `fold_in(key, i)` whatever batch it is in. key: one, or one for each image. shard: puts
-    arrays with a leading batch axis on the devices.
+    The image of index i has the key `fold_in(key, i)` whatever batch it is in; an array of keys holds one for each image.
+    shard: puts arrays with a leading batch axis on the devices.
     """
     for start in range(0, len(indices_n), size):
         rows = np.minimum(np.arange(start, start + size), len(indices_n) - 1)
         part = jax.tree.map(jnp.asarray, take(condition, rows))
-        part, key_b = shard((part, keys_for_indices(key[rows] if key.ndim else key, np.asarray(indices_n)[rows])))
+        key_b = key[rows] if key.ndim else keys_for_indices(key, np.asarray(indices_n)[rows])
+        part, key_b = shard((part, key_b))
         yield RequestBatch(rows, part, key_b, min(size, len(indices_n) - start))
 
 

@@ -147,13 +147,13 @@ def outpaint(
     """
     images_bhwc, cell = _images(images), pipeline.tokenizer.cfg.downsample
     (rows, columns), (h, w) = canvas, _grid_of(pipeline, images_bhwc)
-    room = (rows - h, columns - w)
-    require(min(room) >= 0, f"canvas: {rows}x{columns} cells are less than the image's {h}x{w}")
-    require(max(room) > 0, f"canvas: {rows}x{columns} cells is the size of the image: nothing to add")
-    top, left = (room[0] // 2, room[1] // 2) if place is None else place
+    margin = (rows - h, columns - w)
+    require(min(margin) >= 0, f"canvas: {rows}x{columns} cells are less than the image's {h}x{w}")
+    require(max(margin) > 0, f"canvas: {rows}x{columns} cells is the size of the image: nothing to add")
+    top, left = (margin[0] // 2, margin[1] // 2) if place is None else place
     require(
-        0 <= top <= room[0] and 0 <= left <= room[1],
-        f"place: must be (row, column) from (0, 0) to {room} for {h}x{w} cells on {rows}x{columns}, got {(top, left)}",
+        0 <= top <= margin[0] and 0 <= left <= margin[1],
+        f"place: must be (row, column) from (0, 0) to {margin} for {h}x{w} cells on {rows}x{columns}, got {(top, left)}",
     )
     feather = cell // 2 if feather is None else feather
     require(feather >= 0, f"feather: must be 0 or more pixels, got {feather}")
@@ -164,7 +164,7 @@ def outpaint(
     made = []
     for at, condition, key_b, num_valid in _batches(pipeline, labels, len(images_bhwc), **options):
         known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, pipeline.shard(images_bhwc[at]))).reshape(-1, h, w)
-        tokens_bhw = np.pad(known_bhw, ((0, 0), (top, room[0] - top), (left, room[1] - left)))
+        tokens_bhw = np.pad(known_bhw, ((0, 0), (top, margin[0] - top), (left, margin[1] - left)))
         tokens_bhw = np.where(hidden_1hw, pipeline.generator.cfg.mask_id, tokens_bhw)
         generator = for_condition(pipeline.generator, condition)
         tokens_bhw = decode_windows(generator, condition, key_b, pipeline.options(cfg), tokens_bhw, (top, left), overlap)

@@ -6,22 +6,28 @@ import pathlib
 from typing import Any
 
 from maskgil_jax.checkpoints.weights import Weights
+from maskgil_jax.config import height_width
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.tokenizers.images import encoder_of
 
 
 def encode_source(
-    tokenizer: Weights, source: Any, out: Any, *, image_size: int, batch_size: int = 32, **options: Any
+    tokenizer: Weights, source: Any, out: Any, *, size: int | tuple[int, int], batch_size: int = 32, **options: Any
 ) -> pathlib.Path:
-    """Writes the code store `out` of an image source, under the tokenizer's hash. `options` are those of `encode_dataset`."""
+    """Encodes an image source to the code store `out`. size: (height, width), or the side of a square.
+
+    options: those of `encode_dataset`.
+    """
+    height, width = height_width(size, "image_size")
+    factor = tokenizer.cfg.downsample
     return encode_dataset(
         encoder_of(tokenizer.build()),
         source,
         out,
         tokenizer_hash=tokenizer.hash,
-        grid=(image_size // tokenizer.cfg.downsample,) * 2,
+        grid=(height // factor, width // factor),
         codebook_size=tokenizer.cfg.codebook_size,
-        image_size=image_size,
+        size=(height, width),
         batch_size=batch_size,
         **options,
     )

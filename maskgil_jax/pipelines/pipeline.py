@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from maskgil_jax.config import (
     ConfigError,
     DecodeConfig,
     GeneratorConfig,
+    choose,
     decode_preset,
     from_dict,
     is_causal,
@@ -24,20 +24,16 @@ from maskgil_jax.config import (
     require,
 )
 from maskgil_jax.decoding.generate import generate_tokens
-from maskgil_jax.models.condition import GuidedCondition, take
+from maskgil_jax.files.images import to_pil
+from maskgil_jax.models.condition import GuidedCondition, repeat, take
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import editing
+from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
+from maskgil_jax.runtime.rng import keys_of_seeds
 
-# What other libraries call a decoding option.
-FOREIGN_NAMES = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "cfg_scale": "guidance",
-    "num_steps": "steps",
-    "generator": "seed",
-}
+MAX_BATCH = 64  # images that a call without `batch_size` generates at once
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -122,28 +118,48 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        num_per_label: int = 1,
         key: jax.Array | None = None,
         cfg: DecodeConfig | CausalConfig | str | None = None,
         grid: tuple[int, int] | None = None,
         batch_size: int | None = None,
         ar_ratio: float = 0.0,
         on_step: Callable[[int, jax.Array], Any] | None = None,
+        output: str = "numpy",
         **decoding: Any,
-    ) -> np.ndarray:
+    ) -> Any:
         """Generates one image per label or prompt: uint8 (b, height, width, 3).
 
         labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. negative_prompts: what
         guidance moves away from, instead of no text: one for all prompts, or one for each. height, width: pixels; default the
-        training size. grid: (rows, columns) of codes, instead of height and width. key: used instead of `seed`.
-        cfg: default `self.cfg`, the options stored with the weights; or the name of a preset (`config.DECODE_PRESETS`).
-        decoding: decoding options that replace those of `cfg` (steps=, guidance=, ...). batch_size: images per network call;
-        default all at once. ar_ratio: share of the tokens that the causal network `ar` samples before masked decoding (0..1;
-        needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after each step of masked decoding, 1 to
-        `cfg.steps`, of each batch, with the codes so far ([MASK] = `generator.cfg.mask_id`); it does not change the images.
+        training size. grid: (rows, columns) of codes, instead of height and width. seeds: one for each image, or
+        several for one label, instead of `seed`; an image is then the first image of a request with its seed alone. key: used
+        instead of `seed`. num_per_label: images of each label, one after the other. cfg: default `self.cfg`, the options
+        stored with the weights; or the name of a preset (`config.DECODE_PRESETS`). decoding: decoding options that replace
+        those of `cfg` (steps=, guidance=, ...). batch_size: images per network call; default a power of two up to
+        `MAX_BATCH`, padded, so that few sizes are compiled. ar_ratio: share of the tokens that the causal network `ar`
+        samples before masked decoding (0..1; needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after
+        each step of masked decoding, 1 to `cfg.steps`, of each batch, with the codes so far ([MASK] =
+        `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
         """
-        condition, grid = self.condition(labels, prompts, negative_prompts), self.grid_of(height, width, grid)
+        choose("output", output, ("numpy", "pil"))
+        require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
+        condition, grid = (
+            repeat(self.condition(labels, prompts, negative_prompts), num_per_label),
+            self.grid_of(height, width, grid),
+        )
+        count = rows_of(condition)
+        if seeds is not None:
+            require(key is None and seed == 0, "seeds: give them, seed or key")
+            require(count in (1, len(seeds)), f"seeds: {len(seeds)} seeds for {count} images; give one for each")
+            condition, key = take(condition, np.arange(len(seeds)) % count), keys_of_seeds(seeds)
+        padded = batch_size is None
+        if padded:
+            batch_size = min(1 << (rows_of(condition) - 1).bit_length(), MAX_BATCH)
         options: dict[str, Any] = dict(seed=seed, key=key, cfg=self.options(cfg, **decoding), grid=grid, batch_size=batch_size)
-        return np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step)))
+        images = np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step, padded=padded)))
+        return images if output == "numpy" else to_pil(images)
 
     def condition(self, labels: Any = None, prompts: Any = None, negative_prompts: Any = None) -> Any:
         """The condition of labels or of prompts, whichever is given, with that of negative prompts."""
@@ -191,27 +207,34 @@ class Pipeline:
         ar_ratio: float = 0.0,
         on_step: Callable[[int, jax.Array], Any] | None = None,
         indices: np.ndarray | None = None,
+        padded: bool = False,
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` requests at a time; one batch shape, so one compilation.
 
-        labels: what the conditioner encodes, or a condition. key: one, or one for each request. indices: the index in the
-        request that each of these has; default 0, 1, 2, ... So the images of a large request can be made in parts, in any
-        order and on any machine, and be the same.
+        labels: what the conditioner encodes, or a condition. indices: the index in the request that each of these has; default
+        0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
+        key: one, or one for each request. padded: see `request`.
         """
         condition = self.conditioner.encode(labels)
         count = len(jax.tree.leaves(condition)[0])
         indices_n = np.arange(count) if indices is None else np.asarray(indices)
         require(indices_n.shape == (count,), f"indices: expected one for each of {count} requests, got {indices_n.shape}")
-        key, size = self.request(count, seed, key, batch_size)
+        key, size = self.request(count, seed, key, batch_size, padded)
         drawn = draw(self, condition, key, indices_n, size=size, cfg=cfg, grid=grid, ar_ratio=ar_ratio, on_step=on_step)
         for images_bhwc, num_valid in drawn:
             yield jax.device_get(images_bhwc)[:num_valid]
 
-    def request(self, count: int, seed: int, key: jax.Array | None, batch_size: int | None) -> tuple[jax.Array, int]:
-        """The key and the batch size of a request for `count` images; several devices get equal shares."""
+    def request(
+        self, count: int, seed: int, key: jax.Array | None, batch_size: int | None, padded: bool = False
+    ) -> tuple[jax.Array, int]:
+        """The key and the batch size of a request for `count` images; several devices get equal shares.
+
+        padded: a batch size above `count` is kept, and the batch is filled up.
+        """
         require(batch_size is None or batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
         require(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed!r}")
-        size, devices = min(batch_size or count, count), 1 if self.mesh is None else self.mesh.size
+        size = batch_size or count
+        size, devices = size if padded else min(size, count), 1 if self.mesh is None else self.mesh.size
         return jax.random.key(seed) if key is None else key, -(-size // devices) * devices
 
     def over(self, devices: Any = None, mesh: Any = None) -> Pipeline:
@@ -256,24 +279,16 @@ class Pipeline:
         cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
         if not isinstance(cfg, type(self.cfg)):
             raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
-        known = [field.name for field in dataclasses.fields(cfg)]
-        for name in changes:
-            if name in FOREIGN_NAMES:
-                raise ConfigError(f"{name}: is called {FOREIGN_NAMES[name]!r} here")
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; they are {', '.join(known)}"
-                raise ConfigError(f"{name}: is not an option of {type(cfg).__name__}{hint}")
-        return dataclasses.replace(cfg, **changes) if changes else cfg
+        return changed(cfg, changes)
 
 
 def pack(path, out) -> None:
     """Writes the pipeline folder `path` to `out` in half precision, with the hash of the rounded tokenizer: to be shared."""
     load(path)  # refuses a folder whose parts do not fit together
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about), dtype="float16")
+    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about), dtype="float16")
     about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
-    save_weights(f"{out}/generator", generator.cfg, generator.params, about=about, dtype="float16")
+    save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
 
 
 def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = None) -> Pipeline:

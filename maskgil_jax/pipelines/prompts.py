@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.runtime.rng import keys_for_indices, keys_of_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +116,12 @@ def draw_prompts(
             some = rows[start : start + batch_size]
             negative = None if plain else [requests[i].negative_prompt for i in some]
             condition = pipeline.condition(prompts=[requests[i].prompt for i in some], negative_prompts=negative)
-            seeds = [requests[i].seed for i in some]
-            keys = jax.vmap(jax.random.key)(jnp.asarray([seed if s is None else s for s in seeds], jnp.uint32))
-            own = np.array([i if s is None else 0 for i, s in zip(some, seeds)])
+            shared, seeds = keys_for_indices(jax.random.key(seed), np.array(some)), [requests[i].seed for i in some]
+            own = keys_of_seeds([s or 0 for s in seeds])
+            keys = jnp.where(np.array([s is None for s in seeds]), shared, own)
             # The last batch of a long list has the shape of the others, so that one program draws all.
-            whole = batch_size if len(rows) > batch_size else len(some)
-            more = whole - len(some)
-            condition = jax.tree.map(lambda x, more=more: jnp.concatenate([x, jnp.repeat(x[-1:], more, 0)]), condition)
-            own, keys = np.pad(own, (0, more), mode="edge"), keys[np.minimum(np.arange(whole), len(some) - 1)]
-            images = pipeline.batches(condition, key=keys, indices=own, grid=grid, batch_size=whole)
-            yield np.concatenate(list(images))[: len(some)]
+            options = dict(grid=grid, batch_size=batch_size, padded=len(rows) > batch_size)
+            yield np.concatenate(list(pipeline.batches(condition, key=keys, **options)))
 
 
 def size_order(pipeline: Any, requests: Sequence[PromptRequest]) -> list[int]:

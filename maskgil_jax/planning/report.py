@@ -28,7 +28,7 @@ class Plan:
     products, others: FLOPs of the whole program (`flops.Flops`) divided by the devices. useful: those the mathematics needs.
     written: bytes that instructions write to memory. collectives: {kind: (how many, bytes)}. cycles: {kind: cycles}.
     kernels: {name: (runs, FLOPs, bytes)}, for which the compiler counts no cycles. parts: {part of the program: cycles}.
-    dearest: the instructions with most cycles, each (cycles of all runs, runs, sort, part, result and name).
+    most_expensive: the instructions with most cycles, each (cycles of all runs, runs, sort, part, result and name).
     """
 
     devices: int
@@ -94,7 +94,7 @@ def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0
 
     quick: with the compiler's lowest effort, several times faster. Its cycle counts are then meaningless and left out, and
     bytes written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly change.
-    top: how many of the dearest instructions are wanted.
+    top: how many of the most expensive instructions to list.
     """
     traced = program.traced()
     total = count_flops(traced.jaxpr)

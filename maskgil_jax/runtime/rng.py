@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from maskgil_jax.config import require
 
 
 def image_keys(key, count: int) -> jax.Array:
@@ -13,9 +18,17 @@ def image_keys(key, count: int) -> jax.Array:
 
 
 def keys_for_indices(key, indices_n) -> jax.Array:
-    """The keys (n,) of the images with these indices: `fold_in(key, index)`, of one key or of a key for each image."""
-    key = typed_key(key)
-    return jax.vmap(jax.random.fold_in, (0 if key.ndim else None, 0))(key, indices_n)
+    """The keys (n,) of the images with these indices: `fold_in(key, index)`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), indices_n)
+
+
+def keys_of_seeds(seeds: Sequence[int]) -> jax.Array:
+    """Keys (n,): for each seed that of the first image of a request with this seed."""
+    for seed in seeds:
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        require(whole and 0 <= seed < 2**32, f"seeds: must be whole numbers in 0..2^32-1, got {seed!r}")
+    keys_n = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_n, 0)
 
 
 def fold_keys(key_b, data):

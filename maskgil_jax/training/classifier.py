@@ -1,4 +1,4 @@
-"""Training of the classifier that judges generated images: on real images only, so that it has never seen a generated one."""
+"""Trains the classifier whose features evaluate generated images; on real images only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import pathlib
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +18,13 @@ from tqdm import tqdm
 
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import save_weights
-from maskgil_jax.config import ClassifierConfig, from_dict, require, to_dict
+from maskgil_jax.config import ClassifierConfig, from_dict, height_width, require, to_dict
 from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.paths import open_folder
 from maskgil_jax.runtime.mesh import place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_unit
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows, with_arrays
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.losses import token_losses
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
@@ -34,12 +35,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes that leave a drawing on white what it is."""
+    """Random augmentation of drawings on white that keeps their class."""
 
-    scale: float = 0.2  # sides change by a factor between exp(-scale) and exp(scale), each on its own
-    shift: float = 0.1  # up to this share of the side, in both directions
-    flip: float = 0.5  # chance of being mirrored
-    colour: float = 0.15  # each colour channel becomes itself plus up to this share of each of the three
+    scale: float = 0.2  # sides change by a factor between exp(-scale) and exp(scale), independently
+    shift: float = 0.1  # up to this fraction of the side, in both directions
+    flip: float = 0.5  # probability of being mirrored
+    colour: float = 0.15  # to each colour channel, up to this fraction of each of the three is added
 
     def __post_init__(self):
         for name, value in to_dict(self).items():
@@ -47,7 +48,8 @@ class Augment:
 
 
 def augment(key_b: jax.Array, images_bhwc: jax.Array, options: Augment) -> jax.Array:
-    """Scales, moves, mirrors and tints each image by its own key. Pixels in [-1, 1]; what comes into view is white."""
+    """Scales, shifts, mirrors and tints each image by its own key. Pixels in [-1, 1]; the image is padded with white."""
+    chex.assert_shape(images_bhwc, (len(key_b), None, None, 3))
     b, h, w, _ = images_bhwc.shape
     draws_bn = jax.vmap(lambda key: jax.random.uniform(key, (14,), minval=-1.0))(key_b)
     zoom_b2 = jnp.exp(options.scale * draws_bn[:, 0:2])
@@ -56,23 +58,23 @@ def augment(key_b: jax.Array, images_bhwc: jax.Array, options: Augment) -> jax.A
     rows_bij = _resampling(h, 1.0 / zoom_b2[:, 0], shift_b2[:, 0])
     columns_bij = _resampling(w, mirror_b / zoom_b2[:, 1], shift_b2[:, 1])
     tint_bcd = jnp.eye(3)[None] + options.colour * draws_bn[:, 5:14].reshape(b, 3, 3)
-    ink_bhwc = (1.0 - images_bhwc) / 2.0  # white is nothing, so weights that leave the image bring in white
+    ink_bhwc = (1.0 - images_bhwc) / 2.0  # white is 0, which is what weights outside of the image give
     ink_bhwc = jnp.einsum("bih,bhwc->biwc", rows_bij, ink_bhwc)
     ink_bhwc = jnp.einsum("bjw,bhwc,bcd->bhjd", columns_bij, ink_bhwc, tint_bcd)
     return 1.0 - 2.0 * jnp.clip(ink_bhwc, 0.0, 1.0)
 
 
 def _resampling(size: int, step_b: jax.Array, shift_b: jax.Array) -> jax.Array:
-    """Bilinear weights (b, size, size): output pixel i looks at centre + step * (i - centre) + shift * size."""
-    centre, places_i = (size - 1) / 2.0, jnp.arange(size, dtype=jnp.float32)
-    seen_bi = centre + step_b[:, None] * (places_i - centre)[None] + size * shift_b[:, None]
-    return jnp.maximum(0.0, 1.0 - jnp.abs(seen_bi[:, :, None] - places_i[None, None, :]))
+    """Bilinear weights (b, size, size): output pixel i samples centre + step * (i - centre) + shift * size."""
+    centre, position_i = (size - 1) / 2.0, jnp.arange(size, dtype=jnp.float32)
+    source_bi = centre + step_b[:, None] * (position_i - centre)[None] + size * shift_b[:, None]
+    return jnp.maximum(0.0, 1.0 - jnp.abs(source_bi[:, :, None] - position_i[None, None, :]))
 
 
-def jitted_step(cfg: ClassifierConfig, config, options: Augment, tx, schedule, layout):
+def jitted_step(cfg: ClassifierConfig, config, options: Augment, tx, schedule, state_sharding):
     """The program (state, batch, key) -> (state, metrics); the state is donated."""
 
-    @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
+    @functools.partial(jax.jit, donate_argnames="state", out_shardings=(state_sharding, None))
     def train_step(state: TrainState, batch: dict, key: jax.Array):
         label_b = batch["label"]
         key_b = image_keys(jax.random.fold_in(key, state.step), label_b.shape[0])
@@ -101,18 +103,18 @@ def _logits(classifier, images_bhwc):
 
 
 def in_batches(call: Callable, *arrays_n: np.ndarray, batch_size: int = 64, desc: str = "") -> np.ndarray:
-    """`call` of rows of the arrays (equally long), `batch_size` at a time, put together again as NumPy.
+    """Applies `call` to rows of equally long arrays, `batch_size` at a time; returns the concatenated results as NumPy.
 
-    The last batch is filled up with copies that are dropped, so `call` compiles once. `desc`: name of a progress bar; empty
-    shows none.
+    The last batch is padded with copies, whose results are dropped, so that `call` compiles once. desc: name of a progress
+    bar; empty shows none.
     """
-    count, made = len(arrays_n[0]), []
+    count, results = len(arrays_n[0]), []
     with tqdm(total=count, desc=desc, unit="image", disable=None if desc else True) as bar:
         for start in range(0, count, batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-            made.append(jax.device_get(call(*(array[rows] for array in arrays_n)))[: count - start])
-            bar.update(len(made[-1]))
-    return np.concatenate(made)
+            results.append(jax.device_get(call(*(array[rows] for array in arrays_n)))[: count - start])
+            bar.update(len(results[-1]))
+    return np.concatenate(results)
 
 
 def predict(classifier: nnx.Module, images_nhwc: np.ndarray, *, batch_size: int = 64, desc: str = "") -> np.ndarray:
@@ -121,13 +123,13 @@ def predict(classifier: nnx.Module, images_nhwc: np.ndarray, *, batch_size: int 
 
 
 def accuracy(logits_nc: np.ndarray, label_n: np.ndarray, k: int = 1) -> float:
-    """Share of the rows whose label is among the `k` likeliest classes; of equal logits the lower class number is likelier."""
+    """Top-k accuracy: the fraction of rows whose label is among the `k` largest logits; ties go to the lower class number."""
     order_nk = np.argsort(-logits_nc, axis=1, kind="stable")[:, :k]
     return float((order_nk == np.asarray(label_n)[:, None]).any(axis=1).mean())
 
 
 def pixels_and_labels(source, index_n=None) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 (n, h, w, 3), int32 (n,)) of a source whose images have one size; all of it, or the given rows."""
+    """Reads a source whose images have one size, or the given rows of it: uint8 (n, h, w, 3) and int32 (n,)."""
     records = [source[int(i)] for i in (range(len(source)) if index_n is None else index_n)]
     sizes = {record["image"].shape for record in records}
     require(len(sizes) == 1, f"{source.name}: expected images of one size, found {sorted(sizes)[:3]}")
@@ -135,7 +137,7 @@ def pixels_and_labels(source, index_n=None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def group_of_class(source) -> list[int] | None:
-    """The group (0, 1, ...) each class belongs to, for a source that knows of groups (the emoji's subgroups); else None."""
+    """The group (0, 1, ...) of each class, for a source with groups (the emoji's subgroups); else None."""
     if not hasattr(source, "record"):
         return None
     groups: dict[int, set[str]] = {}
@@ -147,8 +149,8 @@ def group_of_class(source) -> list[int] | None:
     return [numbers[groups[label].pop()] for label in range(len(source.class_names))]
 
 
-def held_out_figures(cfg: ClassifierConfig, params: dict, source, train_source) -> dict:
-    """Accuracy on images not trained on: top-1, top-5 and, where classes have groups, of the group of the top-1 class."""
+def held_out_metrics(cfg: ClassifierConfig, params: dict, source, train_source) -> dict:
+    """Accuracy on held-out images: top-1, top-5 and, if classes have groups, of the group of the top-1 class."""
     images, label_n = pixels_and_labels(source)
     logits = predict(network.build(cfg, jax.tree.map(jnp.asarray, params)), images)
     found = {
@@ -164,23 +166,26 @@ def held_out_figures(cfg: ClassifierConfig, params: dict, source, train_source) 
 
 
 def train(config, workdir) -> pathlib.Path:
-    """Trains the classifier that `config` (a run file) describes and returns its weights folder, `workdir`/weights.
+    """Trains the classifier of a run file and returns its weights folder, `workdir`/weights.
 
-    The weights are stored in half precision, with their accuracy on the held-out split, which chooses nothing: the number
-    of steps is fixed. A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
+    The weights are stored in half precision, with their accuracy on the held-out split, which is not used for selection: the
+    number of steps is fixed. A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit
+    together.
     """
     mesh = open_mesh(config)
     init_key, step_key = (place(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed)))
 
     # data
     data = config.data
-    options = dict(label=data.label, size=data.image_size, data_dir=data.data_dir or None)
-    source = open_images(data.path, split=data.split, **options)
-    stream = functools.partial(image_batches, source, image_size=data.image_size, crop=data.crop, **process_rows(config))
+    size = height_width(data.image_size, "config.data.image_size")
+    require(size[0] == size[1], f"config.data.image_size: classifiers are trained on squares, got {size[0]} x {size[1]}")
+    options = dict(label=data.label, size=size, data_dir=data.data_dir or None)
+    source, loader = open_images(data.path, split=data.split, **options), loader_config(config)
+    batches = functools.partial(image_batches, source, loader, size=size, crop=data.crop)
     require(0.0 <= config.label_smoothing < 1.0, f"config.label_smoothing: must be in [0, 1), got {config.label_smoothing}")
 
     # model and optimizer
-    fixed = dict(num_classes=len(source.class_names), image_size=data.image_size)
+    fixed = dict(num_classes=len(source.class_names), image_size=size[0])
     cfg = from_dict(ClassifierConfig, {**config.model.to_dict(), **fixed}, "config.model")
     changes = from_dict(Augment, config.augment.to_dict(), "config.augment")
     tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
@@ -191,15 +196,15 @@ def train(config, workdir) -> pathlib.Path:
         workdir,
         mesh,
         name="classifier",
-        headline="loss",
+        primary_metric="loss",
         init=init_state(lambda key: network.params_of(network.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, config, changes, tx, schedule),
-        constants=(step_key,),
-        stream=with_arrays(stream, ("image", "label")),
-        about={
+        frozen=(step_key,),
+        batches=with_arrays(batches, ("image", "label")),
+        fingerprint_inputs={
             "model": to_dict(cfg),
-            "data": data_identity(config),
+            "data": data_identity(config, source),
             "augment": config.augment.to_dict(),
             "label_smoothing": config.label_smoothing,
             "seed": config.seed,
@@ -207,16 +212,16 @@ def train(config, workdir) -> pathlib.Path:
         },
     )
 
-    # weights: rounded first, so that the accuracy beside them is that of the numbers in the file
+    # weights: rounded before their accuracy is measured
     weights, averaged = open_folder(workdir) / "weights", to_host(state.averaged)
     if jax.process_index() == 0:
         halves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16).astype(np.float32), averaged)
-        about = {
+        metadata = {
             "class_names": list(source.class_names),
             "trained": {"steps": config.total_steps, "batch_size": config.batch_size, "data": source.name},
         }
         if data.held_out:
-            about["held_out"] = held_out_figures(cfg, halves, open_images(data.path, split=data.held_out, **options), source)
-            _log.info("classifier: %s", about["held_out"])
-        save_weights(weights, cfg, halves, about=about, dtype="float16")
+            metadata["held_out"] = held_out_metrics(cfg, halves, open_images(data.path, split=data.held_out, **options), source)
+            _log.info("classifier: %s", metadata["held_out"])
+        save_weights(weights, cfg, halves, metadata=metadata, dtype="float16")
     return weights

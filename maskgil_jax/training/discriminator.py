@@ -1,4 +1,4 @@
-"""PatchGAN discriminator: one real/fake logit per overlapping image patch (Isola et al. 2017, as in VQGAN and LlamaGen)."""
+"""PatchGAN discriminator: one real/fake logit for each of overlapping image patches (Isola et al. 2017; VQGAN, LlamaGen)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flax import nnx
 from maskgil_jax.config import choose, require
 
 _EPS = 1e-5
-_MOMENTUM = 0.1  # share of the new batch in the running statistics
+_MOMENTUM = 0.1  # weight of the new batch in the running statistics
 
 Stats = dict  # {"1": {"mean": (c,), "var": (c,)}, ...}; empty without batch normalisation
 
 
 class _Affine(nnx.Module):
-    """Scale and bias of a batch normalisation, whose statistics live outside the network."""
+    """Scale and bias of a batch normalisation, whose statistics are arguments."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.scale = nnx.Param(1.0 + 0.02 * jax.random.normal(rngs.params(), (channels,)))
@@ -31,8 +31,8 @@ class _Affine(nnx.Module):
 class PatchGAN(nnx.Module):
     """Images (b, H, W, 3) in [-1, 1] -> logits (b, h, w, 1): `layers` + 2 convolutions, normalised after all but the outer two.
 
-    norm="batch" is the published form. Its running statistics are passed in and handed back, never hidden; under a sharded
-    jit a batch means the whole global batch. norm="group" needs none, and does not depend on what else is in the batch.
+    norm="batch" is the published form. Its running statistics are an argument and a result; under a sharded jit they are of
+    the whole global batch. norm="group" has no statistics, and images do not depend on the others of the batch.
     """
 
     def __init__(self, width: int = 64, layers: int = 3, norm: str = "batch", *, rngs: nnx.Rngs):
@@ -66,8 +66,10 @@ class PatchGAN(nnx.Module):
         return {i: {"mean": jnp.zeros(shape), "var": jnp.ones(shape)} for i, shape in sizes.items()}
 
     def __call__(self, images_bhwc: jax.Array, stats: Stats, *, train: bool) -> tuple[jax.Array, Stats]:
-        """Logits and the statistics for the next call. `train`: normalise by this batch and move the statistics towards it;
-        otherwise normalise by `stats` and return them as they are."""
+        """Logits, and the statistics for the next call.
+
+        train: normalise by this batch and update the statistics; else normalise by `stats` and return them unchanged.
+        """
         x_bhwc, moved = jax.nn.leaky_relu(self.convs["0"](images_bhwc), 0.2), {}
         for i in map(str, range(1, self.layers + 1)):
             x_bhwc = self.convs[i](x_bhwc)
@@ -81,7 +83,7 @@ class PatchGAN(nnx.Module):
 
 
 def _batch_moments(x_bhwc: jax.Array, running: dict) -> tuple[dict, dict]:
-    """(moments of this batch, running moments moved towards them). As in PyTorch, the running variance is the unbiased one."""
+    """(moments of this batch, updated running moments). As in PyTorch, the running variance is the unbiased one."""
     count = math.prod(x_bhwc.shape[:-1])
     batch = {"mean": jnp.mean(x_bhwc, axis=(0, 1, 2)), "var": jnp.var(x_bhwc, axis=(0, 1, 2))}
     seen = {"mean": batch["mean"], "var": batch["var"] * (count / max(count - 1, 1))}

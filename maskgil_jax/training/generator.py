@@ -28,6 +28,7 @@ from maskgil_jax.config import (
     GeneratorConfig,
     choose,
     from_dict,
+    height_width,
     require,
     to_dict,
 )
@@ -40,7 +41,7 @@ from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows, with_arrays
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.losses import MASKINGS, chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
@@ -204,25 +205,26 @@ def jitted_step(
     return train_step
 
 
-def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]], Conditioner, tuple[int, int]]:
-    """The training data: (function start_step -> batches of what the step takes, conditioner, grid of codes)."""
+def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]], Conditioner, tuple[int, int], Any]:
+    """The training data: (function start_step -> batches of what the step takes, conditioner, grid, source or store)."""
     data, factor = config.data, tokenizer.cfg.downsample
+    size = height, width = height_width(data.image_size, "config.data.image_size")
     require(
-        data.image_size % factor == 0,
+        height % factor == 0 and width % factor == 0,
         f"config.data.image_size: {data.image_size} is not a multiple of the tokenizer's downsampling factor {factor}",
     )
-    grid = (data.image_size // factor,) * 2
+    grid = (height // factor, width // factor)
     if data.codes:
         store = CodeStore(data.codes)
         store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
         conditioner = ClassConditioner(store.class_names)
-        batches = functools.partial(code_batches, store, **process_rows(config))
-        return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid
-    source = open_images(data.path, split=data.split, label=data.label, size=data.image_size, data_dir=data.data_dir or None)
-    options = dict(image_size=data.image_size, crop=data.crop, flip=data.flip, **process_rows(config))
+        batches = functools.partial(code_batches, store, loader_config(config))
+        return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid, store
+    source = open_images(data.path, split=data.split, label=data.label, size=size, data_dir=data.data_dir or None)
+    options = dict(size=size, crop=data.crop, flip=data.flip)
     conditioner = ClassConditioner(tuple(source.class_names))
-    batches = functools.partial(image_batches, source, **options)
-    return with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid
+    batches = functools.partial(image_batches, source, loader_config(config), **options)
+    return with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid, source
 
 
 def sample_preview(params, tokenizer, condition, key, *, cfg: GeneratorConfig, decode_cfg, grid: tuple[int, int]) -> np.ndarray:
@@ -247,7 +249,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
     tokenizer = load_weights(config.tokenizer, "tokenizer")
-    batches, conditioner, grid = open_data(config, tokenizer)
+    batches, conditioner, grid, source = open_data(config, tokenizer)
     tokenizer_network = place(tokenizer.build(), replicated(mesh))
 
     # model and optimizer
@@ -265,7 +267,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
 
     # weights: tokenizer and generator side by side, ready for `maskgil_jax.load`
     def save(folder: pathlib.Path, averaged: dict, steps: int, **figures) -> None:
-        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, about=extra(tokenizer.about))
+        save_weights(folder / "tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about))
         metadata = {
             **conditioner.metadata(),
             "tokenizer_hash": tokenizer.hash,
@@ -274,7 +276,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
             **figures,
         }
-        save_weights(folder / "generator", cfg, averaged, about=metadata)
+        save_weights(folder / "generator", cfg, averaged, metadata=metadata)
 
     def evaluate(step: int, state: TrainState) -> dict:
         averaged = networks.build(cfg, state.averaged)
@@ -290,24 +292,24 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         workdir,
         mesh,
         name="generator",
-        headline="loss" if cfg.causal else "masked_loss",
+        primary_metric="loss" if cfg.causal else "masked_loss",
         init=init_state(lambda key: networks.params_of(networks.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(
             jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay, conditioner=conditioner
         ),
-        constants=(step_key, None if config.data.codes else tokenizer_network),
-        stream=batches,
-        about={
+        frozen=(step_key, None if config.data.codes else tokenizer_network),
+        batches=batches,
+        fingerprint_inputs={
             "model": model_identity(cfg),
             "tokenizer": tokenizer.hash,
-            "data": data_identity(config),
+            "data": data_identity(config, source),
             "objective": objective_identity(config),
             "seed": config.seed,
             "batch_size": config.batch_size,
         },
-        picture=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
-        score=evaluate if evaluator else None,
+        sample_fn=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
+        eval_fn=evaluate if evaluator else None,
     )
 
     weights, parameters = open_folder(workdir) / "weights", to_host(state.averaged)

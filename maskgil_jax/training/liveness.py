@@ -1,4 +1,4 @@
-"""A thread that ends the program when no step ends any more, so that whoever started it can start it again."""
+"""A watchdog that ends a program whose steps hang, and stopping on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from jax.experimental import multihost_utils
 
 _log = logging.getLogger(__name__)
 EXIT_CODE = 5
-OVERSLEPT = 10  # pauses of the watching thread in one that tell that the process was stopped
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+OVERSLEPT = 10  # a wait of the watchdog this many times too long means that the whole process was stopped
 
 
 class Watchdog:
-    """Waits for the end of each step for `seconds`, or for `factor` usual steps if that is longer; then the stacks of all
-    threads go to stderr and the program ends with exit code 5. Nothing is watched before the first step has ended: compiling
-    takes as long as it takes; time in which the whole process was stopped (SIGSTOP, a machine asleep) does not count.
-    seconds=0: nothing is watched at all. event: called with "hang" before the end.
+    """Ends the program with exit code 5 if a step does not end in time, after writing the stacks of all threads to stderr.
+
+    The limit is `seconds`, or `factor` times the median duration of a step if that is longer. It applies after the end of the
+    first step, so that compilation has no limit. Time in which the whole process was stopped (SIGSTOP, a suspended machine)
+    does not count. seconds=0: no watchdog. event: called with "hang" before the end.
     """
 
     def __init__(self, seconds: float, factor: float = 10.0, *, event: Callable | None = None):
         self.seconds, self.factor, self.event = seconds, factor, event or (lambda name, **fields: None)
         self.durations: deque[float] = deque(maxlen=101)
         self.step = 0
-        self.last: float | None = None  # the end of the last step; None while nothing is watched
+        self.last: float | None = None  # when the last step ended; None while paused
         self.closed = threading.Event()
         if seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -47,7 +49,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """For work between steps that may take long: pictures, figures, waiting for a disk."""
+        """Suspends the limit during the block: for sample images, evaluation and saves."""
         was, self.last = self.last, None
         try:
             yield
@@ -56,42 +58,38 @@ class Watchdog:
 
     @property
     def limit(self) -> float:
-        """Seconds without the end of a step that are too many."""
-        usual = statistics.median(list(self.durations)) if self.durations else 0.0
-        return max(self.factor * usual, self.seconds)
+        """Seconds after the end of a step within which the next must end."""
+        median = statistics.median(list(self.durations)) if self.durations else 0.0
+        return max(self.factor * median, self.seconds)
 
     def _watch(self) -> None:
         pause, woken = min(1.0, self.seconds / 4), 0.0
         before = time.monotonic()
         while not self.closed.wait(pause):
             now, last = time.monotonic(), self.last
-            if now - before > OVERSLEPT * pause:  # this thread did not run, so neither did the steps: count anew
+            if now - before > OVERSLEPT * pause:  # this thread did not run, so neither did the steps: start counting again
                 woken = now
             before = now
             if last is not None and (silence := now - max(last, woken)) > self.limit:
-                self._bark(silence)
+                self._abort(silence)
 
-    def _bark(self, silence: float) -> None:
-        usual = f"{statistics.median(list(self.durations)):.2g} s" if self.durations else "unknown"
+    def _abort(self, silence: float) -> None:
+        median = f"{statistics.median(list(self.durations)):.2g} s" if self.durations else "unknown"
         self.event("hang", step=self.step, seconds=round(silence, 1))
         _log.error(
-            "no step ended for %.0f s after step %d (a usual step: %s): a device or another process hangs. The stacks of all "
-            "threads follow; leaving with exit code %d, the same command goes on from the last checkpoint",
+            "no step ended for %.0f s after step %d (median step: %s): a device or another process hangs. The stacks of all "
+            "threads follow; ending with exit code %d. The same command continues from the last checkpoint",
             silence,
             self.step,
-            usual,
+            median,
             EXIT_CODE,
         )
-        faulthandler.dump_traceback(file=2, all_threads=True)  # the file descriptor: sys.stderr may be captured
+        faulthandler.dump_traceback(file=2, all_threads=True)  # the file descriptor, as sys.stderr may be redirected
         os._exit(EXIT_CODE)
 
     def close(self) -> None:
         """Ends the thread."""
         self.closed.set()
-
-
-_log = logging.getLogger(__name__)
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -106,10 +104,11 @@ class Terminated(SystemExit):
 
 
 class StopSignals:
-    """A context in which SIGTERM and SIGINT ask for a stop. The answer to the first, and leaving at the second, come at once,
-    also while a program is being compiled: Python's own handlers would wait for that.
+    """A context in which SIGTERM and SIGINT request a stop after the current step; a second signal ends the program at once.
 
-    Several processes stop together, at a step that JAX's preemption service agrees on when any of them gets a SIGTERM.
+    A thread reads the signals from a wake-up socket, so that they are answered during a compilation, when Python's own
+    handlers do not run. Several processes stop together, at the step that JAX's preemption service chooses when any of them
+    gets a SIGTERM.
     """
 
     def __init__(self):
@@ -139,23 +138,23 @@ class StopSignals:
                     continue
                 name = signal.Signals(data[0]).name
                 if self.received is not None:
-                    os.write(2, f"second signal ({name}): leaving at once\n".encode())
+                    os.write(2, f"second signal ({name}): ending at once\n".encode())
                     os._exit(130)
                 self.received = data[0]
-                os.write(2, f"{name} noted, saving after the current step\n".encode())
+                os.write(2, f"{name} received: saving after the current step\n".encode())
 
     def stop_at(self, step: int) -> bool:
-        """Whether `step` is the last. With several processes, to be asked by all of them after every step."""
+        """Whether to stop after `step`. Several processes must all call this after every step."""
         if jax.process_count() == 1:
             return self.received is not None
         try:
             if multihost_utils.reached_preemption_sync_point(step):
                 self.received = signal.SIGTERM
-        except RuntimeError as error:  # the service is switched off
+        except RuntimeError as error:  # the service is disabled
             _log.debug("no preemption service: %s", error)
         return self.received is not None
 
     def leave(self, step: int) -> None:
-        """Raises what ends the program, once `step` has been saved."""
-        _log.info("stopped after step %d, which is saved; the same command goes on from there", step)
+        """Raises `Interrupted` or `Terminated`. To be called when `step` is saved."""
+        _log.info("stopped after step %d, which is saved; the same command continues from there", step)
         raise Interrupted if self.received == signal.SIGINT else Terminated

@@ -1,4 +1,4 @@
-"""The running commentary of a training loop: metrics averaged over a window, a progress bar, one line in a while elsewhere."""
+"""Metrics of a training run: window averages, progress bar or log lines, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not a number, or too many steps in a row were skipped; the last checkpoint is from before that."""
+    """The loss is not finite, or too many steps in a row were skipped; the last checkpoint is from before that."""
 
 
 class StepLog:
     """Collects each step's metrics ({name: `clu.metrics.Average`}, on the device) and writes their means every `every` steps.
 
-    Metrics are fetched one step late: the next step is already dispatched, so the device never waits for the host. The host in
-    turn never runs more than two steps ahead, so that batches do not pile up on the device and `watchdog` knows what ended.
-    Skipped steps (metric `skipped_in_a_row` above 0) are named and counted, and are in no mean. `score` is the last mean of
-    `headline`. event: called with "skip" and "alarm".
+    Metrics are fetched after the next step is dispatched, so the device does not wait for the host. The host runs at most two
+    steps ahead, so that batches do not accumulate on the device and `watchdog` is told of every step. Skipped steps (metric
+    `skipped_in_a_row` above 0) are logged and counted, but excluded from the means. score: the last mean of `primary_metric`.
+    event: called with "skip" and "alarm".
     """
 
     def __init__(
@@ -46,12 +46,18 @@ class StepLog:
         total: int,
         batch_size: int,
         every: int,
-        headline: str,
+        primary_metric: str,
         guard: SkipConfig | None = None,
         watchdog: Watchdog | None = None,
         event: Callable | None = None,
     ):
-        self.writer, self.name, self.every, self.batch_size, self.headline = writer, name, max(every, 1), batch_size, headline
+        self.writer, self.name, self.every, self.batch_size, self.primary_metric = (
+            writer,
+            name,
+            max(every, 1),
+            batch_size,
+            primary_metric,
+        )
         self.guard, self.watchdog, self.event = guard or SkipConfig(), watchdog, event or (lambda name, **fields: None)
         self.total = total
         self.pending: list = []
@@ -60,11 +66,11 @@ class StepLog:
         self.score: float | None = None
         self.alarm = LossAlarm(self.guard.loss_alarm)
         self.clock, self.clock_step = time.perf_counter(), start
-        shown = writer.enabled and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, desc=name, unit="step", disable=not shown, smoothing=0.05)
+        visible = writer.enabled and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, desc=name, unit="step", disable=not visible, smoothing=0.05)
 
     def step(self, step: int, metrics) -> None:
-        """Takes the metrics of `step`, just dispatched; writes the window that ended one step earlier, if one did."""
+        """Adds the metrics of `step`, which was just dispatched; writes the window that ended one step earlier, if any."""
         if len(self.running) == 2:
             ended, result = self.running[0]
             jax.block_until_ready(result)
@@ -81,7 +87,7 @@ class StepLog:
             self.bar.close()
 
     def write(self) -> None:
-        """Waits for the steps held, writes their means and says what is wrong with them. Raises `TrainingDiverged`."""
+        """Waits for the pending steps, writes their means and reports bad ones. Raises `TrainingDiverged`."""
         if not self.pending:
             return
         steps = jax.device_get(self.pending)
@@ -98,12 +104,12 @@ class StepLog:
         self.clock, self.clock_step = now, self.held
         self.writer.write_scalars(self.held, {**values, "images_per_second": rate})
         for step, (metrics, run) in enumerate(zip(steps, runs), first):
-            self._judge(step, metrics, run)
-        self._comment(values, rate)
+            self._check_step(step, metrics, run)
+        self._report(values, rate)
 
-    def _judge(self, step: int, metrics, run: int) -> None:
-        """Names a skipped step or one whose loss jumped; stops after too many."""
-        loss = float(metrics[self.headline].compute())
+    def _check_step(self, step: int, metrics, run: int) -> None:
+        """Reports a skipped step, or one whose loss jumped. Raises `TrainingDiverged` after too many skipped ones."""
+        loss = float(metrics[self.primary_metric].compute())
         if run:
             norm = float(metrics["grad_norm"].compute())
             self.event("skip", step=step, grad_norm=str(norm), in_a_row=run)
@@ -111,22 +117,24 @@ class StepLog:
             if run >= self.guard.stop_after:
                 raise TrainingDiverged(
                     f"{self.name}: steps {step - run + 1} to {step} were all skipped, the last with gradient norm {norm:.4g}; "
-                    "lower the learning rate or look at these batches, and go on from the last checkpoint, which is good"
+                    "lower the learning rate or inspect these batches, and continue from the last checkpoint, which is good"
                 )
         elif not math.isfinite(loss):
             raise TrainingDiverged(
-                f"{self.name}: {self.headline} is {loss} at step {step}; "
-                "lower the learning rate, or go on from the last checkpoint"
+                f"{self.name}: {self.primary_metric} is {loss} at step {step}; "
+                "lower the learning rate, or continue from the last checkpoint"
             )
-        elif usual := self.alarm.above(loss):
-            self.event("alarm", step=step, loss=loss, usual=usual)
-            _log.warning("%s: %s jumped to %.3f at step %d (it was about %.3f)", self.name, self.headline, loss, step, usual)
+        elif mean := self.alarm.above(loss):
+            self.event("alarm", step=step, loss=loss, usual=mean)
+            _log.warning(
+                "%s: %s jumped to %.3f at step %d (it was about %.3f)", self.name, self.primary_metric, loss, step, mean
+            )
 
-    def _comment(self, values: dict[str, float], rate: float) -> None:
+    def _report(self, values: dict[str, float], rate: float) -> None:
         text = "all skipped"
-        if self.headline in values:
-            self.score = values[self.headline]
-            text = f"{self.headline} {self.score:.3f}"
+        if self.primary_metric in values:
+            self.score = values[self.primary_metric]
+            text = f"{self.primary_metric} {self.score:.3f}"
         self.bar.set_postfix_str(f"{text}, {rate:.0f} images/s")
         if self.writer.enabled and self.bar.disable:
             minutes, seconds = divmod(int((self.total - self.held) * self.batch_size / max(rate, 1e-9)), 60)
@@ -143,25 +151,25 @@ class StepLog:
 
 
 class LossAlarm:
-    """Tells a loss far above its running mean, in standard deviations; 0 tells nothing. Values must be finite."""
+    """Detects a loss more than `deviations` standard deviations above its running mean; 0: never. Values must be finite."""
 
     def __init__(self, deviations: float, warmup: int = 50):
         self.deviations, self.warmup = deviations, warmup
         self.seen, self.mean, self.variance = 0, 0.0, 0.0
 
     def above(self, loss: float) -> float | None:
-        """The running mean if `loss` is an outlier, else None; takes `loss` in."""
-        usual, weight = self.mean, max(0.02, 1.0 / (self.seen + 1))
-        far = loss - usual > self.deviations * math.sqrt(self.variance)
+        """The running mean if `loss` is an outlier, else None; updates the mean with `loss`."""
+        mean, weight = self.mean, max(0.02, 1.0 / (self.seen + 1))
+        far = loss - mean > self.deviations * math.sqrt(self.variance)
         outlier = self.deviations and self.seen >= self.warmup and far
-        self.variance = (1.0 - weight) * (self.variance + weight * (loss - usual) ** 2)
-        self.mean += weight * (loss - usual)
+        self.variance = (1.0 - weight) * (self.variance + weight * (loss - mean) ** 2)
+        self.mean += weight * (loss - mean)
         self.seen += 1
-        return usual if outlier else None
+        return mean if outlier else None
 
 
 class MetricWriter:
-    """Scalars go to `metrics.jsonl` and TensorBoard, images to `images/` as PNG and TensorBoard. Only process 0 writes."""
+    """Writes scalars to `metrics.jsonl` and TensorBoard, images to `images/` as PNG and to TensorBoard; in process 0 only."""
 
     def __init__(self, workdir, *, resume_step: int = 0, enabled: bool = True):
         self.enabled = enabled
@@ -172,11 +180,11 @@ class MetricWriter:
         self.workdir = open_folder(workdir)
         _drop_after(self.workdir / "metrics.jsonl", resume_step)
         self.lines = LineFile(self.workdir / "metrics.jsonl")
-        # purge_step hides what an interrupted run had logged beyond its last checkpoint
+        # purge_step hides what was logged after the last checkpoint of an interrupted run
         self.events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
     def write_scalars(self, step: int, scalars: dict) -> None:
-        """One line, flushed at once, so that the log of a killed run is whole."""
+        """Appends one line and flushes it, so that a kill loses none."""
         if not self.enabled:
             return
         values = {name: float(value) for name, value in scalars.items()}
@@ -185,7 +193,7 @@ class MetricWriter:
             self.events.add_scalar(name, value, step)
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """uint8 (h, w, 3) pictures by name."""
+        """Writes uint8 (h, w, 3) images by name."""
         if not self.enabled:
             return
         from PIL import Image
@@ -204,7 +212,7 @@ class MetricWriter:
 
 
 def _drop_after(file: epath.Path, step: int) -> None:
-    """Keeps the lines up to `step`: an interrupted run goes on from its checkpoint and writes the later ones again."""
+    """Deletes the lines after `step`: a continued run repeats these steps."""
     if not file.exists():
         return
     kept = []
@@ -212,7 +220,7 @@ def _drop_after(file: epath.Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):  # half a line, from a kill in the middle of a write
+        except (ValueError, KeyError):  # an incomplete line, left by a kill
             continue
     if is_remote(file):
         file.write_text("".join(kept))

@@ -1,4 +1,4 @@
-"""AdamW as the paper sets it (4.3): 1e-4, betas (0.9, 0.96), weight decay 1e-5, gradients clipped at norm 1."""
+"""AdamW with the paper's options (4.3): 1e-4, betas (0.9, 0.96), weight decay 1e-5, gradients clipped at norm 1."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import optax
 from maskgil_jax.config import choose
 from maskgil_jax.runtime.mesh import path_name
 
-# Paths without weight decay (first rule of `decay_on="matrices"`): norms, biases, the null text, which is never trained.
-# Everything else is a matrix or a table.
+# Paths without weight decay under `decay_on="matrices"`: norms, biases, and the null text, which is not trained.
+# All other parameters are matrices or tables.
 NO_DECAY = r"(^|/)(scale|bias|head_bias|caption_null|caption_null_mask)$"
 UNTRAINED = r"(^|/)(caption_null|caption_null_mask)$"
 
 
 def learning_rate(opt, total_steps: int) -> optax.Schedule:
-    """Linear warm-up over `opt.warmup_steps`, then constant or cosine decay to zero."""
+    """The schedule: linear warm-up over `opt.warmup_steps`, then constant or cosine decay to zero."""
     choose("optimizer.decay", opt.decay, ("constant", "cosine"))
     if opt.decay == "constant":
         after = optax.constant_schedule(opt.learning_rate)
@@ -30,19 +30,21 @@ def learning_rate(opt, total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: dict) -> dict:
-    """True where weight decay applies."""
+    """A tree of booleans: True where weight decay applies."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not re.search(NO_DECAY, path_name(path)), params)
 
 
 def untrained_mask(params: dict) -> dict:
-    """False at the null text, which is set once and must stay as it is."""
+    """A tree of booleans: False at the null text, which is set once and must stay as it is."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not re.search(UNTRAINED, path_name(path)), params)
 
 
 def make_optimizer(opt, total_steps: int, *, text: bool = False) -> optax.GradientTransformation:
-    """Clipped AdamW from the `optimizer` part of a run file. `decay_on="all"` also decays norms, as the published code does.
-    `moment_dtype="bfloat16"` halves the first moment; the second needs float32, whose small steps bfloat16 would round away.
-    text: the network is conditioned on text, so that it has a null text, which never decays.
+    """Makes the clipped AdamW of the `optimizer` section of a run file.
+
+    `decay_on="all"` also decays norms, as the published code does. `moment_dtype="bfloat16"` halves the memory of the first
+    moment; the second stays float32, as bfloat16 would round its small changes to zero. text: the network is conditioned on
+    text, so that it has a null text, which never decays.
     """
     choose("optimizer.decay_on", opt.decay_on, ("matrices", "all"))
     moment_dtype = choose("optimizer.moment_dtype", getattr(opt, "moment_dtype", "float32"), ("float32", "bfloat16"))

@@ -1,4 +1,4 @@
-"""`events.jsonl` of a run: what happened when, one JSON line each, over all starts of the run."""
+"""`events.jsonl` of a run: one JSON line for each event, with its time, over all starts of the run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from maskgil_jax.files.paths import LineFile
 
 
 class RunEvents:
-    """Writes start, restore, unseen, damaged, first_step, save_begin, save_commit, save_failed, skip, alarm, signal, hang and
-    stop."""
+    """Appends events: start, restore, unseen, damaged, first_step, save_begin, save_commit, save_failed, skip, alarm, signal,
+    hang and stop."""
 
     def __init__(self, workdir, *, enabled: bool = True):
         self.lines = LineFile(epath.Path(workdir) / "events.jsonl") if enabled else None
-        self.lock = threading.Lock()  # saves end in a thread of their own
+        self.lock = threading.Lock()  # saves end in another thread
 
     def __call__(self, name: str, **fields) -> None:
         if self.lines is None:
@@ -31,7 +31,7 @@ class RunEvents:
 
 @dataclasses.dataclass(frozen=True)
 class Goodput:
-    """What became of the steps of a run: `run` counts those done again after a restart each time, `skipped` bad ones once."""
+    """Counts of the steps of a run. run: executed steps, with repetitions after restarts. skipped: bad steps, each once."""
 
     reached: int
     run: int
@@ -49,9 +49,9 @@ class Goodput:
 
 
 def goodput(workdir) -> Goodput | None:
-    """The steps of a run by its `events.jsonl` and `metrics.jsonl`; None if it has none.
+    """Computes the goodput of a run from its `events.jsonl` and `metrics.jsonl`; None if it has none.
 
-    Steps are known to have been run once they are logged, so up to `log_every` of those lost by each kill are not counted.
+    Steps count once they are logged, so up to `log_every` of those lost by each kill are not counted.
     """
     start, reached, run, restarts, skipped = 0, 0, 0, -1, set()
     for event in _lines(epath.Path(workdir) / "events.jsonl"):
@@ -71,12 +71,12 @@ def goodput(workdir) -> Goodput | None:
 
 
 def last_step(workdir) -> int:
-    """The last step that `metrics.jsonl` tells of; 0 if there is none."""
+    """The last step in `metrics.jsonl`; 0 if there is none."""
     return max((line["step"] for line in _lines(epath.Path(workdir) / "metrics.jsonl")), default=0)
 
 
 def _lines(file: epath.Path) -> Iterator[dict]:
-    """The whole lines of a file of JSON lines: a kill may leave half of one."""
+    """The complete lines of a file of JSON lines; a kill may leave an incomplete one."""
     for text in file.read_text().splitlines() if file.exists() else []:
         try:
             yield json.loads(text)

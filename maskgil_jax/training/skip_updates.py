@@ -1,9 +1,9 @@
-"""Guards against bad steps: one that would spoil the weights is skipped, and a run of them stops the training.
+"""Skips bad optimizer updates inside the compiled step; too many in a row stop the training.
 
-A step is bad when the norm of its gradient is not finite or far above its running mean. Inside the compiled step it leaves
-everything as it was but the step counter. Three mistakes are avoided on purpose: a bad norm never enters the mean it is
-measured against (one NaN there would make every later comparison false), the averaged weights do not move on a bad step,
-and no number of bad steps in a row makes the next one acceptable.
+An update is bad if the norm of its gradient is not finite, or far above its running mean. It changes the step counter alone.
+`optax.apply_if_finite` differs in three ways: it checks only for finite values, it applies an update after a number of bad
+ones in a row, and it does not report to the EMA, which must not move either. A bad norm is not added to the running mean, as
+one NaN there would make every later comparison false.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from maskgil_jax.config import from_dict, require
 
 @dataclasses.dataclass(frozen=True)
 class SkipConfig:
-    """The `guard` part of a run file; a run file without one has these."""
+    """The `guard` section of a run file; these are the defaults."""
 
     spike: float = 10.0  # a gradient norm this many times its running mean is bad; 0: only norms that are not finite are
-    warmup: int = 50  # accepted steps before spikes are looked for
+    warmup: int = 50  # accepted steps before spikes are detected
     stop_after: int = 10  # bad steps in a row that stop the training
-    loss_alarm: float = 6.0  # standard deviations above its running mean at which the loss is worth a line; 0: never
-    watchdog_seconds: float = 300.0  # without the end of a step before the program gives up; 0: no watchdog
-    watchdog_factor: float = 10.0  # the same, in usual steps; the longer of the two counts
+    loss_alarm: float = 6.0  # standard deviations above its running mean at which the loss is logged as a jump; 0: never
+    watchdog_seconds: float = 300.0  # limit for one step, after which the program ends; 0: no watchdog
+    watchdog_factor: float = 10.0  # the same limit as a multiple of the median step; the longer one counts
 
     def __post_init__(self):
         require(self.spike == 0 or self.spike > 1, f"guard.spike: must be above 1, or 0 for none, got {self.spike}")
@@ -40,12 +40,12 @@ class SkipConfig:
 
 
 def skip_config(config) -> SkipConfig:
-    """The guard options of a run file."""
+    """Reads the `guard` section of a run file."""
     return from_dict(SkipConfig, dict(config.get("guard") or {}), "config.guard")
 
 
 class GuardState(NamedTuple):
-    """State of a guarded optimizer. norm_mean: of accepted steps. skipped_in_a_row: 0 says that the last step was accepted."""
+    """State of `skip_bad_updates`. norm_mean: of accepted steps. skipped_in_a_row: 0 if the last step was accepted."""
 
     inner: optax.OptState
     norm_mean: jax.Array
@@ -54,7 +54,7 @@ class GuardState(NamedTuple):
 
 
 def skip_bad_updates(inner: optax.GradientTransformation, options: SkipConfig) -> optax.GradientTransformation:
-    """`inner` for good steps; a bad one gets no update and leaves the state of `inner` alone."""
+    """Wraps an optimizer: a bad step gives zero updates and keeps the state of `inner`."""
 
     def init(params):
         return GuardState(inner.init(params), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
@@ -80,7 +80,7 @@ def skip_bad_updates(inner: optax.GradientTransformation, options: SkipConfig) -
 
 
 def select_if_applied(opt_state, new, old):
-    """`new` if the update that gave `opt_state` was accepted, else `old`; without a guard, `new`."""
+    """`new` if the update that gave `opt_state` was accepted, else `old`; `new` for an optimizer that skips nothing."""
     if not isinstance(opt_state, GuardState):
         return new
     good = opt_state.skipped_in_a_row == 0
@@ -88,8 +88,10 @@ def select_if_applied(opt_state, new, old):
 
 
 def step_metrics(grads, old_params, params, opt_state) -> dict[str, Average]:
-    """Norms of gradient, parameters and update, and what `StepLog` wants to know of the guard. Each is one more read of arrays
-    that the update reads anyway."""
+    """Norms of gradient, parameters and update, and the number of skipped steps for `StepLog`.
+
+    They cost one more read of arrays that the update reads too.
+    """
     change = jax.tree.map(jnp.subtract, params, old_params)
     values = {
         "grad_norm": optax.tree.norm(grads),

@@ -1,9 +1,10 @@
-"""The train state: a plain pytree of nested dicts, born sharded, donated to every step."""
+"""The train state: a pytree of nested dicts, initialised sharded and donated to every step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,12 @@ class TrainState:
 
     @property
     def averaged(self) -> dict:
-        """The parameters to evaluate and ship: the EMA where there is one."""
+        """The parameters to evaluate and save: the EMA if there is one."""
         return self.ema or self.params
 
 
 def init_state(init_params: Callable[[jax.Array], dict], tx: optax.GradientTransformation, *, ema: bool):
-    """A function key -> TrainState, to be jitted with `out_shardings` so that no device ever holds the whole state."""
+    """Returns a function key -> TrainState, to be jitted with `out_shardings`, so that no device holds the whole state."""
 
     def init(key: jax.Array) -> TrainState:
         params = init_params(key)
@@ -40,13 +41,14 @@ def init_state(init_params: Callable[[jax.Array], dict], tx: optax.GradientTrans
 
 
 def sharded_init(init: Callable, key: jax.Array, mesh: Mesh):
-    """Runs `init(key)` under jit with every array born on its place of the mesh. Returns (state, shardings of the state)."""
-    layout = shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(init, out_shardings=layout)(key), layout
+    """Runs `init(key)` under jit with the arrays sharded over the mesh. Returns (state, shardings of the state)."""
+    state_sharding = shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=state_sharding)(key), state_sharding
 
 
 def apply_gradients(state: TrainState, grads: dict, tx: optax.GradientTransformation, ema_decay: float) -> TrainState:
-    """One optimizer update, and one of the EMA; with a guarded `tx`, a bad step changes the step counter and nothing else."""
+    """Updates parameters and EMA. With `skip_bad_updates`, a bad step changes the step counter alone."""
+    chex.assert_trees_all_equal_shapes(grads, state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay) if state.ema else {}

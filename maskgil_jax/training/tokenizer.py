@@ -1,4 +1,4 @@
-"""Training of a tokenizer (VQGAN, MAGVIT2): autoencoder and patch discriminator updated side by side in one jitted step."""
+"""Trains a tokenizer (VQGAN, MAGVIT2): one jitted step updates the autoencoder and the patch discriminator."""
 
 from __future__ import annotations
 
@@ -17,14 +17,25 @@ from flax import nnx
 
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import load_network, save_weights
-from maskgil_jax.config import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig, choose, from_dict, require, to_dict
+from maskgil_jax.config import (
+    MAGVIT_PRESETS,
+    VQ_PRESETS,
+    LoaderConfig,
+    MagvitConfig,
+    VQConfig,
+    choose,
+    from_dict,
+    height_width,
+    require,
+    to_dict,
+)
 from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
 from maskgil_jax.runtime.mesh import place, replicated, to_host
 from maskgil_jax.tokenizers.images import reconstruct, to_unit
 from maskgil_jax.training.discriminator import PatchGAN
-from maskgil_jax.training.loop import data_identity, fit, open_mesh, process_rows, with_arrays
+from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import select_if_applied, skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.vq_losses import VQLossConfig, discriminator_loss, started, tokenizer_loss
@@ -34,8 +45,11 @@ _log = logging.getLogger(__name__)
 
 @flax.struct.dataclass
 class TokenizerState:
-    """`last_used`: the step at which each code was last chosen. `waiting`: steps since it was chosen or moved. `disc`: the
-    discriminator's parameters, running statistics and optimizer state, or an empty dict without an adversarial term."""
+    """The state of a tokenizer's training.
+
+    last_used: the step at which each code was last chosen. waiting: steps since each code was chosen or restarted.
+    disc: the discriminator's parameters, running statistics and optimizer state; an empty dict without an adversarial term.
+    """
 
     step: jax.Array
     params: dict
@@ -47,7 +61,7 @@ class TokenizerState:
 
     @property
     def averaged(self) -> dict:
-        """The parameters to evaluate and ship."""
+        """The parameters to evaluate and save: the EMA if there is one."""
         return self.ema or self.params
 
 
@@ -69,8 +83,11 @@ def init_state(cfg: VQConfig | MagvitConfig, make_discriminator, tx, disc_tx, *,
 
 
 def restart_codes(key: jax.Array, embedding_kd, latents_nd, dead_k, noise: float = 0.01):
-    """Moves dead codes to random latents of the batch. The noise tells codes apart that land on equal latents (blank paper):
-    of equal codes only the first is ever chosen."""
+    """Moves dead codes to random latents of the batch.
+
+    The noise separates codes that are moved to equal latents, as of white background: of equal codes only the first is ever
+    chosen.
+    """
     pick_key, noise_key = jax.random.split(key)
     picks_k = jax.random.randint(pick_key, dead_k.shape, 0, latents_nd.shape[0])
     moved_kd = latents_nd[picks_k] + noise * jax.random.normal(noise_key, embedding_kd.shape)
@@ -78,15 +95,15 @@ def restart_codes(key: jax.Array, embedding_kd, latents_nd, dead_k, noise: float
 
 
 def jitted_step(
-    cfg: VQConfig | MagvitConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, layout
+    cfg: VQConfig | MagvitConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, state_sharding
 ):
     """The program (state, batch, key, lpips) -> (state, metrics); the state is donated. `lpips`: None, or the network."""
-    blueprint = nnx.graphdef(nnx.eval_shape(lambda: make_discriminator(jax.random.key(0)))) if make_discriminator else None
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_discriminator(jax.random.key(0)))) if make_discriminator else None
 
-    @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
+    @functools.partial(jax.jit, donate_argnames="state", out_shardings=(state_sharding, None))
     def train_step(state: TokenizerState, batch: dict, key: jax.Array, lpips):
         images = to_unit(batch["image"])
-        discriminator = nnx.merge(blueprint, jax.lax.stop_gradient(state.disc["params"])) if blueprint else None
+        discriminator = nnx.merge(graphdef, jax.lax.stop_gradient(state.disc["params"])) if graphdef else None
 
         def loss_fn(params):
             model = network.build(cfg, params)
@@ -112,7 +129,7 @@ def jitted_step(
         disc = state.disc
         if discriminator is not None:
             disc, metrics["discriminator"] = update_discriminator(
-                blueprint, state, images, jax.lax.stop_gradient(made), loss_cfg, disc_tx
+                graphdef, state, images, jax.lax.stop_gradient(made), loss_cfg, disc_tx
             )
 
         last_used = state.last_used.at[codes.reshape(-1)].set(state.step)
@@ -140,11 +157,11 @@ def jitted_step(
     return train_step
 
 
-def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cfg: VQLossConfig, disc_tx):
-    """One discriminator update on real images and the reconstructions of the same step; none before `disc_start`."""
+def update_discriminator(graphdef, state: TokenizerState, images, made, loss_cfg: VQLossConfig, disc_tx):
+    """One discriminator update on the images and reconstructions of the step; none before `disc_start`."""
 
     def loss_fn(disc_params):
-        model = nnx.merge(blueprint, disc_params)
+        model = nnx.merge(graphdef, disc_params)
         real, stats = model(images, state.disc["stats"], train=True)
         fake, stats = model(made, stats, train=True)
         return discriminator_loss(loss_cfg.adversarial_kind, real, fake), stats
@@ -158,13 +175,13 @@ def update_discriminator(blueprint, state: TokenizerState, images, made, loss_cf
 
 
 def sheet(params, images, cfg: VQConfig | MagvitConfig) -> np.ndarray:
-    """Originals above their reconstructions, uint8 (h, w, 3)."""
+    """A contact sheet of images above their reconstructions, uint8 (h, w, 3)."""
     copies = to_host(reconstruct(network.build(cfg, params), images))
     return contact_sheet(np.concatenate([images, copies]), columns=len(images))
 
 
 def train(config, workdir) -> pathlib.Path:
-    """Trains the tokenizer that `config` (a run file) describes and returns its weights folder, `workdir`/weights.
+    """Trains the tokenizer of a run file and returns its weights folder, `workdir`/weights.
 
     A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
     """
@@ -173,23 +190,24 @@ def train(config, workdir) -> pathlib.Path:
 
     # data
     data = config.data
-    options = dict(label=data.label, size=data.image_size, data_dir=data.data_dir or None)
-    source = open_images(data.path, split=data.split, **options)
-    stream = functools.partial(
-        image_batches, source, image_size=data.image_size, crop=data.crop, flip=data.flip, **process_rows(config)
-    )
+    size = height_width(data.image_size, "config.data.image_size")
+    require(size[0] == size[1], f"config.data.image_size: tokenizers are trained on squares, got {size[0]} x {size[1]}")
+    options = dict(label=data.label, size=size, data_dir=data.data_dir or None)
+    source, loader = open_images(data.path, split=data.split, **options), loader_config(config)
+
+    batches = functools.partial(image_batches, source, loader, size=size, crop=data.crop, flip=data.flip)
     held_out = open_images(data.path, split=data.held_out, **options)
     crop = "center" if data.crop != "none" else "none"
-    shown = next(image_batches(held_out, batch_size=min(16, len(held_out)), image_size=data.image_size, crop=crop))["image"]
+    preview = next(image_batches(held_out, LoaderConfig(min(16, len(held_out))), size=size, crop=crop))["image"]
 
     # model, losses, optimizers
     presets: dict[str, VQConfig | MagvitConfig] = {**VQ_PRESETS, **MAGVIT_PRESETS}
     preset = presets[choose("config.model.preset", config.model.preset, presets)]
     changes = {name: value for name, value in config.model.items() if name != "preset" and value is not None}
-    cfg = from_dict(type(preset), {**to_dict(preset), **changes, "image_size": data.image_size}, "config.model")
+    cfg = from_dict(type(preset), {**to_dict(preset), **changes, "image_size": size[0]}, "config.model")
     require(
         isinstance(cfg, VQConfig) or not config.restart_after,
-        f"config.restart_after: {config.model.preset} has no codebook whose codes could be moved; set it to 0",
+        f"config.restart_after: {config.model.preset} has no codebook vectors to restart; set it to 0",
     )
     loss_cfg = from_dict(VQLossConfig, config.loss.to_dict(), "config.loss")
     lpips = None
@@ -205,33 +223,31 @@ def train(config, workdir) -> pathlib.Path:
     disc_tx = make_optimizer(config.discriminator.optimizer, config.total_steps)
     guard = skip_config(config)
     tx = skip_bad_updates(tx, guard)
-    disc_tx = skip_bad_updates(
-        disc_tx, dataclasses.replace(guard, spike=0.0)
-    )  # its gradients may jump, as those of adversaries do
+    disc_tx = skip_bad_updates(disc_tx, dataclasses.replace(guard, spike=0.0))  # jumps of adversarial gradients are normal
 
     state = fit(
         config,
         workdir,
         mesh,
         name="tokenizer",
-        headline="reconstruction",
+        primary_metric="reconstruction",
         init=init_state(cfg, make_discriminator, tx, disc_tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(jitted_step, cfg, loss_cfg, config, make_discriminator, tx, disc_tx, schedule),
-        constants=(step_key, lpips),
-        stream=with_arrays(stream, ("image",)),
-        about={
+        frozen=(step_key, lpips),
+        batches=with_arrays(batches, ("image",)),
+        fingerprint_inputs={
             "model": to_dict(cfg),
-            "data": data_identity(config),
+            "data": data_identity(config, source),
             "loss": config.loss.to_dict(),
             "seed": config.seed,
             "batch_size": config.batch_size,
         },
-        picture=lambda state: {"reconstructions": sheet(state.averaged, shown, cfg)},
+        sample_fn=lambda state: {"reconstructions": sheet(state.averaged, preview, cfg)},
     )
 
     weights, averaged = open_folder(workdir) / "weights", to_host(state.averaged)
     if jax.process_index() == 0:
         trained = {"steps": config.total_steps, "batch_size": config.batch_size, "data": data.path}
-        save_weights(weights, cfg, averaged, about={"trained": trained})
+        save_weights(weights, cfg, averaged, metadata={"trained": trained})
     return weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -15,11 +16,11 @@ ADVERSARIAL = ("hinge", "vanilla", "non_saturating", "non_saturating_swapped")
 
 @dataclasses.dataclass(frozen=True)
 class VQLossConfig:
-    """Terms of the tokenizer's loss; a weight of 0 leaves its term out.
+    """Weights of the terms of the tokenizer's loss; 0 disables a term.
 
     disc_start: first step of the adversarial term, for tokenizer and discriminator alike.
     adaptive: scale the adversarial term by the ratio of gradient norms on the decoder's last layer.
-    codebook and commitment: taming's published code has them the other way round (1.0 on commitment, beta on the codebook).
+    codebook and commitment: taming's published code swaps them (1.0 on commitment, beta on the codebook).
     """
 
     l1: float = 0.0
@@ -43,6 +44,7 @@ class VQLossConfig:
 
 def reconstruction_loss(images: jax.Array, reconstructed: jax.Array, cfg: VQLossConfig) -> jax.Array:
     """Weighted mean absolute and mean squared error over all pixels and channels."""
+    chex.assert_equal_shape([images, reconstructed])
     error = images - reconstructed
     return cfg.l1 * jnp.mean(jnp.abs(error)) + cfg.l2 * jnp.mean(jnp.square(error))
 
@@ -54,7 +56,7 @@ def codebook_loss(losses: dict[str, jax.Array], cfg: VQLossConfig) -> jax.Array:
 
 
 def discriminator_loss(kind: str, real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
-    """Mean loss of a discriminator whose logits should be high for real images and low for made ones."""
+    """Mean loss of a discriminator whose logits should be high for real and low for reconstructed images."""
     choose("adversarial_kind", kind, ADVERSARIAL)
     if kind == "hinge":
         return 0.5 * (jnp.mean(jax.nn.relu(1.0 - real_logits)) + jnp.mean(jax.nn.relu(1.0 + fake_logits)))
@@ -75,9 +77,9 @@ def adversarial_loss(kind: str, fake_logits: jax.Array) -> jax.Array:
 
 
 def _swapped_cross_entropy(label: float, logits: jax.Array) -> jax.Array:
-    """What LlamaGen's non-saturating losses compute: sigmoid cross-entropy with label and logit in each other's place.
+    """Sigmoid cross-entropy with label and logit swapped, as LlamaGen's non-saturating losses compute it.
 
-    It is linear in the logits, and for label 0 constant: that discriminator learns nothing from made images.
+    It is linear in the logits, and constant for label 0: that discriminator gets no gradient from reconstructed images.
     """
     return jax.nn.softplus(jnp.asarray(label)) - label * logits
 
@@ -87,9 +89,9 @@ def adaptive_weight(
     adversarial_of: Callable[[jax.Array], jax.Array],
     last_kernel: jax.Array,
 ) -> jax.Array:
-    """|gradient of the reconstruction terms| / (|gradient of the adversarial term| + 1e-4), at most 1e4; itself a constant.
+    """|gradient of the reconstruction terms| / (|gradient of the adversarial term| + 1e-4), at most 1e4, without gradient.
 
-    Both losses are given as functions of the kernel of the decoder's last convolution, with everything before it fixed.
+    Both losses are functions of the kernel of the decoder's last convolution; its input is constant.
     """
     last_kernel = jax.lax.stop_gradient(last_kernel)
     reconstruction, adversarial = (jnp.linalg.norm(jax.grad(f)(last_kernel)) for f in (reconstruction_of, adversarial_of))

@@ -1,4 +1,4 @@
-"""What disks and people do to checkpoints, and the question whether what comes back is right."""
+"""Damages checkpoints, and checks what is restored from them."""
 
 import pathlib
 
@@ -12,14 +12,14 @@ SHAPES = {"kernel": (64, 96), "bias": (96,), "table": (300, 17)}
 
 
 def made_up_state(step: int, shapes=SHAPES) -> dict:
-    """The state of a step, known without having been saved."""
+    """The state of a step, a function of the step."""
     rng = np.random.default_rng(step)
     arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     return {"params": jax.tree.map(jax.numpy.asarray, arrays), "step": jax.numpy.asarray(step, jax.numpy.int32)}
 
 
 def save_steps(workdir, steps, **options) -> None:
-    """A run that saved these steps."""
+    """Saves these steps in a new run."""
     checkpoints = Checkpoints(workdir, **{"keep": len(steps)} | options)
     for step in steps:
         checkpoints.save(step, made_up_state(step), {"seed": 0}, wait=True)
@@ -33,27 +33,27 @@ def abstract_state(shapes=SHAPES):
 
 
 def damage(folder: pathlib.Path, mode: str, rng: np.random.Generator) -> pathlib.Path:
-    """Harms one file of a step, chosen by its size as a bad sector would (any file, if it is deleted)."""
+    """Damages one file of a step, chosen with probability by size (uniformly for "delete")."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
     sizes = np.array([p.stat().st_size for p in files], float)
     file = files[rng.choice(len(files), p=None if mode == "delete" else sizes / sizes.sum())]
     data = bytearray(file.read_bytes())
-    place = int(rng.integers(len(data)))
+    position = int(rng.integers(len(data)))
     if mode == "delete":
         file.unlink()
         return file
     if mode == "flip":
-        data[place] ^= 1 << int(rng.integers(8))
+        data[position] ^= 1 << int(rng.integers(8))
     elif mode == "truncate":
-        del data[place:]
+        del data[position:]
     else:
-        data[place : place + 4096] = bytes(len(data[place : place + 4096]))
+        data[position : position + 4096] = bytes(len(data[position : position + 4096]))
     file.write_bytes(bytes(data))
     return file
 
 
 def restored_step(workdir, steps, shapes=SHAPES) -> tuple[int, int] | None:
-    """(step, number of wrong elements) of what comes back; None if an error said that nothing is usable."""
+    """(step, number of wrong elements) of what is restored; None if no step is usable."""
     checkpoints = Checkpoints(workdir, keep=len(steps))
     try:
         step, state = checkpoints.restore(abstract_state(shapes), {"seed": 0})

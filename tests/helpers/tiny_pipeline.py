@@ -35,7 +35,7 @@ def save_pipeline(folder):
     tokenizer = params_of(tiny_pipeline().tokenizer)
     save_weights(folder / "tokenizer", VQ, tokenizer)
     about = {"class_names": list(NAMES), "tokenizer_hash": fingerprint(tokenizer), "decode": {"steps": DECODE.steps}}
-    save_weights(folder / "generator", LLAMA, generator_params(), about=about)
+    save_weights(folder / "generator", LLAMA, generator_params(), metadata=about)
     return folder
 
 

@@ -51,5 +51,5 @@ def save_text_pipeline(folder, encoder):
     tokenizer = params_of(pipeline.tokenizer)
     save_weights(folder / "tokenizer", VQ, tokenizer)
     about = {"tokenizer_hash": fingerprint(tokenizer), "decode": {"steps": DECODE.steps}, **pipeline.conditioner.metadata()}
-    save_weights(folder / "generator", TEXT_LLAMA, params_of(pipeline.generator), about=about)
+    save_weights(folder / "generator", TEXT_LLAMA, params_of(pipeline.generator), metadata=about)
     return folder

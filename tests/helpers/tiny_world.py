@@ -27,7 +27,7 @@ def random_params(cfg, seed):
 def classifier_folder(tmp_path_factory):
     """A weights folder with a classifier of four classes."""
     folder = tmp_path_factory.mktemp("extractor") / "extractor"
-    save_weights(folder, CLASSIFIER, random_params(CLASSIFIER, 1), about={"class_names": list(CLASSES)})
+    save_weights(folder, CLASSIFIER, random_params(CLASSIFIER, 1), metadata={"class_names": list(CLASSES)})
     return folder
 
 
@@ -44,7 +44,7 @@ def pipeline_folder(tmp_path_factory):
     save_weights(folder / "tokenizer", VQ, random_params(VQ, 2))
     tokenizer = load_weights(folder, "tokenizer").hash
     about = {"class_names": list(CLASSES), "tokenizer_hash": tokenizer, "decode": {"steps": 2}}
-    save_weights(folder / "generator", LLAMA, random_params(LLAMA, 3), about=about)
+    save_weights(folder / "generator", LLAMA, random_params(LLAMA, 3), metadata=about)
     return folder
 
 

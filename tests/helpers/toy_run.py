@@ -1,4 +1,4 @@
-"""A run of the real training loop on a tiny network and made-up codes, as a program of its own to be killed and continued.
+"""A run of the training loop on a tiny network and random codes, as a program that tests kill and continue.
 
 python tests/helpers/toy_run.py --workdir DIR --steps 20 --every 2
 
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from maskgil_jax import cli
 from maskgil_jax.conditioning import conditioner_of
-from maskgil_jax.config import LlamaConfig
+from maskgil_jax.config import LlamaConfig, LoaderConfig
 from maskgil_jax.data import loader
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.runtime import distributed
@@ -38,7 +38,7 @@ BATCH = 8
 
 
 def run_file(**changes) -> ConfigDict:
-    """What `fit` reads of a run file."""
+    """The part of a run file that `fit` reads."""
     adam = dict(learning_rate=1e-2, beta1=0.9, beta2=0.96, weight_decay=1e-5, decay_on="matrices", clip_norm=1.0)
     return ConfigDict(
         dict(
@@ -57,7 +57,7 @@ def run_file(**changes) -> ConfigDict:
 
 
 def poisoned(gradients, factor: float):
-    """`gradients` that are `factor` times as large on a batch that holds code 0 alone: a bad batch."""
+    """`gradients` multiplied by `factor` on batches of code 0 alone, which are the bad ones."""
 
     def of(params, batch, cfg, objective, grid):
         grads, sums = gradients(params, batch, cfg, objective, grid)
@@ -68,7 +68,7 @@ def poisoned(gradients, factor: float):
 
 
 def batches(start_step: int, *, bad=(), seconds: float = 0.0, hang: int = 0):
-    """This process's rows of batch i, a function of i alone; all zeros at the bad steps; step `hang` never gets one."""
+    """This process's rows of batch i, a function of i; all zeros at the bad steps; step `hang` never gets a batch."""
     for step in itertools.count(start_step + 1):
         time.sleep(1e6 if step == hang else seconds)
         codes = np.random.default_rng(step).integers(0, 16, (BATCH, 4, 4), np.int32)
@@ -79,7 +79,7 @@ def batches(start_step: int, *, bad=(), seconds: float = 0.0, hang: int = 0):
 
 
 class Codes:
-    """Random access to made-up codes, for the real loader."""
+    """Random access to random codes, for the data loader."""
 
     def __len__(self) -> int:
         return 100
@@ -89,10 +89,11 @@ class Codes:
 
 
 def loaded(start_step: int, workers: int):
-    """The batches of the real loader, which mixes the records, with so many worker processes."""
-    rows = None if jax.process_count() == 1 else range(BATCH // 2 * jax.process_index(), BATCH // 2 * (jax.process_index() + 1))
+    """Shuffled batches of the data loader, with so many worker processes."""
+    first = BATCH // 2 * jax.process_index()
+    rows = None if jax.process_count() == 1 else tuple(range(first, first + BATCH // 2))
     types = {"codes": np.int32, "label": np.int32}
-    return loader.batches(Codes(), [], types, batch_size=BATCH, num_workers=workers, start_step=start_step, rows=rows)
+    return loader.batches(Codes(), [], types, LoaderConfig(BATCH, num_workers=workers, rows=rows), start_step=start_step)
 
 
 def toy_run(workdir, config: ConfigDict, stream=batches, **stream_options):
@@ -106,15 +107,15 @@ def toy_run(workdir, config: ConfigDict, stream=batches, **stream_options):
         workdir,
         mesh,
         name="toy",
-        headline="masked_loss",
+        primary_metric="masked_loss",
         init=init_state(lambda key: params_of(create(NET, key)), tx, ema=ema > 0),
         init_key=keys[0],
         make_step=functools.partial(
             generator.jitted_step, NET, generator.Objective(), tx, lambda step: 1e-2, ema, conditioner=conditioner_of(NET, {})
         ),
-        constants=(keys[1], None),
-        stream=with_arrays(functools.partial(stream, **stream_options), ("codes", "label")),
-        about={"model": {"width": NET.width}, "data": {"path": "made up"}, "seed": config.seed},
+        frozen=(keys[1], None),
+        batches=with_arrays(functools.partial(stream, **stream_options), ("codes", "label")),
+        fingerprint_inputs={"model": {"width": NET.width}, "data": {"path": "made up"}, "seed": config.seed},
     )
 
 
@@ -132,9 +133,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--factor", type=float, default=float("nan"))
     parser.add_argument("--hang", type=int, default=0, help="step whose batch never comes")
     parser.add_argument("--watchdog", type=float, default=0.0)
-    parser.add_argument("--workers", type=int, default=-1, help="read by the real loader, with so many worker processes")
+    parser.add_argument("--workers", type=int, default=-1, help="use the data loader, with so many worker processes")
     parser.add_argument("--process", default="", help="INDEX/COUNT/PORT of one of several")
-    parser.add_argument("--peer-timeout", type=float, default=60.0)
+    parser.add_argument("--heartbeat-timeout", type=float, default=60.0)
     return parser
 
 
@@ -148,11 +149,11 @@ def prepare(args) -> None:
     if args.process:
         index, count, port = map(int, args.process.split("/"))
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        distributed.initialize(f"127.0.0.1:{port}", count, index, peer_timeout=args.peer_timeout)
+        distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=args.heartbeat_timeout)
 
 
 def train(args) -> None:
-    """One run, as the options say."""
+    """Runs the training with the command-line options."""
     gradients, generator.gradients = generator.gradients, poisoned(generator.gradients, args.factor)
     config = run_file(total_steps=args.steps)
     config.checkpoint.update(every=args.every, keep=args.keep)
@@ -177,9 +178,9 @@ def main(argv: list[str] | None = None, work=train) -> int:
         work(args)
     except Exception as error:
         code = cli.exit_code(error)
-        cli.tell_others(1 if code is None else code, str(error))
         if code is None:
             raise
+        cli.exit_without_barrier(code)
         print(f"error: {error}", file=sys.stderr)
         return code
     return 0

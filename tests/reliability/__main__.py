@@ -1,8 +1,8 @@
-"""The reliability scorecard: what docs/reliability.md promises, tried and counted.
+"""Measures the promises of docs/reliability.md.
 
-python -m tests.reliability --out runs/reliability     --rows 1,4 for some, --quick for a taste
+python -m tests.reliability --out runs/reliability     --rows 1,4 for some rows, --quick for few trials
 
-A row that has a good result in OUT is not run again (--again), so the command goes on where it was stopped.
+A row with a good result in OUT is not run again (--again), so the same command continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from maskgil_jax.files.atomic import write_json
 from tests.reliability import folders, pairs, runs
-from tests.reliability.programs import Room
+from tests.reliability.programs import Sandbox
 
-ROWS = {  # number: (what is tried, row, trials, trials with --quick)
+ROWS = {  # number: (what is tested, function, trials, trials with --quick)
     "1": ("kill -9 while saving", folders.kills, 50, 3),
     "2": ("crash loop: losses and final arrays", runs.crash_loop, 20, 2),
     "3": ("resume with other worker counts", runs.resume, 2, 1),
@@ -41,12 +41,12 @@ ROWS = {  # number: (what is tried, row, trials, trials with --quick)
 
 
 def main() -> int:
-    """Runs the rows, prints the table; 1 if a promise was broken."""
+    """Runs the rows and prints the table; returns 1 if a row failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="few trials of each")
     parser.add_argument("--out", type=pathlib.Path, help="folder of results; without one all rows are run")
-    parser.add_argument("--again", action="store_true", help="run rows that have a result too")
+    parser.add_argument("--again", action="store_true", help="also run rows that have a result")
     args = parser.parse_args()
     found = {}
     with temporary_folder() as cache:
@@ -69,22 +69,22 @@ def main() -> int:
 
 
 def tried(number: str, quick: bool, cache: pathlib.Path) -> dict:
-    """The result of a row, in a folder of its own."""
+    """Runs a row in a temporary folder and returns its result."""
     name, row, many, few = ROWS[number]
     with temporary_folder() as folder:
-        room, began = Room(folder, cache), time.monotonic()
+        sandbox, began = Sandbox(folder, cache), time.monotonic()
         try:
-            result = {"ok": True, **row(room, few if quick else many)}
+            result = {"ok": True, **row(sandbox, few if quick else many)}
         except AssertionError as error:
             result = {"ok": False, "result": "broken", "text": str(error)}
         finally:
-            room.close()
+            sandbox.close()
     return {"row": number, "name": name, **result, "seconds": round(time.monotonic() - began)}
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[pathlib.Path]:
-    """A folder that is deleted at the end of the block, by this process alone: `tempfile` would do it in forked ones too."""
+    """A folder that this process deletes at the end of the block; `tempfile` would delete it in forked processes too."""
     folder = pathlib.Path(tempfile.mkdtemp())
     try:
         yield folder
@@ -94,7 +94,7 @@ def temporary_folder() -> Iterator[pathlib.Path]:
 
 def table(found: dict) -> str:
     """The rows as Markdown."""
-    lines = ["| row | what is tried | result | |", "|---|---|---|---|"]
+    lines = ["| row | what is tested | result | |", "|---|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| {row['row']} | {row['name']} | {row['result']} | {row['text']} |" for row in found.values())]
     )

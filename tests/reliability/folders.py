@@ -1,4 +1,4 @@
-"""Rows about checkpoint folders alone: kills in the middle of saving, damaged files, disks that are full or fail."""
+"""Rows about checkpoint folders: kills during saves, damaged files, disks that are full or fail."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import sys
 import time
 
 import numpy as np
-from tests.damage import MODES, damage, made_up_state, restored_step, save_steps
 
 from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.train_state import Checkpoints, CheckpointWriteError
-from tests.reliability.programs import Room
+from tests.helpers.damage import MODES, damage, made_up_state, restored_step, save_steps
+from tests.reliability.programs import Sandbox
 
 LARGE = {f"block{i}": (256, 1024) for i in range(8)}  # 8 MB, so that a save takes a while
 MIDDLE = {"block": (256, 512)}  # 0.5 MB: several fit onto a small disk
@@ -38,7 +38,7 @@ FAULTS = [
 
 
 def saver(folder: pathlib.Path) -> None:
-    """Restores what is there, says whether it is right, and saves one step after another until it is killed."""
+    """Restores the newest step, prints whether it is right, and saves steps until it is killed."""
     step = 0
     if any(name.name.isdecimal() for name in (folder / "checkpoints").glob("*")):
         step, wrong = restored_step(folder, (1, 2), LARGE)
@@ -50,13 +50,13 @@ def saver(folder: pathlib.Path) -> None:
         print(f"saving {step}", flush=True)  # so the one before is committed
 
 
-def kills(room: Room, count: int) -> dict:
-    """1: kill -9 at random moments of saving; the newest step is whole, and at most the save under way is lost."""
-    rng, folder = random.Random(0), room.folder / "saver"
+def kills(sandbox: Sandbox, count: int) -> dict:
+    """1: kill -9 at random times of saves; the newest step is undamaged, and at most the current save is lost."""
+    rng, folder = random.Random(0), sandbox.folder / "saver"
     begun, good, under_way = None, 0, 0
     for trial in range(count + 1):
-        program = room.fork(lambda: saver(folder), "saver")
-        room.until_printed(program, "saving", 2 if trial < count else 1)
+        program = sandbox.fork(lambda: saver(folder), "saver")
+        sandbox.until_printed(program, "saving", 2 if trial < count else 1)
         time.sleep(rng.uniform(0.0, 0.6))
         program.send(signal.SIGKILL)
         program.wait()
@@ -72,23 +72,23 @@ def kills(room: Room, count: int) -> dict:
     )
 
 
-def harm(room: Room, count: int) -> dict:
-    """4: a file of the newest of three steps flipped, cut, deleted or zeroed, and five times as many single bits."""
+def harm(sandbox: Sandbox, count: int) -> dict:
+    """4: a file of the newest of three steps with a flipped bit, truncated, deleted or zeroed."""
 
     def trials() -> list:
         logging.disable(logging.CRITICAL)
-        save_steps(room.folder / "harmed", (10, 20, 30))
+        save_steps(sandbox.folder / "harmed", (10, 20, 30))
         found = []
         for trial in range(6 * count):
-            work = room.folder / "trial"
+            work = sandbox.folder / "trial"
             shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(room.folder / "harmed", work)
+            shutil.copytree(sandbox.folder / "harmed", work)
             mode = MODES[trial % len(MODES)] if trial < count else "flip"
             damage(work / "checkpoints" / "30", mode, np.random.default_rng(trial))
             found.append(restored_step(work, (10, 20, 30)))
         return found
 
-    found = room.ask(trials, "damage")
+    found = sandbox.ask(trials, "damage")
     right = [one for one in found if one and one[1] == 0]
     assert len(right) == len(found), [one for one in found if one not in right]
     first, flips = found[:count], found[count:]
@@ -99,7 +99,7 @@ def harm(room: Room, count: int) -> dict:
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, size: int):
-    """A disk of `size` bytes at `folder`, if this user may mount one; tells whether it is."""
+    """Mounts a disk of `size` bytes at `folder`, if this user may; yields whether it is mounted."""
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
     try:
@@ -110,7 +110,7 @@ def small_disk(folder: pathlib.Path, size: int):
 
 
 def fill(folder: pathlib.Path, ballast: int, mounted: bool) -> dict:
-    """Saves until the disk is full, then makes room and goes on; what was found."""
+    """Saves until the disk is full, frees space and continues; returns what was found."""
     logging.disable(logging.CRITICAL)
     training.PAUSES = (0.05, 0.05)
     free, training.free_bytes = training.free_bytes, lambda _: math.inf  # or it would stop before the disk is full
@@ -133,7 +133,7 @@ def fill(folder: pathlib.Path, ballast: int, mounted: bool) -> dict:
 
 
 def after(folder: pathlib.Path, step: int) -> dict:
-    """What is there once the disk works again, and whether the next save does."""
+    """The state of the folder when the disk works again, and whether the next save succeeds."""
     checkpoints = Checkpoints(folder, keep=99)
     checkpoints.save(step, made_up_state(step, MIDDLE), {"seed": 0}, wait=True)
     checkpoints.close()
@@ -142,7 +142,7 @@ def after(folder: pathlib.Path, step: int) -> dict:
 
 
 def fail(folder: pathlib.Path, pretended: int) -> dict:
-    """Saves a step, another while the disk fails (or pretends to, so many times), and again when it works."""
+    """Saves a step, another while the disk fails (or is made to fail `pretended` times), and again when it works."""
     logging.disable(logging.CRITICAL)
     training.PAUSES = (0.05, 0.05)
     checkpoints, problem = Checkpoints(folder, keep=99), ""
@@ -168,24 +168,24 @@ def fail(folder: pathlib.Path, pretended: int) -> dict:
 
 
 def wait_for(folder: pathlib.Path, name: str) -> None:
-    """Says that this process waits, until the other one says that it goes on."""
+    """Prints that this process waits, until the other one creates the file `name`."""
     print(f"waiting for {name}", flush=True)
     while not (folder / name).exists():
         time.sleep(0.02)
 
 
-def with_faults(room: Room, trial: int, fault: str) -> dict:
-    """`fail` in a process whose system calls strace lets fail; without strace, the failure is made up in Python."""
-    folder = room.folder / f"faulty{trial}"
+def with_faults(sandbox: Sandbox, trial: int, fault: str) -> dict:
+    """`fail` in a process whose system calls strace makes fail; without strace, a Python function raises instead."""
+    folder = sandbox.folder / f"faulty{trial}"
     folder.mkdir()
     pretended = 0 if shutil.which("strace") else 1 + 2 * (trial % 2)
     if pretended:
         for name in ("failing", "working"):
             (folder / name).touch()
-    program = room.fork(lambda: print("answer", json.dumps(fail(folder, pretended)), flush=True), "faulty")
+    program = sandbox.fork(lambda: print("answer", json.dumps(fail(folder, pretended)), flush=True), "faulty")
     if pretended:
-        return json.loads(room.expect(program).split("answer ")[1].splitlines()[0])
-    room.until_printed(program, "waiting for failing")
+        return json.loads(sandbox.expect(program).split("answer ")[1].splitlines()[0])
+    sandbox.until_printed(program, "waiting for failing")
     calls = fault.split(":")[0]
     argv = [
         "strace",
@@ -201,24 +201,24 @@ def with_faults(room: Room, trial: int, fault: str) -> dict:
         str(folder / "log"),
     ]
     with subprocess.Popen(argv, stderr=subprocess.PIPE) as tracer:
-        room.until(program, lambda: "TracerPid:\t0" not in pathlib.Path(f"/proc/{program.pid}/status").read_text())
+        sandbox.until(program, lambda: "TracerPid:\t0" not in pathlib.Path(f"/proc/{program.pid}/status").read_text())
         time.sleep(0.2)  # all threads
         (folder / "failing").touch()
-        room.until_printed(program, "waiting for working")
+        sandbox.until_printed(program, "waiting for working")
         tracer.send_signal(signal.SIGINT)
     injected = (folder / "log").read_text().count("INJECTED")
     (folder / "working").touch()
-    answer = room.expect(program).split("answer ")[1].splitlines()[0]
+    answer = sandbox.expect(program).split("answer ")[1].splitlines()[0]
     return dict(json.loads(answer), injected=injected)
 
 
-def full(room: Room, count: int) -> dict:
-    """10: a disk that is full, and one that fails: what was saved stays, nothing is left over, and a sentence."""
+def full(sandbox: Sandbox, count: int) -> dict:
+    """10: a full disk and a failing one: earlier steps are kept, nothing is left over, and an error of one line."""
     half, kinds, notes = (count + 1) // 2, set(), []
     for trial in range(half):
-        folder = room.folder / f"disk{trial}"
+        folder = sandbox.folder / f"disk{trial}"
         with small_disk(folder, 4 << 20) as mounted:
-            found = room.ask(functools.partial(fill, folder, (2 << 20) + 70_000 * trial, mounted), "full")
+            found = sandbox.ask(functools.partial(fill, folder, (2 << 20) + 70_000 * trial, mounted), "full")
         kinds.add("tmpfs" if mounted else "file size limit")
         assert re.search(
             r"the checkpoint of step \d+ could not be written \(.*\); earlier checkpoints are kept", found["problem"]
@@ -227,7 +227,7 @@ def full(room: Room, count: int) -> dict:
         check(found, kept=found["failed"] - 1, last=found["failed"])
     for trial in range(count - half):
         fault = FAULTS[trial % len(FAULTS)]
-        found = with_faults(room, trial, fault)
+        found = with_faults(sandbox, trial, fault)
         assert found.get("injected", True), found
         if found["problem"]:
             assert "earlier checkpoints are kept" in found["problem"] and "error" in found["problem"], found
@@ -248,12 +248,12 @@ def check(found: dict, *, kept: int, last: int) -> None:
     assert list(found["before"]) == [kept, 0] and list(found["again"]) == [last, 0] and found["left"] == [], found
 
 
-def blocking(room: Room, count: int) -> dict:
-    """The time a save holds up the training, the size of what an import costs."""
+def blocking(sandbox: Sandbox, count: int) -> dict:
+    """The time a save blocks the training, and the time of an import."""
     shapes = {f"block{i}": (1024, 1024) for i in range(16)}
 
     def saves() -> list:
-        checkpoints, state, times = Checkpoints(room.folder / "blocking", keep=2), made_up_state(0, shapes), []
+        checkpoints, state, times = Checkpoints(sandbox.folder / "blocking", keep=2), made_up_state(0, shapes), []
         for step in range(1, count + 2):
             began = time.perf_counter()
             checkpoints.save(step, state, {})
@@ -267,7 +267,7 @@ def blocking(room: Room, count: int) -> dict:
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import maskgil_jax"], check=True)
         imports.append(time.perf_counter() - began)
-    median = float(np.median(room.ask(saves, "blocking")))
+    median = float(np.median(sandbox.ask(saves, "blocking")))
     return dict(
         result=f"{1000 * median:.0f} ms",
         text=f"a save of 64 MB holds up the training (median of {count}); import maskgil_jax takes {min(imports):.2f} s",

@@ -1,7 +1,7 @@
-"""Programs to be killed, stopped and frozen: each a process forked from one that has imported everything and computed nothing.
+"""Programs to be killed, stopped and frozen: processes forked from one that has imported everything and computed nothing.
 
-A fork costs no imports, which on a slow machine are most of a short run. The process that forks must never compute: the threads
-of JAX and of its libraries would be missing in the others.
+A fork saves the imports, which are most of a short run. The forking process must never compute: the threads of JAX and of its
+libraries would be missing in the forked ones.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ import time
 import traceback
 from collections.abc import Callable
 
-from tests.two_processes import free_port
-
 from maskgil_jax.checkpoints.step_folders import read_record, steps_in
 from tests.helpers import toy_run
+from tests.helpers.two_processes import free_port
 
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 
 class Program:
-    """A forked process that runs `work`, everything it prints in `log`."""
+    """A forked process that runs `work`, with its output in `log`."""
 
     def __init__(self, work: Callable, log: pathlib.Path, *, devices: int, cache: pathlib.Path):
         self.log, self.code = log, None
@@ -64,7 +63,7 @@ class Program:
         return self.code
 
     def wait(self, timeout: float = 300.0) -> int:
-        """The exit code, once it has ended; it is killed if that takes too long."""
+        """Waits for the exit code; kills the program and raises if that takes too long."""
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
@@ -86,46 +85,46 @@ class Program:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-class Room:
+class Sandbox:
     """A folder of runs, and the programs that run in it."""
 
     def __init__(self, folder: pathlib.Path, cache: pathlib.Path):
         self.folder, self.cache, self.programs = folder, cache, []
 
     def fork(self, work: Callable, name: str, devices: int = 1) -> Program:
-        """A program that does `work`."""
+        """Starts a program that calls `work`."""
         log = self.folder / f"{name}.{len(self.programs)}.log"
         self.programs.append(Program(work, log, devices=devices, cache=self.cache))
         return self.programs[-1]
 
     def ask(self, work: Callable, name: str = "ask", devices: int = 1):
-        """What `work` returns, as JSON keeps it, computed in a process of its own."""
+        """Calls `work` in another process and returns its result, passed as JSON."""
         answer = self.folder / f"answer{len(self.programs)}.json"
         self.expect(self.fork(lambda: answer.write_text(json.dumps(work())) and None, name, devices))
         return json.loads(answer.read_text())
 
     def start(self, work: str, *options, devices: int = 1, main: Callable = toy_run.main) -> Program:
-        """The toy run in the work folder of that name."""
+        """Starts the toy run in the work folder of that name."""
         argv = ["--workdir", str(self.folder / work), *map(str, options)]
         return self.fork(lambda: main(argv), work, devices)
 
     def run(self, work: str, *options, expect: int = 0, devices: int = 1) -> str:
-        """The same, to its end; what it printed."""
+        """Runs the toy run to its end and returns its output."""
         return self.expect(self.start(work, *options, devices=devices), expect)
 
     def pair(self, works, *options, main: Callable = toy_run.main) -> list[Program]:
-        """Two processes of 4 devices each that make one run."""
+        """Starts two processes of 4 devices each of one run."""
         port = free_port()
         return [self.start(work, *options, "--process", f"{i}/2/{port}", devices=4, main=main) for i, work in enumerate(works)]
 
     def expect(self, program: Program, code: int = 0) -> str:
-        """What a program printed until it ended with `code`."""
+        """Waits for a program to end with `code` and returns its output."""
         found = program.wait()
         assert found == code, f"exit code {found}, expected {code}:\n{program.text[-3000:]}"
         return program.text
 
     def until(self, program: Program, true: Callable[[], bool], timeout: float = 120.0) -> None:
-        """Waits for something that a running program does."""
+        """Waits until `true()` while a program runs."""
         end = time.monotonic() + timeout
         while not true():
             assert program.poll() is None, f"ended with {program.code}:\n{program.text[-3000:]}"
@@ -133,11 +132,11 @@ class Room:
             time.sleep(0.02)
 
     def until_printed(self, program: Program, text: str, times: int = 1) -> None:
-        """Waits until a program has printed something so many times."""
+        """Waits until a program has printed `text` so many times."""
         self.until(program, lambda: program.text.count(text) >= times)
 
     def checkpoints(self, work: str) -> pathlib.Path:
-        """Where the steps of a run lie."""
+        """The checkpoints folder of a run."""
         return self.folder / work / "checkpoints"
 
     def newest(self, work: str) -> int:
@@ -151,7 +150,7 @@ class Room:
         return [json.loads(line) for line in lines]
 
     def losses(self, work: str) -> dict[int, str]:
-        """The loss of each step as the exact number that was written."""
+        """The exact loss of each step, as hexadecimal text."""
         return {line["step"]: float(line["masked_loss"]).hex() for line in self.lines(work) if "masked_loss" in line}
 
     def arrays(self, work: str, step: int) -> dict:
@@ -166,7 +165,7 @@ class Room:
         return sum(left[s] != right[s] for s in left), max(apart)
 
     def close(self) -> None:
-        """Leaves no process behind."""
+        """Kills all programs."""
         for program in self.programs:
             program.send(signal.SIGKILL)
             program.wait()

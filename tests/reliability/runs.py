@@ -1,4 +1,4 @@
-"""Rows about a training run of one process: crash loops, stopping and going on, meshes, bad steps."""
+"""Rows about a training run of one process: crash loops, stopping and continuing, meshes, bad steps."""
 
 from __future__ import annotations
 
@@ -12,69 +12,69 @@ import numpy as np
 from maskgil_jax.checkpoints.step_folders import listing
 from maskgil_jax.training.run_events import goodput
 from tests.helpers import toy_run
-from tests.reliability.programs import Room, committed_at
+from tests.reliability.programs import Sandbox, committed_at
 
 
-def crash_loop(room: Room, count: int) -> dict:
-    """2: kill -9 at random moments of a run; it ends as if nothing had happened."""
+def crash_loop(sandbox: Sandbox, count: int) -> dict:
+    """2: kill -9 at random times of a run; its losses and final arrays equal an uninterrupted one."""
     steps, rng = 12 * count + 40, random.Random(0)
     options = ("--steps", steps, "--every", 2)
-    room.run("whole", *options, "--keep", steps)
+    sandbox.run("whole", *options, "--keep", steps)
     kills, seen = 0, {}
     replayed = wrong = 0
-    whole = room.losses("whole")
+    whole = sandbox.losses("whole")
     while kills < count:
-        program = room.start("parts", *options, "--seconds", 0.05)
-        target = room.newest("parts") + rng.randint(3, 12)
-        while program.poll() is None and len(room.losses("parts")) < min(target, steps - 1):
+        program = sandbox.start("parts", *options, "--seconds", 0.05)
+        target = sandbox.newest("parts") + rng.randint(3, 12)
+        while program.poll() is None and len(sandbox.losses("parts")) < min(target, steps - 1):
             time.sleep(0.02)
         time.sleep(rng.uniform(0.0, 0.2))
         assert program.poll() is None, program.text[-2000:]
         program.send(signal.SIGKILL)
         program.wait()
         kills += 1
-        seen = room.losses("parts")
-        replayed += len([step for step in seen if step > room.newest("parts")])
+        seen = sandbox.losses("parts")
+        replayed += len([step for step in seen if step > sandbox.newest("parts")])
         wrong += sum(whole[step] != loss for step, loss in seen.items())
         if max(seen) > steps - 15:
             break
-    room.run("parts", *options)
-    differ, _ = room.differences("whole", "parts")
+    sandbox.run("parts", *options)
+    differ, _ = sandbox.differences("whole", "parts")
     assert kills == count and wrong == differ == 0, (kills, wrong, differ)
-    assert room.arrays("whole", steps) == room.arrays("parts", steps)
-    text = f"{steps + replayed} losses of {kills} kills compared, final arrays ({len(room.arrays('whole', steps))}) equal; "
-    return dict(result=f"{differ} differ", text=f"{text}{goodput(room.folder / 'parts')}")
+    assert sandbox.arrays("whole", steps) == sandbox.arrays("parts", steps)
+    text = f"{steps + replayed} losses of {kills} kills compared, final arrays ({len(sandbox.arrays('whole', steps))}) equal; "
+    return dict(result=f"{differ} differ", text=f"{text}{goodput(sandbox.folder / 'parts')}")
 
 
-def resume(room: Room, count: int) -> dict:
+def resume(sandbox: Sandbox, count: int) -> dict:
     """3: stopped by SIGTERM with two worker processes, continued with none and with three."""
     steps = 300
-    room.run("straight", "--steps", steps, "--every", 9999, "--workers", 0)
+    sandbox.run("straight", "--steps", steps, "--every", 9999, "--workers", 0)
     compared = 0
     for trial in range(count):
         for workers in (0, 3):
             work = f"resumed{trial}_{workers}"
-            program = room.start(work, "--steps", steps, "--every", 9999, "--workers", 2)
-            room.until(program, lambda work=work, trial=trial: len(room.losses(work)) > 2 + 3 * trial)
+            program = sandbox.start(work, "--steps", steps, "--every", 9999, "--workers", 2)
+            sandbox.until(program, lambda work=work, trial=trial: len(sandbox.losses(work)) > 2 + 3 * trial)
             program.send(signal.SIGTERM)
-            room.expect(program)
-            assert 0 < room.newest(work) < steps
-            room.run(work, "--steps", steps, "--every", 9999, "--workers", workers)
-            assert room.differences("straight", work)[0] == 0
-            assert room.arrays("straight", steps) == room.arrays(work, steps)
+            sandbox.expect(program)
+            assert 0 < sandbox.newest(work) < steps
+            sandbox.run(work, "--steps", steps, "--every", 9999, "--workers", workers)
+            assert sandbox.differences("straight", work)[0] == 0
+            assert sandbox.arrays("straight", steps) == sandbox.arrays(work, steps)
             compared += steps
     return dict(
         result="bit-exact", text=f"2 -> 0 and 2 -> 3 workers after SIGTERM: 0 of {compared} losses differ, final arrays equal"
     )
 
 
-def reshard(room: Room, count: int) -> dict:
+def reshard(sandbox: Sandbox, count: int) -> dict:
     """5: 8 -> 4 -> 1 -> 8 devices."""
-    room.run("one", "--steps", 16, "--every", 4)
+    sandbox.run("one", "--steps", 16, "--every", 4)
     for stage, devices in enumerate((8, 4, 1, 8), 1):
-        text = room.run("meshes", "--steps", 4 * stage, "--every", 4, "--fsdp", max(devices // 2, 1), devices=devices)
+        text = sandbox.run("meshes", "--steps", 4 * stage, "--every", 4, "--fsdp", max(devices // 2, 1), devices=devices)
         assert stage == 1 or f"continuing from step {4 * stage - 4}" in text, text
-    far, arrays = room.differences("one", "meshes")[1], len(room.arrays("meshes", 16))
+    far, arrays = sandbox.differences("one", "meshes")[1], len(sandbox.arrays("meshes", 16))
     assert far < 1e-5, far
     return dict(
         result=f"{3 * arrays}/{3 * arrays}",
@@ -82,22 +82,22 @@ def reshard(room: Room, count: int) -> dict:
     )
 
 
-def stop(room: Room, count: int) -> dict:
-    """8: SIGTERM to one process, or to one or both of two: the step under way is saved, exit code 0."""
+def stop(sandbox: Sandbox, count: int) -> dict:
+    """8: SIGTERM to one process, or to one or both of two: the current step is saved, exit code 0."""
     options, waits = ("--steps", 100000, "--every", 100000, "--seconds", 0.1), []
     pairs = count // 2
     for trial in range(count):
         work, pair = f"stopped{trial}", trial < pairs
-        programs = room.pair([work, work], *options) if pair else [room.start(work, *options)]
-        room.until(programs[0], lambda work=work: len(room.losses(work)) > 2)
+        programs = sandbox.pair([work, work], *options) if pair else [sandbox.start(work, *options)]
+        sandbox.until(programs[0], lambda work=work: len(sandbox.losses(work)) > 2)
         asked = time.time()
         for program in [programs[-1]] if trial % 2 else programs:
             program.send(signal.SIGTERM)
         for program in programs:
-            room.expect(program)
-        steps = [event["step"] for event in room.lines(work, "events.jsonl") if event["event"] == "signal"]
-        assert steps == [room.newest(work)] == [max(room.losses(work))], (steps, room.newest(work))
-        waits.append((pair, committed_at(room.lines(work, "events.jsonl")) - asked))
+            sandbox.expect(program)
+        steps = [event["step"] for event in sandbox.lines(work, "events.jsonl") if event["event"] == "signal"]
+        assert steps == [sandbox.newest(work)] == [max(sandbox.losses(work))], (steps, sandbox.newest(work))
+        waits.append((pair, committed_at(sandbox.lines(work, "events.jsonl")) - asked))
     late = [float(np.percentile([wait for pair, wait in waits if pair == which], 95)) for which in (False, True)]
     assert max(late) < 5, waits
     text = f"last step run is the last saved, exit code 0; SIGTERM -> committed p95 {late[0]:.1f} s with one process "
@@ -109,14 +109,14 @@ def stop(room: Room, count: int) -> dict:
 CASES = [("nan", "1"), ("nan", "20"), ("nan", "55"), ("inf", "55"), ("-inf", "58"), ("1e6", "55"), ("nan", "52,54,57")]
 
 
-def spoil(room: Room, count: int) -> dict:
-    """9: bad steps cost themselves; ten in a row stop with code 3 and a finite newest step."""
+def spoil(sandbox: Sandbox, count: int) -> dict:
+    """9: bad steps are skipped; ten in a row stop with code 3 and a finite newest step."""
 
     def trials() -> list:
         logging.disable(logging.WARNING)
         found = []
         for i, (factor, bad) in enumerate(CASES[:count]):
-            folder = room.folder / f"bad{i}"
+            folder = sandbox.folder / f"bad{i}"
             argv = ["--workdir", str(folder), "--steps", "60", "--every", "20", f"--factor={factor}", "--bad", bad]
             args = toy_run.parser().parse_args(argv)
             if not i:
@@ -125,14 +125,14 @@ def spoil(room: Room, count: int) -> dict:
             found.append([bool(row.problem) for row in listing(folder / "checkpoints", read=True)])
         return found
 
-    found = room.ask(trials, "spoil")
+    found = sandbox.ask(trials, "spoil")
     for i, (_, bad) in enumerate(CASES[:count]):
-        skips = [event["step"] for event in room.lines(f"bad{i}", "events.jsonl") if event["event"] == "skip"]
+        skips = [event["step"] for event in sandbox.lines(f"bad{i}", "events.jsonl") if event["event"] == "skip"]
         assert skips == [int(step) for step in bad.split(",")] and found[i] == [False] * 3, (skips, bad, found[i])
     many = ",".join(map(str, range(7, 40)))
-    text = room.run("many", "--steps", 60, "--every", 2, "--bad", many, expect=3)
+    text = sandbox.run("many", "--steps", 60, "--every", 2, "--bad", many, expect=3)
     assert "error: toy: steps 7 to 16 were all skipped" in text, text
-    whole = room.ask(lambda: [row.problem for row in listing(room.checkpoints("many"), read=True)])
+    whole = sandbox.ask(lambda: [row.problem for row in listing(sandbox.checkpoints("many"), read=True)])
     assert whole and not any(whole)
     return dict(
         result=f"{len(found)}/{len(found)}",

@@ -1,6 +1,6 @@
-"""The built-in data set: 5,160 real emoji drawings, 64x64 on white, in three styles, with names in five languages.
+"""The built-in data set: 5,160 emoji drawings, 64x64 on white, in three styles, with names in five languages.
 
-Origin and licences are in `emoji/ATTRIBUTION.md`, shipped beside the sheets.
+Origin and licences: `data/emoji/ATTRIBUTION.md`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 
 import numpy as np
 
-from maskgil_jax.config import choose, require
+from maskgil_jax.config import choose, height_width, require
 
 TILE = 64
-HELD_OUT = 0.1  # share of the emoji in the test split
+HELD_OUT = 0.1  # fraction of the emoji in the test split
 
 
 def _folder():
@@ -40,9 +40,9 @@ def _tiles(style: str) -> np.ndarray:
 
 
 def family(code: str) -> str:
-    """The code points with gender and direction taken out: "woman running", "man running" and "running" are one family.
+    """The code points without gender and direction: "woman running", "man running" and "running" are one family.
 
-    Their drawings are nearly the same, so a split that parted them would test on what was trained on.
+    Their drawings are nearly the same, so a family lies wholly in one split.
     """
     parts = [p for p in code.split("-") if p != "FE0F"]
     kept: list[str] = []
@@ -56,23 +56,24 @@ def family(code: str) -> str:
 
 @functools.cache
 def _test_codes() -> frozenset[str]:
-    """The held-out codes: the families whose hash falls in the lowest tenth; no subgroup loses its last family."""
+    """The held-out codes: the families whose hash is in the lowest tenth; every subgroup keeps one family for training."""
 
-    def share(name: str) -> float:
+    def unit_hash(name: str) -> float:
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") / 2**64
 
     families: dict[str, set[str]] = {}
     for record in _index():
         families.setdefault(record["subgroup"], set()).add(family(record["code"]))
-    kept = {max(names, key=share) for names in families.values()}
-    return frozenset(r["code"] for r in _index() if share(f := family(r["code"])) < HELD_OUT and f not in kept)
+    kept = {max(names, key=unit_hash) for names in families.values()}
+    return frozenset(r["code"] for r in _index() if unit_hash(f := family(r["code"])) < HELD_OUT and f not in kept)
 
 
 class EmojiSource:
     """Random access to the drawings of one split; `source[i]` is {"image", "label", "id"}. Made by `emoji`."""
 
-    def __init__(self, split: str, label: str, size: int):
-        self.name = f"emoji/{split}/{label}/{size}"
+    def __init__(self, split: str, label: str, size: tuple[int, int]):
+        height, width = size
+        self.name = f"emoji/{split}/{label}/{height if height == width else f'{height}x{width}'}"
         self.class_names = tuple(sorted({record[label] for record in _index()}))
         self._label, self._size = label, size
         held_out = _test_codes()
@@ -85,10 +86,13 @@ class EmojiSource:
     def __getitem__(self, i: int) -> dict:
         record = self._records[i]
         image = _tiles(record["style"])[record["tile"]]
-        if self._size != TILE:
+        if self._size != (TILE, TILE):
             from PIL import Image
 
-            image = np.asarray(Image.fromarray(image).resize((self._size, self._size), Image.Resampling.BICUBIC))
+            height, width = self._size
+            side = max(height, width)
+            image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+            image = image[(side - height) // 2 :, (side - width) // 2 :][:height, :width]
         return {
             "image": image.copy(),
             "label": self._classes[record[self._label]],
@@ -96,12 +100,12 @@ class EmojiSource:
         }
 
     def record(self, i: int) -> dict:
-        """What is known of drawing `i`: style, code, group, subgroup, names {en, es, fr, pt, zh}, tags (English)."""
-        return json.loads(json.dumps(self._records[i]))  # a copy: the table is shared by all sources
+        """The annotations of drawing `i`: style, code, group, subgroup, names {en, es, fr, pt, zh}, tags (English)."""
+        return json.loads(json.dumps(self._records[i]))  # a copy, as all sources share the table
 
 
-def emoji(split: str = "train", label: str = "subgroup", size: int = TILE) -> EmojiSource:
-    """The built-in drawings as a source of uint8 (size, size, 3) images.
+def emoji(split: str = "train", label: str = "subgroup", size: int | tuple[int, int] = TILE) -> EmojiSource:
+    """The built-in drawings as a source of uint8 (height, width, 3) images; a size that is no square cuts their edges.
 
     split: "train", "test" (about a tenth; whole emoji with all their styles and gender variants are held out, chosen by a
       hash of the code, so the split never changes) or "all".
@@ -109,5 +113,6 @@ def emoji(split: str = "train", label: str = "subgroup", size: int = TILE) -> Em
     """
     choose("split", split, ("train", "test", "all"))
     choose("label", label, ("subgroup", "group", "style"))
-    require(isinstance(size, int) and 1 <= size <= 4096, f"size: must be a whole number in 1..4096, got {size!r}")
-    return EmojiSource(split, label, size)
+    sides = height_width(size)
+    require(max(sides) <= 4096, f"size: must be in 1..4096, got {size!r}")
+    return EmojiSource(split, label, sides)

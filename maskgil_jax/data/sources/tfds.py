@@ -10,7 +10,7 @@ import numpy as np
 class PreparedDataset:
     """Random access to one split of a TFDS data set prepared as ArrayRecord; records as in `ImageFolder`.
 
-    name: as TFDS spells it, with config and version if wanted ("imagenet2012", "cifar10:3.0.2").
+    name: as in TFDS, with config and version if needed ("imagenet2012", "cifar10:3.0.2").
     split: "train", "validation", "train[:10%]", ... data_dir: None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
     Raises a ValueError if the data set is unknown, not prepared as ArrayRecord or has no such split, image or label.
     """
