@@ -146,11 +146,12 @@ def measure(encoder: Any) -> dict[str, float]:
         rank = ranks(sentence_vectors(encoder, [text for text, _ in pairs]), vectors, np.array([i for _, i in pairs]))
         figures |= {f"{label}, nearest": float((rank == 0).mean()), f"{label}, nearest five": float((rank < 5).mean())}
     captions, questions = compositions()
-    asked, answers = sentence_vectors(encoder, [text for text, _ in questions]), sentence_vectors(encoder, captions)
-    right = np.array([i for _, i in questions])
-    near_qa = asked @ answers.T
-    figures["compositions, objects"] = float((near_qa.argmax(axis=1) // 4 == right // 4).mean())
-    figures["compositions, nearest"] = float((near_qa.argmax(axis=1) == right).mean())
+    answers = sentence_vectors(encoder, captions)
+    for order, pairs in questions.items():
+        nearest = (sentence_vectors(encoder, [text for text, _ in pairs]) @ answers.T).argmax(axis=1)
+        right = np.array([i for _, i in pairs])
+        figures[f"compositions in the {order}, objects"] = float((nearest // 4 == right // 4).mean())
+        figures[f"compositions in the {order}, nearest"] = float((nearest == right).mean())
     return figures
 
 

@@ -50,19 +50,26 @@ PARAPHRASES = (
 NOUNS = "cat dog horse owl frog crab apple banana pear carrot key bell hammer guitar crown chair tent rocket bus tulip".split()
 
 
-def compositions() -> tuple[list[str], list[tuple[str, int]]]:
-    """(captions of two objects, [(other words, number of the caption that means the same), ...]).
+def compositions() -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    """(captions of two objects, kind of question -> [(other words, number of the caption that means the same), ...]).
 
-    Each pair of nouns that are neighbours in the list, or five apart, has four captions in a row.
+    Each pair of nouns that are neighbours in the list, or five apart, has four captions in a row. Questions name the objects in
+    the order of the caption, or the other way round.
     """
     captions: list[str] = []
-    questions: list[tuple[str, int]] = []
+    questions: dict[str, list[tuple[str, int]]] = {"same order": [], "other order": []}
     count = len(NOUNS)
     for i, step in itertools.product(range(count), (1, 5)):
         a, b = (f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in (NOUNS[i], NOUNS[(i + step) % count]))
         start = len(captions)
         captions += [f"{a} to the left of {b}", f"{b} to the left of {a}", f"{a} above {b}", f"{b} above {a}"]
-        questions += [
+        questions["same order"] += [
+            (f"on the left {a}, on the right {b}", start),
+            (f"on the left {b}, on the right {a}", start + 1),
+            (f"{a} on top, over {b}", start + 2),
+            (f"{b} on top, over {a}", start + 3),
+        ]
+        questions["other order"] += [
             (f"{b} on the right, next to {a}", start),
             (f"{a} on the right, next to {b}", start + 1),
             (f"{b} under {a}", start + 2),

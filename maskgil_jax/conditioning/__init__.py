@@ -6,10 +6,10 @@ from typing import Any
 
 from maskgil_jax.conditioning.base import Conditioner
 from maskgil_jax.conditioning.classes import ClassConditioner
-from maskgil_jax.conditioning.text import TextConditioner, text_conditioner
+from maskgil_jax.conditioning.text import TextConditioner, stored_texts, text_conditioner
 from maskgil_jax.config import require
 
-__all__ = ["ClassConditioner", "Conditioner", "TextConditioner", "conditioner_of"]
+__all__ = ["ClassConditioner", "Conditioner", "TextConditioner", "conditioner_of", "stored_texts"]
 
 
 def conditioner_of(cfg: Any, metadata: dict[str, Any], text_encoder: Any = None) -> Conditioner:

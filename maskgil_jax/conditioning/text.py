@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.models.condition import GuidedCondition, TextCondition
+from maskgil_jax.data.text_store import TextStore
+from maskgil_jax.models.condition import GuidedCondition, TextCondition, batch_size, take
 from maskgil_jax.text_encoders.load import load_text_encoder
 
 _OPTIONS = ("layer", "max_tokens", "padding", "template", "dtype")  # of `load_text_encoder`, as `config.json` records them
+_EXAMPLES = 64  # stored texts that previews show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +24,16 @@ class TextConditioner:
     """Conditions on the states of a frozen text encoder, `tokens` positions of width `width`.
 
     encoder: texts -> `TextCondition`, with `about`; None: the one that `about` names, loaded at the first prompt.
-    about: the entry "text_encoder" of `config.json`: path, name, options and hash of the encoder of training; empty if
-    unknown. null: features and mask of "" (one row), where they are known without an encoder.
+    about: the entry "text_encoder" of `config.json`: path, name, options and hash of the encoder of training, and the hash of
+    its captions if their features were stored; empty if unknown. known: features of texts that are known without an encoder,
+    the first of them those of "".
     """
 
     tokens: int
     width: int
     encoder: Callable[[Sequence[str]], TextCondition] | None = dataclasses.field(default=None, compare=False)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    null: TextCondition | None = dataclasses.field(default=None, compare=False)
+    known: TextCondition | None = dataclasses.field(default=None, compare=False)
     batch_keys = ("text_features", "text_mask")
 
     def encode(self, requests: Any) -> Any:
@@ -85,9 +88,9 @@ class TextConditioner:
     def examples(self, count: int) -> TextCondition:
         if self.encoder is not None:
             return self.encode([""] * count)
-        if self.null is not None:
-            features_btd, mask_bt = (np.repeat(np.asarray(x), count, axis=0) for x in self._null())
-            return TextCondition(features_btd, mask_bt)
+        if self.known is not None:
+            rows = np.arange(count) % max(1, batch_size(self.known) - 1) + (batch_size(self.known) > 1)
+            return self._fit(take(self.known, rows))
         return TextCondition(np.zeros((count, self.tokens, self.width), np.float32), np.ones((count, self.tokens), bool))
 
     def fixed_parameters(self, cfg: Any) -> dict[str, Any]:
@@ -101,7 +104,7 @@ class TextConditioner:
         }
 
     def _null(self) -> tuple[Any, Any]:
-        null = self.encode([""]) if self.null is None else self._fit(self.null)
+        null = self.encode([""]) if self.known is None else self._fit(take(self.known, slice(0, 1)))
         return null.features_btd, null.mask_bt
 
     def network_options(self) -> dict[str, Any]:
@@ -141,6 +144,13 @@ def text_conditioner(cfg: Any, about: Mapping[str, Any] | None, text_encoder: An
         f"{cfg.text_tokens} x {cfg.text_dim}; give the encoder of training",
     )
     return conditioner
+
+
+def stored_texts(store: TextStore) -> TextConditioner:
+    """The conditioner of a training on stored features (`data.text_store`); its examples are the first captions."""
+    features_btd, mask_bt = store.batch(store.ids[: 1 + _EXAMPLES])
+    known = TextCondition(features_btd.astype(np.float32), mask_bt)
+    return TextConditioner(store.max_tokens, store.width, None, {**store.about, "texts": store.texts}, known)
 
 
 def _opened(path: Any, options: Mapping[str, Any]) -> Any:

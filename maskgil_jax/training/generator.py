@@ -17,7 +17,7 @@ from clu.metrics import Average
 
 from maskgil_jax import networks
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_metadata, save_weights
-from maskgil_jax.conditioning import ClassConditioner, Conditioner
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, stored_texts
 from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
@@ -34,6 +34,7 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.data.code_store import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images
+from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
@@ -217,9 +218,11 @@ def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]]
     if data.codes:
         store = CodeStore(data.codes)
         store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
-        conditioner = ClassConditioner(store.class_names)
-        batches = functools.partial(code_batches, store, loader_config(config))
+        texts = TextStore(data.texts) if data.get("texts") else None
+        conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
+        batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
         return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid, store
+    require(not data.get("texts"), "config.data.texts: needs config.data.codes, a code store of the same images")
     source = open_images(data.path, split=data.split, label=data.label, size=size, data_dir=data.data_dir or None)
     options = dict(size=size, crop=data.crop, flip=data.flip)
     conditioner = ClassConditioner(tuple(source.class_names))
@@ -260,6 +263,11 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     schedule = learning_rate(config.optimizer, config.total_steps)
     tx = skip_bad_updates(tx, skip_config(config))
 
+    fixed = conditioner.fixed_parameters(cfg)
+
+    def init_params(key: jax.Array) -> dict:
+        return networks.params_of(networks.create(cfg, key)) | fixed
+
     # previews: the same conditions at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     previewed = place(conditioner.examples(-(-config.sample_count // shards) * shards), batch_sharding(mesh))
@@ -276,7 +284,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
             **figures,
         }
-        save_weights(folder / "generator", cfg, averaged, metadata=metadata)
+        save_weights(folder / "generator", cfg, averaged | fixed, metadata=metadata)
 
     def evaluate(step: int, state: TrainState) -> dict:
         averaged = networks.build(cfg, state.averaged)
@@ -293,7 +301,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         mesh,
         name="generator",
         primary_metric="loss" if cfg.causal else "masked_loss",
-        init=init_state(lambda key: networks.params_of(networks.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
+        init=init_state(init_params, tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(
             jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay, conditioner=conditioner
@@ -307,6 +315,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             "objective": objective_identity(config),
             "seed": config.seed,
             "batch_size": config.batch_size,
+            **text_identity(conditioner),
         },
         sample_fn=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
         eval_fn=evaluate if evaluator else None,
@@ -322,6 +331,12 @@ def model_identity(cfg: GeneratorConfig) -> dict:
     """The network's options as checkpoints record them: of options newer than version 0.1.0, those that are not default."""
     added = {"caption_norm": False, "null_text": "random"}
     return {name: value for name, value in to_dict(cfg).items() if name not in added or value != added[name]}
+
+
+def text_identity(conditioner: Conditioner) -> dict:
+    """The text encoder and the captions of a run, as checkpoints record them; empty without texts."""
+    encoder = conditioner.metadata().get("text_encoder", {})
+    return {"text": {name: encoder.get(name) for name in ("hash", "layer", "template", "texts")}} if encoder else {}
 
 
 def objective_identity(config) -> dict:
