@@ -16,7 +16,8 @@ from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.runtime.mesh import make_mesh, shardings
-from maskgil_jax.training.generator import model_identity, model_options
+from maskgil_jax.training.generator import model_options
+from maskgil_jax.training.identity import model_identity
 from maskgil_jax.training.losses import token_losses
 from maskgil_jax.training.optimizer import make_optimizer
 

@@ -57,7 +57,7 @@ def is_packed(values: Mapping[str, Any]) -> bool:
 
 def packed_shapes(folder: Path, stored: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors as floats, for what the file holds. Raises: ConfigError, one line."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in stored.items():
         if name.endswith(CODES):
             bare, (rows, half) = name.removesuffix(CODES), tensor.shape

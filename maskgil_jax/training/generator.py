@@ -42,6 +42,7 @@ from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
+from maskgil_jax.training.identity import model_identity, text_identity
 from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.losses import MASKINGS, chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
@@ -325,18 +326,6 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     if jax.process_index() == 0:
         save(weights, parameters, config.total_steps)
     return weights
-
-
-def model_identity(cfg: GeneratorConfig) -> dict:
-    """The network's options as checkpoints record them: of options newer than version 0.1.0, those that are not default."""
-    added = {"caption_norm": False, "null_text": "random"}
-    return {name: value for name, value in to_dict(cfg).items() if name not in added or value != added[name]}
-
-
-def text_identity(conditioner: Conditioner) -> dict:
-    """The text encoder and the captions of a run, as checkpoints record them; empty without texts."""
-    encoder = conditioner.metadata().get("text_encoder", {})
-    return {"text": {name: encoder.get(name) for name in ("hash", "layer", "template", "texts")}} if encoder else {}
 
 
 def objective_identity(config) -> dict:
