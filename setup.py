@@ -1,4 +1,4 @@
-"""The package as setuptools sees it; metadata, dependencies and tools are in pyproject.toml. Here is what it cannot say."""
+"""What pyproject.toml cannot express of the build; metadata, dependencies and tools are there."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """An installed package brings the run files of `configs/` along, so that `maskgil demo` works outside a clone."""
+    """Copies the run files of `configs/` into the package, so that `--config NAME` works outside a clone."""
 
     def run(self):
         super().run()
@@ -19,5 +19,5 @@ class BuildWithConfigs(build_py):
                 shutil.copy2(path, folder)
 
 
-# The licence stands here since its spelling in pyproject.toml changed between versions of setuptools that are both in use.
+# The spelling of the licence in pyproject.toml differs between versions of setuptools that are both in use.
 setup(license="Apache-2.0", cmdclass={"build_py": BuildWithConfigs})

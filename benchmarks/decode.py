@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--guidance", default="1,2", help="scales, comma-separated; 1 is without (default: 1,2)")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--loop", default="auto", choices=("auto", "fori", "unrolled"), help="form of the loop (default: auto)")
-    parser.add_argument(
-        "--images", default="auto", choices=("auto", "together", "one_by_one"), help="of a batch (default: auto)"
-    )
+    parser.add_argument("--batch-mode", default="auto", choices=("auto", "vmap", "map"), help="of a batch (default: auto)")
     parser.add_argument("--tokenizer", default="VQ-16", help="tokenizer preset (default: VQ-16)")
     parser.add_argument("--torch", action="store_true", help="measure PyTorch's form of the sampler beside it")
     parser.add_argument("--no-parts", action="store_true", help="only the comparison of --torch")
@@ -133,7 +131,7 @@ def main() -> None:
         for batch in map(int, args.batches.split(",")):
             condition = ClassCondition(jnp.arange(batch, dtype=jnp.int32) % generator.cfg.num_classes)
             for guidance in map(float, args.guidance.split(",")):
-                cfg = DecodeConfig(steps=args.steps, guidance=guidance, loop=args.loop, images=args.images)
+                cfg = DecodeConfig(steps=args.steps, guidance=guidance, loop=args.loop, batch_mode=args.batch_mode)
                 case = {"preset": preset, "batch": batch, "guidance": guidance}
                 if not args.no_parts:
                     rows.append(case | measured(generator, tokenizer, condition, cfg, args.repeats))

@@ -1,4 +1,4 @@
-"""Draws the sheet of edits in docs/editing.md from the shipped weights: python benchmarks/edit_sheet.py OUT.png"""
+"""Draws the edits in docs/results/shipped_weights.md with the shipped weights: python benchmarks/edit_sheet.py OUT.png"""
 
 import sys
 

@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated (default: {','.join(PARTS)})")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each reading (default: 10)")
     parser.add_argument("--images-a-chip", type=int, default=64, help="of the planned step (default: 64)")
-    parser.add_argument("--step-ms", type=float, default=144.0, help="its estimated time, docs/scaling.md (default: 144)")
+    parser.add_argument("--step-ms", type=float, default=144.0, help="estimated time, docs/results/tpu_plans.md (default: 144)")
     parser.add_argument("--mfu", type=float, default=0.357, help="that this time implies (default: 0.357)")
     parser.add_argument("--chips", type=int, default=4, help="that one machine feeds (default: 4, as in a v5e-256 of 64)")
     parser.add_argument("--json", help="also write the rows to this file")

@@ -1,8 +1,8 @@
-"""The tables of docs/scaling.md: every size at several batches on a slice of each kind of chip, and sampling on one chip.
+"""The tables of docs/results/tpu_plans.md: every size at several batches on a slice of each chip, and sampling on one chip.
 
 python -m benchmarks.plans [--results runs/plans]             # compiles what is not there yet, with little effort
 python -m benchmarks.plans --only v5e:16x16/xxl/1024 --effort full  # these rows with full effort: adds the estimate by cycles
-python -m benchmarks.plans --no-compile --into docs/scaling.md
+python -m benchmarks.plans --no-compile --into docs/results/tpu_plans.md
 
 Needs the extra [tpu] and no TPU. A row is `maskgil plan` with the options it names. Every program compiled leaves a JSON file,
 so an interrupted run goes on where it was; remove the folder after a change of the programs.
@@ -122,7 +122,7 @@ def estimate(plan: dict, kind: str, images: int = 1) -> str:
     return f"{found['seconds'] / images * 1e3:.3g} ms, MFU {found['mfu']:.0%}" if found and plan["fits"] else ""
 
 
-def held_up(plan: dict) -> str:
+def bound_by(plan: dict) -> str:
     """The part of the roofline that takes longest."""
     parts = plan["estimates"]["roofline_parts"]
     return max(parts, key=parts.get) if plan["fits"] else ""
@@ -154,7 +154,7 @@ def train_line(row: dict) -> dict:
         "remat": remat,
         "memory a chip": memory(plan),
         "roofline": estimate(plan, "roofline"),
-        "held up by": held_up(plan),
+        "bound by": bound_by(plan),
         "cycles": estimate(plan, "cycles"),
         "command": command(row["options"], plan),
     }
@@ -170,7 +170,7 @@ def sampling_line(row: dict) -> dict:
         "FLOPs an image": f"{plan['products'] / images:.3g}",
         "read and written an image": f"{traffic / images / 2**20:.0f} MiB",
         "roofline, an image": estimate(plan, "roofline", images),
-        "held up by": held_up(plan),
+        "bound by": bound_by(plan),
         "cycles, an image": estimate(plan, "cycles", images),
         "command": command(row["options"], plan),
     }

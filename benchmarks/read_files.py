@@ -17,7 +17,8 @@ import sys
 import tempfile
 
 import numpy as np
-from tests.file_assembler import write_torch_zip
+
+from tests.helpers.file_assembler import write_torch_zip
 
 LISTINGS = pathlib.Path(__file__).parents[1] / "tests" / "golden" / "convert" / "listings.json.gz"
 MATRICES, SIDE = 64, 2048  # of 16 MiB each
@@ -27,7 +28,7 @@ READINGS = {
         "buffer = bytearray(8 << 20)",
         "with open(path, 'rb', buffering=0) as file:\n    while file.readinto(buffer): pass",
     ),
-    "our reader, CRC-32 compared": ("from maskgil_jax.convert.torch_files import read", "read(path, verify=True)"),
+    "our reader, CRC-32 compared": ("from maskgil_jax.convert.readers.detect import read", "read(path, verify=True)"),
     "torch.load(weights_only=True)": ("import torch", "torch.load(path, weights_only=True)"),
 }
 CONVERTING = ("from maskgil_jax.convert.main import convert", "convert(path, path + '.weights')")

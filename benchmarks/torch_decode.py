@@ -64,14 +64,16 @@ class Block(nn.Module):
         self.q, self.k, self.v, self.o = (_linear(params["attn"][n]["kernel"]) for n in "qkvo")
         self.gate, self.up, self.down = (_linear(params["mlp"][n]["kernel"]) for n in ("gate", "up", "down"))
 
-    def forward(self, x_bld, cos_lk, sin_lk):
+    def forward(self, x_bld, cos_lk, sin_lk, rate: float = 0.0):
+        """`rate`: of dropout on the outputs of attention and MLP."""
         b, l, d = x_bld.shape
         y_bld = self.attn_norm(x_bld)
         q, k, v = (f(y_bld).view(b, l, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
         q, k = _rotate(q, cos_lk, sin_lk), _rotate(k, cos_lk, sin_lk)
-        x_bld = x_bld + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, l, d))
+        out_bld = self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, l, d))
+        x_bld = x_bld + F.dropout(out_bld, rate, rate > 0)
         y_bld = self.mlp_norm(x_bld)
-        return x_bld + self.down(F.silu(self.gate(y_bld)) * self.up(y_bld))
+        return x_bld + F.dropout(self.down(F.silu(self.gate(y_bld)) * self.up(y_bld)), rate, rate > 0)
 
 
 def _rotate(x_bhlk, cos_lk, sin_lk):
@@ -96,15 +98,27 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(_row(layers, i), cfg) for i in range(cfg.depth))
         self.norm, self.head = RMSNorm(params["norm"]["scale"], cfg.norm_eps), _linear(params["head"]["kernel"])
         rules = dict(positions=cfg.positions, prefix=1, prefix_rotation=cfg.prefix_rotation, class_position="first")
-        cos_lk, sin_lk = rotation_table(cfg.grid, cfg.head_dim, cfg.rope_base, **rules)
+        if cfg.patch > 1:
+            self.expand = _linear(params["expand"]["kernel"])
+            self.expand_norm = RMSNorm(params["expand_norm"]["scale"], cfg.norm_eps)
+        self.sides = tuple(side // cfg.patch for side in cfg.grid)
+        cos_lk, sin_lk = rotation_table(self.sides, cfg.head_dim, cfg.rope_base, **rules)
         self.register_buffer("cos", _tensor(cos_lk))
         self.register_buffer("sin", _tensor(sin_lk))
 
-    def forward(self, tokens_bl, label_b):
-        x_bld = torch.cat([self.classes(label_b)[:, None], self.tokens(tokens_bl)], dim=1)
+    def forward(self, tokens_bl, label_b, rate: float = 0.0):
+        """`rate`: of dropout, in training."""
+        x_bld, patch, (rows, columns) = self.tokens(tokens_bl), self.cfg.patch, self.sides
+        if patch > 1:
+            x_bld = x_bld.view(-1, rows, patch, columns, patch, x_bld.shape[-1]).transpose(2, 3).flatten(3).flatten(1, 2)
+        x_bld = torch.cat([self.classes(label_b)[:, None], x_bld], dim=1)
         for layer in self.layers:
-            x_bld = layer(x_bld, self.cos, self.sin)
-        return self.head(self.norm(x_bld[:, 1:]))[..., : self.cfg.codebook_size]
+            x_bld = layer(x_bld, self.cos, self.sin, rate)
+        x_bld = self.norm(x_bld[:, 1:])
+        if patch > 1:
+            x_brcpqd = self.expand(x_bld).view(-1, rows, columns, patch, patch, self.cfg.state_width)
+            x_bld = self.expand_norm(x_brcpqd.transpose(2, 3).flatten(1, 4))
+        return self.head(x_bld)[..., : self.cfg.codebook_size]
 
 
 def _row(tree: dict, i: int) -> dict:
@@ -172,7 +186,7 @@ class Pixels(nn.Module):
                 parts.append(ResBlock(level["res"][j], groups))
                 if j in level.get("attn", {}):
                     parts.append(Attention(level["attn"][j], groups))
-            if name in decoder["upsample"]:
+            if name in decoder.get("upsample", {}):
                 parts += [nn.Upsample(scale_factor=2, mode="nearest"), _conv(decoder["upsample"][name])]
         self.parts = nn.Sequential(*parts, _norm(decoder["norm_out"], groups), nn.SiLU(), _conv(decoder["conv_out"]))
 
@@ -221,7 +235,7 @@ class Sampler:
 
     def __call__(self, label_b):
         with torch.inference_mode():
-            tokens_bl = torch.full((len(label_b), len(self.network.cos) - 1), self.network.cfg.mask_id)
+            tokens_bl = torch.full((len(label_b), math.prod(self.network.cfg.grid)), self.network.cfg.mask_id)
             tokens_bl = (self._compiled if self.compiled else self._eager)(tokens_bl, label_b)
             return self.pixels(tokens_bl.view(-1, *self.network.cfg.grid))
 

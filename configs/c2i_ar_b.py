@@ -7,32 +7,24 @@ Same network, codes and batch as `c2i_b.py`; next-token prediction with LlamaGen
 embeddings is not there.
 """
 
-import pathlib
-import runpy
+from ml_collections import ConfigDict
 
-from ml_collections import ConfigDict, config_dict
+from maskgil_jax.config import CausalConfig
+from maskgil_jax.config.run_files import section
+from maskgil_jax.configs import c2i_b
 
 
 def make_causal(config: ConfigDict) -> ConfigDict:
-    """Turns the run file of a masked generator into its causal twin: same network, data and tokenizer."""
+    """Turns the run file of a masked generator into its causal counterpart: same network, data and tokenizer."""
     config.model.causal = True
     config.objective.label_smoothing = 0.0
-    config.decode = ConfigDict(
-        dict(
-            guidance=2.0,
-            temperature=1.0,
-            top_k=config_dict.placeholder(int),
-            top_p=config_dict.placeholder(float),
-            cfg_interval=config_dict.placeholder(int),
-        )
-    )
+    config.decode = section(CausalConfig)
     return config
 
 
 def get_config() -> ConfigDict:
     """`c2i_b.py` made causal."""
-    base = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))
-    config = make_causal(base["get_config"]())
-    config.total_steps = 300 * base["IMAGENET_IMAGES"] // config.batch_size
+    config = make_causal(c2i_b.get_config())
+    config.total_steps = 300 * c2i_b.IMAGENET_IMAGES // config.batch_size
     config.optimizer.update(beta2=0.95, weight_decay=0.05)
     return config

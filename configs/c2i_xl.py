@@ -3,15 +3,14 @@
 maskgil train --config configs/c2i_xl.py --workdir runs/c2i_xl
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import c2i_b
 
 
 def get_config() -> ConfigDict:
     """`c2i_b.py` with what differs at this size."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
+    config = c2i_b.get_config()
     config.model.preset = "XL"
     config.decode.guidance = 2.5
     # docs/scaling.md, XL on v5e:16x16: at 16 images a chip (16 chips for the batch of 256) 4.8 GiB; with the state whole on

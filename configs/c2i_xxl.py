@@ -3,15 +3,14 @@
 maskgil train --config configs/c2i_xxl.py --workdir runs/c2i_xxl
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import c2i_b
 
 
 def get_config() -> ConfigDict:
     """`c2i_b.py` with what differs at this size."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
+    config = c2i_b.get_config()
     config.model.preset = "XXL"
     config.total_steps = 300 * 1_281_167 // config.batch_size
     config.decode.guidance = 2.5

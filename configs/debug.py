@@ -3,18 +3,17 @@
 maskgil train --config configs/debug.py --workdir runs/debug
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import demo
 
 
 def get_config() -> ConfigDict:
     """`demo.py` with a two-layer network and twenty steps; images are encoded on the fly by the shipped tokenizer."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))["get_config"]()
+    config = demo.get_config()
     config.batch_size = 16
     config.total_steps = 20
-    config.model.preset = "tiny"
+    config.model.update(preset="tiny", patch=None)
     config.optimizer.update(warmup_steps=5, ema_decay=0.0)
     config.checkpoint.update(every=10, keep=2)
     config.log_every = 5

@@ -1,17 +1,16 @@
-"""The causal twin of `emoji.py`, for hybrid sampling: same codes, same size, same tokenizer, trained on the next token.
+"""The causal counterpart of `emoji.py`, for hybrid sampling: same codes, size and tokenizer, trained on the next token.
 
 maskgil train --config configs/emoji_ar.py --workdir runs/emoji_ar
 maskgil sample --weights runs/emoji/weights --ar runs/emoji_ar/weights --ar-ratio 0.25
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import c2i_ar_b, emoji
 
 
 def get_config() -> ConfigDict:
     """`emoji.py` made causal."""
-    here = pathlib.Path(__file__)
-    make_causal = runpy.run_path(str(here.with_name("c2i_ar_b.py")))["make_causal"]
-    return make_causal(runpy.run_path(str(here.with_name("emoji.py")))["get_config"]())
+    config = c2i_ar_b.make_causal(emoji.get_config())
+    config.model.patch = None  # patches of tokens are predicted together, which token by token cannot be
+    return config

@@ -5,10 +5,9 @@ maskgil evaluate --config configs/eval_a1.py --weights weights --out runs/a1
 Weights: one sub-folder for each tokenizer and number of epochs, e.g. AR-LlamaGen-VQ-200ep.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import eval_table3
 
 EPOCHS = (50, 100, 200)
 # tokenizer -> CFG -> (FID, IS) at each number of epochs
@@ -38,7 +37,7 @@ FIGURES = {
 
 def get_config() -> ConfigDict:
     """`eval_table3.py` with these rows."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
+    config = eval_table3.get_config()
     config.title = "Table A.1: causal LLaMA on four tokenizers"
     config.metrics = ("fid", "is")
     config.decode = ConfigDict()  # nothing is masked: no schedule, one step per code

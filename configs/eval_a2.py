@@ -5,10 +5,9 @@ maskgil evaluate --config configs/eval_a2.py --weights weights --out runs/a2
 Weights: one sub-folder for each network, tokenizer and number of epochs, e.g. LLaMA-LlamaGen-VQ-200ep.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import eval_table3
 
 TOKENIZERS = ("MaskGIT-VQ", "Chameleon-VQ", "LlamaGen-VQ", "Open-MAGVIT2-VQ")
 GUIDANCES = (3.0, 2.5, 2.0)
@@ -49,7 +48,7 @@ NOTES = {
 
 def get_config() -> ConfigDict:
     """`eval_table3.py` with these rows."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
+    config = eval_table3.get_config()
     config.title = "Table A.2: masked generators on four tokenizers"
     config.metrics = ("fid", "is")
     places = [(tokenizer, guidance) for tokenizer in TOKENIZERS for guidance in GUIDANCES]

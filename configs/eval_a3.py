@@ -5,10 +5,9 @@ maskgil evaluate --config configs/eval_a3.py --weights weights --out runs/a3
 Weights: one sub-folder for each size and number of epochs, e.g. MaskGIL-B-400ep.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import eval_table3
 
 COLUMNS = [(size, guidance) for size in ("B", "L", "XL", "XXL") for guidance in (3.0, 2.5, 2.0, 1.5)][:-1]
 # epochs -> FID, then IS, for each column; at 400 epochs XXL was not trained
@@ -41,7 +40,7 @@ NOTES = {
 
 def get_config() -> ConfigDict:
     """`eval_table3.py` with these rows."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
+    config = eval_table3.get_config()
     config.title = "Table A.3: size, epochs and CFG"
     config.metrics = ("fid", "is")
     rows = []

@@ -4,10 +4,9 @@ maskgil evaluate --config configs/eval_a4.py --weights weights --out runs/a4    
 maskgil plot runs/a4
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import eval_table3
 
 STEPS = (4, 8, 16, 32, 64)
 # schedule -> (FID, IS) at each number of steps
@@ -23,7 +22,7 @@ SAME = "Table 3 and A.3 print 5.64 / 229.96 for the same model, arccos, 8 steps,
 
 def get_config() -> ConfigDict:
     """`eval_table3.py` with these rows, all of the same weights."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
+    config = eval_table3.get_config()
     config.title = "Table A.4: schedules and steps, MaskGIL-B, CFG 2.0"
     config.metrics = ("fid", "is")
     config.decode.guidance = 2.0

@@ -7,15 +7,14 @@ maskgil evaluate --config configs/eval_table1.py --weights weights --out runs/ta
 Both reference conventions are computed in one pass: `rfid` against the originals, `rfid_train` against ADM's batch.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import eval_table3
 
 
 def get_config() -> ConfigDict:
     """`eval_table3.py` with tokenizers for rows."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
+    config = eval_table3.get_config()
     config.kind = "tokenizer"
     config.title = "Table 1: reconstruction of ImageNet validation images, 256x256"
     config.data = "tfds:imagenet2012"

@@ -3,15 +3,14 @@
 maskgil evaluate --config configs/eval_table5.py --weights weights --out runs/table5
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import eval_table3
 
 
 def get_config() -> ConfigDict:
     """`eval_table3.py` with the shares of causal sampling for rows."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("eval_table3.py")))["get_config"]()
+    config = eval_table3.get_config()
     config.title = "Table 5: shares of causal (AR) sampling, ImageNet 256x256, CFG 2.0"
     config.decode.guidance = 2.0
     config.rows = (

@@ -6,10 +6,9 @@ TOKENIZER-GENERATOR, with "-norm" behind it for the same network with QK-Norm an
 read from weights/TOKENIZER and the codes from codes/imagenet_TOKENIZER (`maskgil encode`); both can be changed.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import c2i_b
 
 # Codes in the codebook. Published files: taming's VQGAN f16-1024, Chameleon's, LlamaGen's VQ-16, Open-MAGVIT2's at 256.
 TOKENIZERS = {"maskgit-vq": 1024, "chameleon": 8192, "llamagen": 16384, "open-magvit2": 2**18}
@@ -33,7 +32,7 @@ def get_config(argument: str = "llamagen-bi_llama") -> ConfigDict:
             f"configs/study.py: expected TOKENIZER-GENERATOR or, for LLaMAs, TOKENIZER-GENERATOR-norm with a tokenizer of "
             f"{', '.join(TOKENIZERS)} and a generator of {', '.join(GENERATORS)}; got {argument!r}"
         )
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("c2i_b.py")))["get_config"]()
+    config = c2i_b.get_config()
     config.total_steps = 200 * IMAGENET_IMAGES // config.batch_size
     config.tokenizer = f"weights/{tokenizer}"
     config.data.codes = f"codes/imagenet_{tokenizer}"

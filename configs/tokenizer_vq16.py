@@ -6,17 +6,16 @@ maskgil train --config configs/tokenizer_vq16.py --workdir runs/vq16 --config.lp
 reconstructions are then blurred.
 """
 
-import pathlib
-import runpy
-
 from ml_collections import ConfigDict
+
+from maskgil_jax.configs import demo_tokenizer
 
 IMAGENET_IMAGES = 1_281_167
 
 
 def get_config() -> ConfigDict:
     """`demo_tokenizer.py` at full size, with all terms of the loss."""
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("demo_tokenizer.py")))["get_config"]()
+    config = demo_tokenizer.get_config()
     config.batch_size = 128
     config.total_steps = 40 * IMAGENET_IMAGES // config.batch_size
     config.data.update(

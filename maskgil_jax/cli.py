@@ -6,12 +6,12 @@ Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard or a pla
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 
 from maskgil_jax.commands import (
     checkpoints,
+    configs,
     convert,
     demo,
     edit,
@@ -25,27 +25,35 @@ from maskgil_jax.commands import (
     stats,
     train,
 )
+from maskgil_jax.commands.parser import Parser, with_new_names
 
-COMMANDS = (demo, train, encode, sample, edit, evaluate, stats, plot, convert, pack, push, plan, checkpoints)
+COMMANDS = (demo, train, configs, encode, sample, edit, evaluate, stats, plot, convert, pack, push, plan, checkpoints)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one sub-command; returns its exit code."""
+    """Runs one sub-command; returns its exit code. Wrong usage ends the program with code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and not getattr(args, "takes_overrides", False):
-        parser.error(f"unknown option {rest[0]}; see maskgil {args.command} --help")
-    logging.basicConfig(level=logging.INFO if args.command else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("absl", "jax", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    # A sub-command is parsed by its own parser, so that usage lines and suggestions are its own.
+    parser, words = make_parser().find(argv)
+    words = with_new_names(words, parser)
+    parser.check_names(words)
+    args, rest = parser.parse_known_args(words)
+    if parser.commands:
+        parser.error(f"COMMAND: missing, it comes before all options; choose from {', '.join(parser.commands)}")
+    if rest and not args.takes_overrides:
+        parser.unknown(rest[0])
+
     try:
         return args.run(args, rest) or 0
     except KeyboardInterrupt:
         exit_without_barrier(130)
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
+    except BrokenPipeError:  # the reader of a pipe (head, less) has closed it
         sys.stdout = None
         return 0
     except Exception as error:
@@ -89,21 +97,24 @@ def exit_code(error: Exception) -> int | None:
     return None
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """All sub-commands and their options."""
-    parser = argparse.ArgumentParser(prog="maskgil", description="Masked image generation in JAX.")
+    parser = Parser(prog="maskgil", description="Masked image generation in JAX.")
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, text: str, *, overrides: bool = False) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        sub.set_defaults(run=run, takes_overrides=overrides)
+    def command(name: str, run, text: str, *, overrides: bool = False) -> Parser:
+        sub = parser.add_command(name, text, run=run, takes_overrides=overrides, command=name)
+        add_debug(sub)
         return sub
 
     for module in COMMANDS:
         module.add(command)
     return parser
+
+
+def add_debug(parser: Parser) -> None:
+    """The option of every sub-command."""
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
 def _version() -> str:

@@ -15,8 +15,8 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.config import ADALN_PRESETS, AdaLNConfig, ConfigError, DecodeConfig, from_dict
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export_file
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
 from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import abstract_params, build, count_params, create, params_of
@@ -192,7 +192,7 @@ WRONG = {
     "downsampling": (lambda s: s | {"in_proj.weight": np.zeros((32, 32, 2, 2), np.float32)}, r"in_proj\.weight: unknown"),
     "no square": (
         lambda s: s | {"pos_emb.weight": s["pos_emb.weight"][:15]},
-        r"pos_emb\.weight: has shape \(15, 32\), expected",
+        r"pos_emb\.weight: its 15 positions are not those of a square grid: --set grid",
     ),
 }
 

@@ -17,8 +17,8 @@ SECONDS, MEGABYTES = 5.0, 200
 # One process reads all of them: starting one per file would take longer than the reading.
 READ_ALL = """
 import contextlib, io, json, pathlib, sys, time
-from maskgil_jax.convert.checkpoint import BadWeightFile
-from maskgil_jax.convert.torch_files import read
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
+from maskgil_jax.convert.readers.detect import read
 
 def memory(field):  # MB; getrusage would also count the process that started this one
     status = pathlib.Path("/proc/self/status").read_text()
@@ -44,7 +44,7 @@ def by_reading(path):
         return str(error)
 
 def by_converting(path):
-    out, said = pathlib.Path(given["room"]) / "out", io.StringIO()
+    out, said = pathlib.Path(given["folder"]) / "out", io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = cli.main(["convert", path, str(out)])
     left = [p.name for p in out.parent.iterdir()]
@@ -70,25 +70,25 @@ NETWORKS = [case.name for case in bad_networks.build(None, pathlib.Path("marker"
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> dict:
-    folder, room = tmp_path_factory.mktemp("bad_files"), tmp_path_factory.mktemp("room")
+    folder, out_folder = tmp_path_factory.mktemp("bad_files"), tmp_path_factory.mktemp("out")
     marker = tmp_path_factory.mktemp("marker") / "ran"
     files = {case.name: case for case in build(folder, marker)}
     networks = {case.name: case for case in bad_networks.build(tmp_path_factory.mktemp("networks"), marker)}
     lists = {"files": files, "networks": networks}
     given = {name: [(case.name, case.path) for case in cases.values()] for name, cases in lists.items()}
-    given = json.dumps(given | {"room": str(room)})
+    given = json.dumps(given | {"folder": str(out_folder)})
     done = subprocess.run([sys.executable, "-c", READ_ALL], input=given, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return {"cases": files | networks, "marker": marker, **json.loads(done.stdout)}
 
 
-def test_there_are_many():
+def test_bad_file_cases_are_distinct_and_many():
     assert len(NAMES) == len(set(NAMES)) >= 140
     assert len(NETWORKS) == len(set(NETWORKS)) >= 25 and not set(NAMES) & set(NETWORKS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_refused_with_one_clear_line(name, outcome):
+def test_read_refuses_bad_file_with_one_line(name, outcome):
     case: Case = outcome["cases"][name]
     said, seconds, _ = outcome["results"][name]
     assert said is not None, "the file was read"
@@ -100,17 +100,17 @@ def test_refused_with_one_clear_line(name, outcome):
 
 
 @pytest.mark.parametrize("name", [*NAMES, *NETWORKS])
-def test_convert_says_so_in_one_line_and_leaves_no_folder(name, outcome):
+def test_convert_refuses_bad_file_with_one_line_and_no_folder(name, outcome):
     case: Case = outcome["cases"][name]
     said, seconds, _ = outcome["conversions"][name]
-    place = str(pathlib.Path(case.path).parent) if name in NETWORKS else case.path  # options beside it are named instead
+    place = str(pathlib.Path(case.path).parent) if name in NETWORKS else case.path  # some name a sidecar file
     assert said.startswith(f"error: {place}") and said.count("\n") == 1 and said[:-1].isprintable(), said
     if name in NETWORKS:
         assert all(fragment in said for fragment in case.says), (said, case.says)
     assert seconds < SECONDS
 
 
-def test_nothing_ran_and_memory_stayed_small(outcome):
+def test_bad_files_run_nothing_and_need_little_memory(outcome):
     assert not outcome["marker"].exists()  # and Python's audit events tell of no call either
     for way in ("results", "conversions"):
         peaks = {name: round(peak) for name, (_, _, peak) in outcome[way].items()}
@@ -118,7 +118,7 @@ def test_nothing_ran_and_memory_stayed_small(outcome):
     assert outcome["ran"] == [] and not outcome["torch"]
 
 
-def test_the_marker_would_show_a_run(tmp_path):
+def test_hostile_pickle_runs_under_pythons_pickle(tmp_path):
     """The hostile files are truly hostile: Python's own pickle module runs the same bytes."""
     import pickle
 

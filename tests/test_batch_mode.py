@@ -22,10 +22,10 @@ ROUNDING = 1e-5
 @pytest.mark.parametrize("loop", ["fori", "unrolled"])
 def test_batch_modes_give_the_same_tokens_without_retracing(loop):
     labels, keys, tokens = batch()
-    cfg = DecodeConfig(steps=3, remask="cap", remask_eta=0.4, remask_pick="confidence", loop=loop, images="together")
+    cfg = DecodeConfig(steps=3, remask="cap", remask_eta=0.4, remask_pick="confidence", loop=loop, batch_mode="vmap")
     arguments, seen, clone = (Headed(), ClassCondition(labels)), {}, jax.random.clone
     together = decode_steps(*arguments, clone(keys), cfg, tokens)
-    cfg = dataclasses.replace(cfg, images="one_by_one")
+    cfg = dataclasses.replace(cfg, batch_mode="map")
     np.testing.assert_array_equal(decode_steps(*arguments, clone(keys), cfg, tokens), together)
     watched = decode(*arguments, clone(keys), cfg, tokens, on_step=seen.__setitem__)
     np.testing.assert_array_equal(np.stack([seen[i] for i in (1, 2, 3)]), together)
@@ -66,9 +66,9 @@ def test_auto_batch_mode_reaches_the_network(monkeypatch):
     monkeypatch.undo()
     labels, keys, _ = batch()
     rows = {}
-    for images, codes in (("together", 12), ("one_by_one", 99), ("auto", 12), ("auto", 13)):
+    for batch_mode, codes in (("vmap", 12), ("map", 99), ("auto", 12), ("auto", 13)):
         monkeypatch.setattr("maskgil_jax.runtime.platform.MIN_SEQUENTIAL_CODES", codes)
-        cfg = DecodeConfig(steps=7, images=images, temperature=codes / 10)  # a program of its own
+        cfg = DecodeConfig(steps=7, batch_mode=batch_mode, temperature=codes / 10)  # a program of its own
         jax.make_jaxpr(lambda keys, cfg=cfg: decode(Stub(), ClassCondition(labels), keys, cfg))(keys)
-        rows[images, codes] = Stub.rows
-    assert rows == {("together", 12): 8, ("one_by_one", 99): 2, ("auto", 12): 2, ("auto", 13): 8}
+        rows[batch_mode, codes] = Stub.rows
+    assert rows == {("vmap", 12): 8, ("map", 99): 2, ("auto", 12): 2, ("auto", 13): 8}

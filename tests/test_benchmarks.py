@@ -1,13 +1,18 @@
 """What benchmarks.decode counts and compares; its figures themselves belong to a machine."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.decode import measured, network_flops, networks
-from maskgil_jax.config import DecodeConfig
+from maskgil_jax.config import DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.models.condition import ClassCondition
+from maskgil_jax.networks import create
+from maskgil_jax.training.generator import Objective
+from maskgil_jax.training.vq_losses import VQLossConfig
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +49,29 @@ def test_the_pytorch_twin_has_the_same_networks(small):
     small[0].head.kernel[...] += 1e-2 * jax.random.normal(jax.random.key(0), small[0].head.kernel.shape)
     with pytest.raises(AssertionError):
         torch_decode.check(network, pixels, *small)
+
+
+def test_the_pytorch_training_twin_has_the_same_losses(monkeypatch):
+    """A tokenizer with every kind of part, and a generator; one step of the twin changes its weights."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_train
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    vq = VQConfig(
+        channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=8, codebook_size=16, norm_groups=4, patch=2, image_size=16
+    )
+    options = SimpleNamespace(learning_rate=1e-3, beta1=0.9, beta2=0.99, weight_decay=0.0, clip_norm=1.0, ema_decay=0.9)
+    loss = VQLossConfig(l1=1.0, l2=1.0, perceptual=0.0, adversarial=0.0)
+    step = torch_train.tokenizer_forms(create(vq, jax.random.key(0)), loss, options, batch=2)["PyTorch, eager"]
+    before = step.module.codes.detach().clone()
+    step()
+    assert not torch.equal(before, step.module.codes)
+    llama = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 6), patch=2, width=16, depth=2, heads=2, mlp_width=24)
+    generator = create(llama, jax.random.key(0))
+    generator.head.kernel[...] = jax.random.normal(jax.random.key(1), generator.head.kernel.shape)
+    step = torch_train.generator_forms(generator, Objective(), options, batch=4)["PyTorch, eager"]
+    before = step.module.network.tokens.weight.detach().clone()
+    step()
+    assert not torch.equal(before, step.module.network.tokens.weight)
+    with pytest.raises(AssertionError, match=r"tokenizer: .*loss"):
+        torch_train._check("tokenizer", 1.0, 1.01)

@@ -101,7 +101,7 @@ def test_causal_run_files_differ_from_masked_ones_as_documented():
 def test_causal_config_names_invalid_options():
     with pytest.raises(ConfigError, match=r"cfg_interval: must be None .* got -1"):
         CausalConfig(cfg_interval=-1)
-    with pytest.raises(ConfigError, match="top_k: must be None or >= 1, got 0"):
+    with pytest.raises(ConfigError, match="top_k: must be None or a whole number >= 1, got 0"):
         CausalConfig(top_k=0)
     with pytest.raises(ConfigError, match="CausalConfig has no option 'steps'"):
         from_dict(CausalConfig, {"steps": 8}, "config.decode")

@@ -1,4 +1,4 @@
-"""The command as people type it: a whole small run, continued after an interruption, and every mistake answered in one line."""
+"""The command line: a whole small run, continued after an interruption, and an error of one line for every mistake."""
 
 import json
 import pathlib
@@ -64,7 +64,7 @@ def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, cap
     assert cli.main(["encode", "--tokenizer", str(tokenizer), "--data.path", str(images), "--out", str(store), "--flip"]) == 0
     run = [f"--config.data.codes={store}", "--config.log_every=2", "--config.checkpoint.every=4"]
     assert train(tmp_path / "whole", tokenizer, *run, "--config.total_steps=8") == 0
-    # A run that was stopped after step 4, at its first checkpoint, goes on with the same codes and masks.
+    # A run that was stopped after step 4, at its first checkpoint, continues with the same codes and masks.
     shutil.copytree(tmp_path / "whole", tmp_path / "parts", ignore=lambda *_: {"weights", "images", "8"})
     assert train(tmp_path / "parts", tokenizer, *run, "--config.total_steps=8") == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts") and losses(tmp_path / "parts").keys() == {2, 4, 6, 8}
@@ -88,8 +88,6 @@ def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, cap
 
     mistakes = {
         "label": (["sample", "--weights", str(weights), "--labels", "2"], "labels: 2 is out of range; classes are 0..1"),
-        "steps": (["sample", "--weights", str(weights), "--steps", "0"], "steps: must be a whole number >= 1, got 0"),
-        "schedule": (["sample", "--weights", str(weights), "--schedule", "arcos"], "Did you mean 'arccos'"),
         "seed": (["sample", "--weights", str(weights), "--seed", "-1"], "seed: must be in"),
     }
     for argv, message in mistakes.values():
@@ -105,7 +103,7 @@ def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, cap
     assert not (tmp_path / "new").exists()
 
 
-def test_interrupted_step_counts_match_exactly(tmp_path, tokenizer, images, monkeypatch, capsys):
+def test_interrupted_training_gives_the_losses_of_an_uninterrupted_one(tmp_path, tokenizer, images, monkeypatch, capsys):
     """Stopped by an exception after the second checkpoint, the same command gives the losses of an uninterrupted run."""
     run = [f"--config.data.path={images}", "--config.total_steps=6", "--config.log_every=1", "--config.checkpoint.every=2"]
     run += ["--config.sample_every=0"]
@@ -121,7 +119,7 @@ def test_interrupted_step_counts_match_exactly(tmp_path, tokenizer, images, monk
 
     monkeypatch.setattr(log.StepLog, "step", stop_at_five)
     assert train(tmp_path / "parts", tokenizer, *run) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     monkeypatch.setattr(log.StepLog, "step", step)
     assert train(tmp_path / "parts", tokenizer, *run) == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
@@ -131,9 +129,30 @@ def test_interrupted_step_counts_match_exactly(tmp_path, tokenizer, images, monk
 
 MISTAKES = {
     "no run file": (["--config", "configs/none.py"], "--config: no run file configs/none.py"),
-    "typo": (["--config", "debug", "--config.optimizer.lerning_rate=1"], 'Did you mean "learning_rate"'),
-    "type": (["--config", "debug", "--config.batch_size=many"], "batch_size"),
-    "stray": (["--config", "debug", "--confg.batch_size=4"], "Unknown command line flag 'confg.batch_size'"),
+    "typo": (
+        ["--config", "debug", "--config.optimizer.lerning_rate=1"],
+        "--config.optimizer.lerning_rate: there is no such option; did you mean --config.optimizer.learning_rate?",
+    ),
+    "section": (
+        ["--config", "debug", "--config.learning_rate=1"],
+        "--config.learning_rate: there is no such option; did you mean --config.optimizer.learning_rate?",
+    ),
+    "type": (["--config", "debug", "--config.batch_size=many"], "--config.batch_size: expected int, got 'many'"),
+    "no value": (["--config", "debug", "--config.batch_size"], "--config.batch_size: needs a value"),
+    "range": (
+        ["--config", "debug", "--config.optimizer.learning_rate=-1"],
+        "config.optimizer.learning_rate: must be a finite number > 0, got -1.0",
+    ),
+    "ema": (
+        ["--config", "debug", "--config.optimizer.ema_decay=2"],
+        "config.optimizer.ema_decay: must be a finite number in [0, 1)",
+    ),
+    "smoothing": (["--config", "debug", "--config.objective.label_smoothing=1.5"], "config.objective.label_smoothing: must be"),
+    "total": (["--config", "debug", "--config.total_steps=-5"], "config.total_steps: must be a whole number >= 1, got -5"),
+    "size": (
+        ["--config", "debug", "--config.data.image_size=0"],
+        "config.data.image_size: must be a whole number >= 1, or (height, width), got 0",
+    ),
     "preset": (["--config", "debug", "--config.model.preset=BB"], "config.model.preset: unknown value 'BB'"),
     "tokenizer": (["--config", "debug", "--config.tokenizer=nowhere"], "nowhere: no such weights folder"),
     "grid": (
@@ -144,12 +163,12 @@ MISTAKES = {
     "images": (["--config", "debug", "--config.data.path=/nowhere"], "/nowhere"),
     "batch": (["--config", "debug", "--config.batch_size=12"], "config.batch_size: 12 is not a multiple of 8"),
     "mesh": (["--config", "debug", "--config.mesh.fsdp=3"], "does not make 8 devices"),
-    "law": (["--config", "debug", "--config.objective.law=exakt"], "law: unknown value 'exakt'"),
+    "masking": (["--config", "debug", "--config.objective.masking=exakt"], "masking: unknown value 'exakt'"),
 }
 
 
 @pytest.mark.parametrize("argv,message", MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_get_one_line_and_leave_nothing(argv, message, tokenizer, tmp_path, capsys):
+def test_train_mistakes_give_one_line_and_no_workdir(argv, message, tokenizer, tmp_path, capsys):
     base = [] if any("config.tokenizer" in a for a in argv) else [f"--config.tokenizer={tokenizer}"]
     work = tmp_path / "run"
     assert cli.main(["train", "--workdir", str(work), *argv, *base]) == 2
@@ -158,15 +177,45 @@ def test_mistakes_get_one_line_and_leave_nothing(argv, message, tokenizer, tmp_p
     assert not work.exists()
 
 
-def test_unknown_command_and_option_exit_two(capsys):
-    for argv in (["smaple"], ["sample", "--label", "x"], ["encode"]):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(argv)
-        assert stop.value.code == 2
-    assert "unknown option --label" in capsys.readouterr().err
+USAGE_MISTAKES = {
+    "command": (["smaple"], "usage: maskgil COMMAND", "unknown command 'smaple'; did you mean 'sample'?"),
+    "no command": ([], "usage: maskgil COMMAND", "COMMAND: missing"),
+    "option": (["sample", "--label", "x"], "usage: maskgil sample [options]", "unknown option --label; did you mean --labels?"),
+    "required": (["encode"], "usage: maskgil encode --tokenizer", "required: --tokenizer, --out, --data.path"),
+    "dotted": (
+        ["encode", "--data.paht=x", "--out=x"],
+        "usage: maskgil encode",
+        "unknown option --data.paht; did you mean --data.path?",
+    ),
+    "config": (
+        ["train", "--config", "debug", "--workdir", "x", "--confg.batch_size=4"],
+        "usage: maskgil train --config FILE --workdir",
+        "unknown option --confg.batch_size; did you mean --config.batch_size?",
+    ),
+    "extra word": (["sample", "cats"], "usage: maskgil sample", "unexpected argument 'cats'"),
+    "choice": (["sample", "--schedule", "arcos"], "usage: maskgil sample", "--schedule: unknown value 'arcos'"),
+    "format": (["sample", "--format", "jpg"], "usage: maskgil sample", "--format: unknown value 'jpg'; did you mean 'png'?"),
+    "range": (["sample", "--steps", "0"], "usage: maskgil sample", "--steps: must be a whole number >= 1, got 0"),
+    "number": (["sample", "--top-p", "many"], "usage: maskgil sample", "--top-p: must be a number, got 'many'"),
+    "preset": (
+        ["sample", "--preset", "papr"],
+        "usage: maskgil sample",
+        "--preset: unknown value 'papr'; did you mean 'paper'?",
+    ),
+    "empty": (["sample", "--out", ""], "usage: maskgil sample", "--out: is empty"),
+}
 
 
-def test_names_with_commas_can_be_listed():
+@pytest.mark.parametrize(("argv", "usage", "message"), USAGE_MISTAKES.values(), ids=USAGE_MISTAKES)
+def test_wrong_usage_prints_usage_and_nearest_name(argv, usage, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(usage) and lines[1].startswith("error: ") and message in lines[1], lines
+
+
+def test_split_labels_keeps_class_names_with_commas():
     names = ("light, film & video", "hearts", "roles & careers")
     assert split_labels("hearts,light, film & video, roles & careers", names) == ["hearts", names[0], "roles & careers"]
 

@@ -1,4 +1,4 @@
-"""Published files -> weights folders -> the published numbers, and back bit for bit; wrong files are named, nothing is left."""
+"""Published files -> weights folders -> the published numbers, and back bit for bit; wrong files raise and leave no folder."""
 
 import pathlib
 import tracemalloc
@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export, export_file, inspect, list_families
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
 from maskgil_jax.models.condition import ClassCondition
 
 
@@ -133,7 +133,7 @@ def test_converted_llamagen_gives_the_published_logits(llamagen_file, tmp_path):
 
 
 def test_converted_besnier_gives_the_published_logits(tmp_path):
-    """From the trainer's own .pth, with its counters and optimizer state beside the weights."""
+    """From the trainer's own .pth, which also holds counters and optimizer state."""
     config, io = load_case("mask_transformer/img64")
     done = convert(GOLDEN / "torch_files" / "current.pth", tmp_path / "out", options={"heads": 4, "num_classes": 10})
     assert done.plan.name == "besnier-maskgit" and done.container == "model_state_dict"
@@ -151,7 +151,7 @@ def test_converted_besnier_gives_the_published_logits(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ back again
-def test_exports_come_back_bit_for_bit(maskgil_file, llamagen_file, tmp_path):
+def test_exports_convert_back_bit_for_bit(maskgil_file, llamagen_file, tmp_path):
     for family, file, options in (
         ("maskgil", maskgil_file, {"heads": maskgil_config().heads}),
         ("llamagen-c2i", llamagen_file, {"heads": 4, "grid": 8}),
@@ -166,7 +166,7 @@ def test_exports_come_back_bit_for_bit(maskgil_file, llamagen_file, tmp_path):
         assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
-def test_export_refuses_what_the_family_cannot_express(maskgil_file, tmp_path):
+def test_export_refuses_networks_the_family_cannot_express(maskgil_file, tmp_path):
     out = tmp_path / "out"
     convert(maskgil_file, out, options={"heads": maskgil_config().heads})
     for to, match in {
@@ -221,7 +221,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("spoil,match", WRONG.values(), ids=WRONG)
-def test_wrong_files_get_one_error_and_leave_nothing(spoil, match, maskgil_file, tmp_path):
+def test_wrong_files_raise_one_error_and_leave_no_folder(spoil, match, maskgil_file, tmp_path):
     bad = write(tmp_path / "bad.safetensors", spoil(dict(load_file(maskgil_file))))
     with pytest.raises(BadWeightFile, match=match) as error:
         convert(bad, tmp_path / "out", options={"heads": maskgil_config().heads})
@@ -229,7 +229,7 @@ def test_wrong_files_get_one_error_and_leave_nothing(spoil, match, maskgil_file,
     assert [p.name for p in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
-def test_all_problems_are_reported_together(maskgil_file, tmp_path):
+def test_problems_of_values_are_reported_in_one_error(maskgil_file, tmp_path):
     state = dict(load_file(maskgil_file))
     state[W1], state[W2] = (np.full_like(state[n], np.inf) for n in (W1, W2))
     with pytest.raises(BadWeightFile) as error:
@@ -243,7 +243,7 @@ def test_all_problems_are_reported_together(maskgil_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_options_are_named(maskgil_file, tmp_path):
+def test_wrong_options_raise_naming_the_option(maskgil_file, tmp_path):
     for options, match in (
         (dict(family="maskgill"), "--family: unknown value 'maskgill'.*Did you mean 'maskgil'"),
         (dict(family="llamagen-vq"), r"encoder\.conv_in\.weight: missing; the sizes of the network are read from it"),
@@ -260,7 +260,7 @@ def test_wrong_options_are_named(maskgil_file, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_only_replaced_by_the_same_file(maskgil_file, tmp_path):
+def test_convert_replaces_only_a_conversion_of_the_same_file(maskgil_file, tmp_path):
     out, heads = tmp_path / "out", {"heads": maskgil_config().heads}
     convert(maskgil_file, out, options=heads)
     convert(maskgil_file, out, options=heads, dtype="float16")
@@ -274,10 +274,10 @@ def test_a_folder_is_only_replaced_by_the_same_file(maskgil_file, tmp_path):
         convert(maskgil_file, out, options=heads)
 
 
-def test_room_on_the_disk_is_asked_for_first(maskgil_file, tmp_path, monkeypatch, capsys):
+def test_free_space_is_checked_before_reading(maskgil_file, tmp_path, monkeypatch, capsys):
     """Before a long file is hashed and read, not after."""
     heads = ["--set", f"heads={maskgil_config().heads}"]
-    monkeypatch.setattr("maskgil_jax.convert.main._sha256", lambda _: pytest.fail("the work had begun"))
+    monkeypatch.setattr("maskgil_jax.convert.writer._sha256", lambda _: pytest.fail("the work had begun"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: types.SimpleNamespace(free=1000))
     assert cli.main(["convert", str(maskgil_file), str(tmp_path / "new" / "out"), *heads]) == 2
     assert "kB, 1.0 kB are free there; delete files" in capsys.readouterr().err
@@ -288,7 +288,7 @@ def test_room_on_the_disk_is_asked_for_first(maskgil_file, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_memory_stays_below_a_few_tensors(tmp_path):
+def test_convert_peak_memory_is_a_few_tensors(tmp_path):
     cfg = llamagen_config(width=256, depth=12, heads=4, mlp_width=512)
     state = {name: np.full(t.shape, 0.5, np.float32) for name, t in published_tensors("llamagen-c2i", cfg).items()}
     file = write(tmp_path / "big.safetensors", state)
@@ -303,17 +303,17 @@ def test_memory_stays_below_a_few_tensors(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ the command
-def test_the_command(maskgil_file, tmp_path, capsys):
+def test_commands_convert_inspect_export_exit_codes_and_messages(maskgil_file, tmp_path, capsys):
     heads = f"heads={maskgil_config().heads}"
     for argv, code in ((["convert", "--list"], 0), (["convert", str(maskgil_file)], 2)):
         with pytest.raises(SystemExit) as left:
             cli.main(argv)
         assert left.value.code == code
-    shown = capsys.readouterr()
-    assert list_families() in shown.out and "the following arguments are required: OUT" in shown.err
+    printed = capsys.readouterr()
+    assert list_families() in printed.out and "the following arguments are required: OUT" in printed.err
     assert cli.main(["inspect", str(maskgil_file)]) == 0
-    shown = capsys.readouterr().out
-    assert "tok_emb.weight" in shown and "family: maskgil" in shown and "types: float32 (17)" in shown
+    printed = capsys.readouterr().out
+    assert "tok_emb.weight" in printed and "family: maskgil" in printed and "types: float32 (17)" in printed
     assert cli.main(["convert", str(maskgil_file), "--set", heads, str(tmp_path / "out"), "--set", "grid=16x16"]) == 0
     assert "recognised as maskgil" in capsys.readouterr().out
     assert cli.main(["export", str(tmp_path / "out"), str(tmp_path / "back.safetensors"), "--to", "maskgil"]) == 0
@@ -330,7 +330,7 @@ def test_the_command(maskgil_file, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_inspect_shows_what_it_cannot_convert(tmp_path):
+def test_inspect_lists_a_file_of_no_family(tmp_path):
     text = inspect(write(tmp_path / "odd.safetensors", {"a.weight": np.zeros((2, 3), np.float16), "b": np.zeros((), np.int64)}))
     assert "a.weight  2x3     float16" in text and "b         scalar  int64" in text and "family: not recognised" in text
     assert "2 arrays, 7 values, 20 bytes" in text

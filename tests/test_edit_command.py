@@ -1,4 +1,4 @@
-"""maskgil edit, as people type it."""
+"""The sub-commands of `maskgil edit`."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from helpers.tiny_pipeline import SIDE, save_pipeline, tiny_pipeline
 from PIL import Image
 
 from maskgil_jax import cli
+from maskgil_jax.config.base import warn_renamed
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def corner():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, images, corner):
-    """A pipeline folder, an image, the same see-through in the corner, and masks."""
+    """A pipeline folder, an image, the same with a transparent corner, and masks."""
     home = tmp_path_factory.mktemp("edit")
     save_pipeline(home / "w")
     Image.fromarray(images[0]).save(home / "image.png")
@@ -39,7 +40,7 @@ def edit(folder, *argv):
     return cli.main(["edit", *map(str, argv), "--weights", str(folder / "w"), "--count", "2"])
 
 
-def test_the_command_edits(folder, tmp_path, images, corner):
+def test_every_mode_gives_the_images_of_the_pipeline_method(folder, tmp_path, images, corner):
     pipeline = tiny_pipeline()
     by_mask, by_alpha = tmp_path / "mask", tmp_path / "alpha"
     assert (
@@ -52,11 +53,11 @@ def test_the_command_edits(folder, tmp_path, images, corner):
     assert (by_alpha / "inpaint-001.png").read_bytes() == (by_mask / "inpaint-001.png").read_bytes()
     calls = {
         "vary": (
-            [folder / "image.png", "--share", "0.4", "--seed", "3"],
-            lambda: pipeline.vary(images[[0, 0]], share=0.4, seed=3),
+            [folder / "image.png", "--strength", "0.4", "--seed", "3"],
+            lambda: pipeline.vary(images[[0, 0]], strength=0.4, seed=3),
         ),
         "interpolate": (
-            ["--labels", "ant,cat", "--canvas", "4x6"],
+            ["--labels", "ant,cat", "--height", "16", "--width", "24"],
             lambda: pipeline.interpolate(0, 2, weights=(0, 1), grid=(4, 6))[0],
         ),
         "box": (
@@ -64,7 +65,7 @@ def test_the_command_edits(folder, tmp_path, images, corner):
             lambda: pipeline.edit_box(images[[0, 0]], (0, 0, 5, 4), 2),
         ),
         "outpaint": (
-            [folder / "image.png", "--canvas", "4x6", "--place", "0x2", "--overlap", "0x1"],
+            [folder / "image.png", "--grid", "4x6", "--place", "0x2", "--overlap", "0x1"],
             lambda: pipeline.outpaint(images[[0, 0]], (4, 6), place=(0, 2), overlap=(0, 1)),
         ),
     }
@@ -74,36 +75,69 @@ def test_the_command_edits(folder, tmp_path, images, corner):
 
 
 COMMAND_MISTAKES = {
-    "mode": (["inpant", "image.png"], "MODE: unknown value 'inpant'"),
-    "no image": (["vary"], "IMAGE: vary needs an image file"),
-    "no alpha": (["inpaint", "image.png"], "has no alpha channel to show the hole; give --mask"),
-    "opaque": (["inpaint", "opaque.png"], "nothing in it is see-through"),
-    "black": (["inpaint", "image.png", "--mask", "black.png"], "black.png: nothing in it is white"),
+    "no alpha": (["inpaint", "image.png"], "has no alpha channel that marks a hole; give --mask"),
+    "opaque": (["inpaint", "opaque.png"], "no pixel is transparent"),
+    "black": (["inpaint", "image.png", "--mask", "black.png"], "black.png: no pixel is white"),
     "size": (["inpaint", "image.png", "--mask", "narrow.png"], "narrow.png: 8 x 16 pixels, the image has 16 x 16"),
     "missing": (["vary", "none.png"], "none.png"),
-    "box": (["box", "image.png", "--box", "1,2,3"], "--box: expected LEFT,TOP,RIGHT,BOTTOM"),
     "outside": (["box", "image.png", "--box", "0,0,17,4"], "box: expected (left, top, right, bottom) inside 16 x 16"),
-    "canvas": (["outpaint", "image.png", "--canvas", "4"], "--canvas: expected ROWSxCOLUMNS"),
-    "no canvas": (["outpaint", "image.png"], "--canvas: outpaint needs it"),
-    "stranger": (["vary", "image.png", "--mask", "mask.png"], "--mask: is an option of inpaint, not of vary"),
-    "place": (["outpaint", "image.png", "--canvas", "4x6", "--place", "2"], "--place: expected ROWSxCOLUMNS"),
-    "far place": (["outpaint", "image.png", "--canvas", "4x6", "--place", "0x3"], "place: must be (row, column)"),
-    "overlap": (["outpaint", "image.png", "--canvas", "4x6", "--overlap", "0x4"], "overlap: must be (rows, columns)"),
-    "not placed": (["vary", "image.png", "--place", "0x0"], "--place: is an option of outpaint, not of vary"),
+    "grid": (["outpaint", "image.png", "--grid", "4"], "--grid: expected ROWSxCOLUMNS"),
+    "no size": (["outpaint", "image.png"], "--height, --width: give the size of the result"),
+    "two sizes": (["outpaint", "image.png", "--grid", "4x6", "--width", "24"], "grid: give it or height and width"),
+    "width": (["interpolate", "--labels", "ant,cat", "--width", "25"], "width: must be a multiple of 4 pixels"),
+    "place": (["outpaint", "image.png", "--grid", "4x6", "--place", "2"], "--place: expected ROWSxCOLUMNS"),
+    "far place": (["outpaint", "image.png", "--grid", "4x6", "--place", "0x3"], "place: must be (row, column)"),
+    "overlap": (["outpaint", "image.png", "--grid", "4x6", "--overlap", "0x4"], "overlap: must be (rows, columns)"),
     "hybrid": (["vary", "image.png", "--ar", "w"], "--ar: editing uses masked decoding alone"),
-    "one class": (["interpolate", "--labels", "ant"], "--labels: interpolate goes from one class to another"),
+    "one class": (["interpolate", "--labels", "ant"], "--labels: interpolate takes two classes"),
 }
 
 
 @pytest.mark.parametrize(("argv", "message"), COMMAND_MISTAKES.values(), ids=COMMAND_MISTAKES)
-def test_mistakes_on_the_command_line_get_one_line(folder, tmp_path, capsys, argv, message):
+def test_impossible_values_give_one_line_and_no_folder(folder, tmp_path, capsys, argv, message):
     argv = [str(folder / word) if word.endswith(".png") else word for word in argv]
     assert edit(folder, *argv, "--out", tmp_path / "none") == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "none").exists(), error
 
 
-def test_a_picture_of_another_size_is_cropped_with_its_mask(folder, tmp_path):
+USAGE_MISTAKES = {
+    "mode": (["inpant", "image.png"], "usage: maskgil edit COMMAND", "unknown command 'inpant'; did you mean 'inpaint'?"),
+    "no image": (["vary"], "usage: maskgil edit vary IMAGE [options]", "required: IMAGE"),
+    "box": (
+        ["box", "image.png", "--box", "1,2,3"],
+        "usage: maskgil edit box IMAGE --box",
+        "--box: expected LEFT,TOP,RIGHT,BOTTOM",
+    ),
+    "other mode": (["vary", "image.png", "--mask", "mask.png"], "usage: maskgil edit vary", "unknown option --mask"),
+    "strength": (
+        ["vary", "image.png", "--strength", "2"],
+        "usage: maskgil edit vary",
+        "--strength: must be a number in [0, 1]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("argv", "usage", "message"), USAGE_MISTAKES.values(), ids=USAGE_MISTAKES)
+def test_wrong_usage_prints_the_usage_of_the_mode(folder, capsys, argv, usage, message):
+    with pytest.raises(SystemExit) as stop:
+        edit(folder, *argv)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(usage) and message in lines[1], lines
+
+
+def test_share_and_canvas_are_accepted_under_their_old_names(folder, tmp_path, caplog):
+    warn_renamed.cache_clear()
+    assert edit(folder, "vary", folder / "image.png", "--share", "0.4", "--seed", "3", "--out", tmp_path / "old") == 0
+    assert edit(folder, "vary", folder / "image.png", "--strength", "0.4", "--seed", "3", "--out", tmp_path / "new") == 0
+    assert (tmp_path / "old" / "vary-001.png").read_bytes() == (tmp_path / "new" / "vary-001.png").read_bytes()
+    assert [record.message for record in caplog.records] == [
+        "--share: is now called --strength; the old name is accepted in this version only"
+    ]
+
+
+def test_image_and_mask_of_another_size_are_cropped_alike(folder, tmp_path):
     image = np.random.default_rng(5).integers(0, 256, (32, 48, 3), np.uint8)
     mask = np.zeros((32, 48), np.uint8)
     mask[:16, 8:24] = 255  # a quarter of the middle square

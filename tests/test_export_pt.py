@@ -35,7 +35,7 @@ def published(request, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["back.pt", "back.pth", "back.ckpt"])
-def test_torch_reads_it_back_bit_for_bit(published, name, tmp_path):
+def test_torch_loads_exported_file_bit_for_bit(published, name, tmp_path):
     torch = pytest.importorskip("torch")
     family, state, folder = published
     assert cli.main(["export", str(folder), str(tmp_path / name), "--to", family]) == 0
@@ -48,10 +48,10 @@ def test_torch_reads_it_back_bit_for_bit(published, name, tmp_path):
         np.testing.assert_array_equal(back[key].numpy().view(np.int32), array.view(np.int32), err_msg=key, strict=True)
 
 
-def test_what_torch_wrote_is_read_here_without_it(published, tmp_path):
+def test_read_equals_tensors_that_torch_saved(published, tmp_path):
     """torch.save -> convert -> export as safetensors: the same tensors, for both of torch's containers."""
     torch = pytest.importorskip("torch")
-    from maskgil_jax.convert.torch_files import read
+    from maskgil_jax.convert.readers.detect import read
 
     family, state, _ = published
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
@@ -63,7 +63,7 @@ def test_what_torch_wrote_is_read_here_without_it(published, tmp_path):
 
 
 @pytest.mark.parametrize("published", ["maskgil"], indirect=True)
-def test_without_torch_one_line_says_what_to_do(published, tmp_path, capsys, monkeypatch):
+def test_export_pt_without_torch_is_refused_with_one_line(published, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     family, _, folder = published
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The families by names and shapes alone: every published listing is used up exactly, and what has no network is refused."""
+"""Families from names and shapes alone: every published name is used, and families without a network are refused."""
 
 import gzip
 import json
@@ -9,8 +9,8 @@ from helpers import google_twin
 from helpers.recipe import GOLDEN
 
 from maskgil_jax.config import ADALN_PRESETS, BERT_PRESETS, LLAMA_PRESETS, MAGVIT_PRESETS, VQ_PRESETS, LPIPSConfig
-from maskgil_jax.convert.checkpoint import Problem
-from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.convert.planner import make_plan
+from maskgil_jax.convert.readers.checkpoint import Problem
 
 LISTINGS = json.loads(gzip.decompress((GOLDEN / "convert" / "listings.json.gz").read_bytes()))
 # Google's two have no listing from the original classes: names by hand, totals as published (54.52M, 172.46M, 173.05M).
@@ -57,7 +57,7 @@ FULL_SIZE = {
 
 
 @pytest.mark.parametrize("listing,family", FULL_SIZE.items(), ids=FULL_SIZE)
-def test_every_published_name_is_used_exactly_once(listing, family):
+def test_plan_uses_every_published_name_exactly_once(listing, family):
     found = found_in(listing)
     plan, problems = make_plan(found)
     assert problems == [] and plan.name == family
@@ -72,7 +72,7 @@ def test_every_published_name_is_used_exactly_once(listing, family):
         assert not any(name in needed for needed in plan.needed)
 
 
-def test_sizes_told_by_shapes_are_the_published_ones():
+def test_sizes_from_shapes_equal_the_presets():
     def cfg(listing, **options):
         return make_plan(found_in(listing), options=options)[0].cfg
 
@@ -97,7 +97,7 @@ def test_sizes_told_by_shapes_are_the_published_ones():
     assert cfg("chameleon_vqgan_8192").attention_levels == () and cfg("chameleon_vqgan_8192").image_size == 512
 
 
-def test_options_inside_the_file_are_used_and_checked():
+def test_make_plan_uses_and_compares_options_in_the_file():
     found = found_in("llamagen_c2i_gpt_b")
     args = {"n_head": 6, "image_size": 384, "downsample_size": 16, "vocab_size": 16384, "num_classes": 1000}
     plan, problems = make_plan(found, extras={"args": args})
@@ -106,14 +106,14 @@ def test_options_inside_the_file_are_used_and_checked():
     assert problems == ["its options say vocab_size = 8192, its tensors make it 16384"]
 
 
-def test_lpips_is_found_inside_taming():
+def test_lpips_is_planned_from_a_taming_file():
     found = found_in("taming_vqgan_f16_1024")
     plan, problems = make_plan(found, family="lpips")
     assert problems == [] and plan.cfg == LPIPSConfig() and plan.parameters == LISTINGS["lpips_vgg16"]["parameters"]
     assert {name for name in found if "perceptual" in name} == plan.needed.keys() | plan.repeats.keys()
 
 
-def test_families_without_a_network_are_refused_by_name():
+def test_identify_refuses_families_without_a_network_by_name():
     names = ("encoder.conv_in.weight", "quantize.proj.weight", "quantize.embed.weight")
     found = dict.fromkeys(names, found_in("chameleon_vqgan_8192")["encoder.conv_in.weight"])
     with pytest.raises(Problem, match=r"recognised as taming-gumbel .*not supported yet; supported are llamagen-vq"):

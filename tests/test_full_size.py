@@ -6,7 +6,7 @@ from helpers.full_size import gpt_b, vq16
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run,least", [(lambda f: vq16(f, images=(0, 1)), 18), (gpt_b, 9)], ids=["vq16", "gpt_b"])
-def test_published_sizes_give_the_published_numbers(run, least, tmp_path):
+def test_converted_full_size_networks_give_the_published_numbers(run, least, tmp_path):
     rows = run(tmp_path)
     assert len(rows) >= least
     whole = {name: share for name, _, share in rows if "indices" in name or "argmax" in name}

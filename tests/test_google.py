@@ -14,9 +14,9 @@ from helpers import google_twin as twin
 from maskgil_jax import cli, load
 from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load_weights
 from maskgil_jax.config import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, ConfigError, DecodeConfig, MaskGITConfig, MaskGITVQConfig
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export, export_file, inspect
-from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.convert.planner import make_plan
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.maskgit import MaskGIT
@@ -217,7 +217,7 @@ WRONG = {
     "grid": (
         "generator",
         put("Embed_0/position_embeddings/embedding", 11, 32),
-        "its 11 rows are not the class's and those of a",
+        "its 10 positions are not those of a square",
     ),
     "no codebook": (
         "generator",

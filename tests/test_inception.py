@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from maskgil_jax.checkpoints.weights import SHIPPED, load_network
 from maskgil_jax.config import InceptionConfig
 from maskgil_jax.convert.main import convert, export
-from maskgil_jax.convert.plan import make_plan
+from maskgil_jax.convert.planner import make_plan
 from maskgil_jax.evaluation.extraction import BatchedApply, local_mesh, rebatch
 from maskgil_jax.evaluation.features import inception_features, preprocess
 from maskgil_jax.models import inception

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_network
 from maskgil_jax.config import ConfigError, LPIPSConfig
-from maskgil_jax.convert.checkpoint import BadWeightFile
 from maskgil_jax.convert.main import convert, export_file
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile
 from maskgil_jax.models.lpips import _unit_channels
 
 RTOL = 1e-5  # beside each value's own atol: ten times the reference's float32 error against float64
@@ -73,7 +73,7 @@ def test_its_file_goes_in_and_comes_back_bit_for_bit(tiny_state, tmp_path):
     save_file(tiny_state | copies, tmp_path / "file.safetensors")
     done = convert(tmp_path / "file.safetensors", tmp_path / "lpips")
     assert (done.plan.name, done.plan.cfg, len(done.plan.ignored)) == ("lpips", TINY, 5)
-    assert "judge: " in str(done) and "CC BY 4.0" in str(done)
+    assert "feature network: " in str(done) and "CC BY 4.0" in str(done)
     network = load_network(tmp_path / "lpips", "lpips")
     np.testing.assert_array_equal(network.heads["2"][0, 0, :, 0], tiny_state["lin2.model.1.weight"][0, :, 0, 0])
     back = load_file(export_file(tmp_path / "lpips", tmp_path / "back.safetensors", "lpips"))

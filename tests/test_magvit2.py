@@ -14,10 +14,10 @@ from test_vqgan import RTOL, summary
 
 from maskgil_jax import cli
 from maskgil_jax.config import MAGVIT_PRESETS, ConfigError, MagvitConfig
-from maskgil_jax.convert.checkpoint import Problem
-from maskgil_jax.convert.magvit_tables import averaged
-from maskgil_jax.convert.plan import make_plan
-from maskgil_jax.convert.rules import export_arrays, import_arrays
+from maskgil_jax.convert.engine import export_arrays, import_arrays
+from maskgil_jax.convert.planner import make_plan
+from maskgil_jax.convert.readers.checkpoint import Problem
+from maskgil_jax.convert.tables.magvit2 import averaged
 from maskgil_jax.networks import abstract_params, build, count_params, create, flatten, params_of, unflatten
 from maskgil_jax.tokenizers.magvit2 import Magvit2, depth_to_space
 from maskgil_jax.tokenizers.quantizers import SignQuantizer, join_codes, sign_entropies, split_codes

@@ -163,7 +163,7 @@ def test_reveal_breaks_ties_by_position_and_survives_nan():
         ({"temperature_end": 0.0}, "temperature_end"),
         ({"temperature": 0.0, "temperature_end": 0.5}, "temperature_end"),
         ({"loop": "while"}, "loop"),
-        ({"images": "each"}, "images.*together, one_by_one"),
+        ({"batch_mode": "each"}, "batch_mode.*vmap, map"),
     ],
 )
 def test_decode_config_names_invalid_options(options, named):

@@ -1,4 +1,4 @@
-"""The notebook is kept without outputs, and its code runs from top to bottom with the shipped weights."""
+"""The notebook is stored without outputs, and its code runs from top to bottom with the shipped weights."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 from maskgil_jax.checkpoints.weights import SHIPPED
 
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "colab_sampling.ipynb"
-LEFT_OUT = {"install"} | (set() if (SHIPPED / "demo_ar").is_dir() else {"hybrid"})
+SKIPPED = {"install"} | (set() if (SHIPPED / "demo_ar").is_dir() else {"hybrid"})
 
 
 def cells():
@@ -22,7 +22,23 @@ def cells():
             yield "".join(cell["source"]), set(cell["metadata"].get("tags", ()))
 
 
-def test_only_the_installation_needs_a_notebook():
+def test_install_cell_keeps_an_installed_package(capsys):
+    """Without IPython's line the cell is Python: here the package is installed, so nothing else is done."""
+    source = next(source for source, tags in cells() if tags == {"install"})
+    assert source.count("%pip") == 1
+    exec(source.replace("%pip install -q {source}", "raise AssertionError"), {})
+    assert capsys.readouterr().out.startswith("maskgil_jax ")
+
+
+def test_install_cell_asks_for_the_address_in_an_empty_session(tmp_path, monkeypatch):
+    source = next(source for source, tags in cells() if tags == {"install"})
+    monkeypatch.chdir(tmp_path)
+    missing = source.replace('version("maskgil-jax")', 'version("maskgil-jax-missing")')
+    with pytest.raises(SystemExit, match="REPOSITORY"):
+        exec(missing.replace("%pip install -q {source}", "print(source)"), {})
+
+
+def test_only_the_install_cell_needs_ipython():
     for source, tags in cells():
         assert ("%pip" in source) == (tags == {"install"})
         if tags != {"install"}:
@@ -30,11 +46,11 @@ def test_only_the_installation_needs_a_notebook():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path, monkeypatch):
+def test_notebook_runs_with_shipped_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for source, tags in cells():
-        if not tags & LEFT_OUT:
+        if not tags & SKIPPED:
             exec(compile(source, str(NOTEBOOK), "exec"), names)
     assert names["images"].shape == names["fast"].shape == names["real"].shape == (4, 64, 64, 3)
     np.testing.assert_array_equal(names["steps"][-1], names["images"])
@@ -43,5 +59,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert names["varied"].shape == (4, 64, 64, 3) and names["wide"].shape == (4, 64, 128, 3)
     np.testing.assert_array_equal(names["wide"][:, 8:56, 40:88], names["real"][:, 8:56, 8:56])
     assert (tmp_path / "trajectory.gif").exists()
-    if "hybrid" not in LEFT_OUT:
+    if "hybrid" not in SKIPPED:
         assert names["hybrid"].shape == (4, 64, 64, 3)

@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: which layouts are tried, what is compiled again, what a row says. Nothing is compiled here."""
+"""The tables of docs/results/tpu_plans.md: which layouts are tried and compiled again, what a row says. Nothing is compiled."""
 
 import json
 import pathlib
@@ -71,7 +71,7 @@ def test_table_rows_hold_their_command_and_full_effort_replaces_low(compiled, mo
     known = plans.Plans(folder, True)
     row = plans.train_rows(known, "b", "v5e:16x16", lambda name: True, False)[0]
     line = plans.train_line(row)
-    assert line["memory a chip"] == "8.0 of 16 GiB" and line["roofline"] == "100 ms, MFU 40%" and line["held up by"] == "memory"
+    assert line["memory a chip"] == "8.0 of 16 GiB" and line["roofline"] == "100 ms, MFU 40%" and line["bound by"] == "memory"
     assert line["a chip"] == "1" and line["cycles"] == "" and line["command"].endswith("--config.mesh.fsdp=1 --quick`")
     plans.train_rows(known, "b", "v5e:16x16", lambda name: True, True)
     assert asked == [(256, "dots", "data")] * 2

@@ -13,7 +13,7 @@ from maskgil_jax.checkpoints.shards import INDEX, WHOLE, Tensors, write_tensors
 from maskgil_jax.checkpoints.weights import load_generator, load_weights, save_weights
 from maskgil_jax.config import LlamaConfig
 from maskgil_jax.convert.main import convert, export_file
-from maskgil_jax.convert.torch_files import read
+from maskgil_jax.convert.readers.detect import read
 from maskgil_jax.networks import abstract_params, flatten
 
 GPT = LlamaConfig(codebook_size=32, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=32)

@@ -67,7 +67,7 @@ def test_restarted_codes_are_near_latents_and_distinct():
 MISTAKES = {
     "preset": (["--config.model.preset=VQ16"], "config.model.preset: unknown value 'VQ16'"),
     "size": (["--config.data.image_size=61"], "61"),
-    "weight": (["--config.loss.l2=-1.0"], "l2: a loss weight must be a finite number >= 0"),
+    "weight": (["--config.loss.l2=-1.0"], "config.loss.l2: must be a finite number >= 0"),
     "gan": (["--config.loss.adversarial_kind=hing"], "Did you mean 'hinge'"),
     "lpips": (["--config.loss.perceptual=1.0", "--config.lpips=/nowhere.safetensors"], "/nowhere.safetensors"),
 }

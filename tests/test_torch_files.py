@@ -1,4 +1,4 @@
-"""Reading good PyTorch files: values equal to what torch wrote, only when asked for, and what lies beside them is told."""
+"""Reading PyTorch files: values equal those that torch wrote, arrays are read on access, other contents are named."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ import pytest
 from helpers.file_assembler import FOUR, call, flipped, legacy, mapping, number, storage, tensor, text, torch_zip
 from helpers.recipe import draw
 
-from maskgil_jax.convert.checkpoint import BadWeightFile, strip_prefixes
-from maskgil_jax.convert.torch_files import read
+from maskgil_jax.convert.readers.checkpoint import BadWeightFile, strip_wrappers
+from maskgil_jax.convert.readers.detect import read
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILES = GOLDEN / "torch_files"
@@ -39,11 +39,11 @@ def write(tmp_path: pathlib.Path, raw: bytes, name: str = "x.pt") -> pathlib.Pat
 
 # ------------------------------------------------------------------------------------------------ PyTorch
 @pytest.mark.parametrize("name", TORCH_FILES)
-def test_equals_torch_bit_for_bit(name):
+def test_read_equals_recorded_torch_values_bit_for_bit(name):
     states, format, container = TORCH_FILES[name]
     checkpoint = read(FILES / name, verify=True)
     assert (checkpoint.format, checkpoint.container) == (format, container)
-    expected = {strip_prefixes(key): value for key, value in EXPECTED[states].items()}
+    expected = {strip_wrappers(key)[0]: value for key, value in EXPECTED[states].items()}
     assert list(checkpoint) == list(expected)
     for key, (dtype, shape, sha256) in expected.items():
         assert (str(checkpoint.dtype(key)), list(checkpoint.shape(key))) == (dtype, shape), key
@@ -53,7 +53,7 @@ def test_equals_torch_bit_for_bit(name):
     assert checkpoint.nbytes == sum(checkpoint[key].nbytes for key in checkpoint)
 
 
-def test_published_layout_equals_the_weight_recipe():
+def test_read_published_layout_equals_the_weight_recipe():
     checkpoint = read(FILES / "current.pth")
     config = json.loads((GOLDEN / "mask_transformer/img64/config.json").read_text())
     for name, array in checkpoint.items():
@@ -66,7 +66,7 @@ def test_published_layout_equals_the_weight_recipe():
 
 
 @pytest.mark.parametrize("name", TORCH_FILES)
-def test_equals_torch_itself(name):
+def test_read_equals_torch_load(name):
     torch = pytest.importorskip("torch")
     tree = torch.load(FILES / name, weights_only=False) if name != "lightning.ckpt" else {}
     container = TORCH_FILES[name][2]
@@ -75,7 +75,7 @@ def test_equals_torch_itself(name):
         assert np.ascontiguousarray(read(FILES / name)[key]).tobytes() == raw
 
 
-def test_lightning_file_loads_and_says_what_it_left_out():
+def test_read_lightning_file_names_ignored_contents():
     checkpoint = read(FILES / "lightning.ckpt")
     assert list(checkpoint) == ["weight", "bias", "loss.perceptual_loss.lin0"]
     assert checkpoint.ignored == {
@@ -92,7 +92,7 @@ def test_lightning_file_loads_and_says_what_it_left_out():
     assert checkpoint.extras["epoch"] == 3
 
 
-def test_outer_keys_are_chosen_in_order_and_by_name(tmp_path):
+def test_containers_are_chosen_in_order_and_by_name(tmp_path):
     one = {name: mapping(**{name: tensor()}) for name in ("model_state_dict", "state_dict", "module", "model", "ema", "deep")}
     one["deep"] = mapping(generator=one["deep"])
     order = ["ema", "model", "module", "state_dict", "model_state_dict"]
@@ -108,19 +108,19 @@ def test_outer_keys_are_chosen_in_order_and_by_name(tmp_path):
         read(path, container="bare")
 
 
-def test_empty_ema_is_passed_over(tmp_path):
+def test_empty_ema_container_is_skipped(tmp_path):
     path = write(tmp_path, torch_zip(mapping(ema=b"}", model=mapping(w=tensor()), args=b"N")))
     checkpoint = read(path)
     assert checkpoint.container == "model" and checkpoint.extras == {"ema": {}, "args": None}
 
 
-def test_prefixes_are_stripped(tmp_path):
+def test_read_strips_wrapper_prefixes(tmp_path):
     names = ["module._orig_mod.a", "_orig_mod.module.b", "encoder._orig_mod.c", "my_module.d"]
     path = write(tmp_path, torch_zip(mapping(**{name: tensor() for name in names})))
     assert list(read(path)) == ["a", "b", "encoder.c", "my_module.d"]
 
 
-def test_hostile_objects_beside_the_weights_are_inert(tmp_path):
+def test_hostile_objects_outside_the_weights_do_not_run(tmp_path):
     shell = call("posix", "system", text(f"touch {tmp_path}/ran"))
     for make in (torch_zip, legacy):
         path = write(tmp_path, make(mapping(model=mapping(w=tensor()), callbacks=shell, args=mapping(deep=shell))))
@@ -130,7 +130,7 @@ def test_hostile_objects_beside_the_weights_are_inert(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tensor_that_only_one_view_fits(tmp_path):
+def test_tensors_with_unused_and_zero_strides_are_read(tmp_path):
     """Strides along axes of length one, and zero strides within the size of the storage, are what torch itself writes."""
     body = mapping(a=tensor((1, 4), (2**47, 1)), b=tensor((2, 2), (0, 1), 2), c=tensor((), (), 3), d=tensor((0, 5), (5, 1)))
     checkpoint = read(write(tmp_path, torch_zip(body)))
@@ -140,7 +140,7 @@ def test_a_tensor_that_only_one_view_fits(tmp_path):
     )
 
 
-def test_nothing_is_read_until_asked(tmp_path):
+def test_arrays_are_read_on_access(tmp_path):
     raw = torch_zip(mapping(a=tensor(), b=tensor(held=storage("1"))), {"0": FOUR, "1": b"\xff\xee\xdd\xcc" * 4})
     path = write(tmp_path, flipped(raw, b"\xff\xee\xdd\xcc" * 4))
     checkpoint = read(path)  # the damaged record is not touched yet
@@ -162,7 +162,7 @@ def test_arrays_are_views_that_survive_release(tmp_path):
     np.testing.assert_array_equal(array, before)
 
 
-def test_all_problems_of_a_file_come_together(tmp_path):
+def test_read_reports_all_problems_of_a_file(tmp_path):
     body = mapping(u=tensor((9,)), v=text("x"), w=tensor(offset=-1), fine=tensor(), **{f"n{i}": number(i) for i in range(40)})
     with pytest.raises(BadWeightFile) as caught:
         read(write(tmp_path, torch_zip(body)))
@@ -172,13 +172,13 @@ def test_all_problems_of_a_file_come_together(tmp_path):
     assert [line.split(":")[0].strip() for line in lines[1:4]] == ["v", "w", "n0"] and len(lines) == 20
 
 
-def test_names_from_the_file_cannot_paint_the_terminal(tmp_path):
+def test_errors_contain_no_control_characters_of_the_file(tmp_path):
     with pytest.raises(BadWeightFile) as caught:
         read(write(tmp_path, torch_zip(mapping(w=tensor(), **{"\x1b[2J\nok" * 50: number(1)}))))
     assert str(caught.value).isprintable() and len(str(caught.value)) < len(str(tmp_path)) + 200
 
 
-def test_a_file_saved_without_checksums_is_read(tmp_path):
+def test_zip_without_checksums_is_read(tmp_path):
     raw = torch_zip(mapping(w=tensor()))
     for record in zipfile.ZipFile(write(tmp_path, raw)).infolist():
         raw = raw.replace(struct.pack("<L", record.CRC), bytes(4))
@@ -186,7 +186,7 @@ def test_a_file_saved_without_checksums_is_read(tmp_path):
     assert not checkpoint.checksummed and checkpoint["w"].tolist() == [0, 1, 2, 3]
 
 
-def test_wide_zip_entries(tmp_path):
+def test_zip64_entries_are_read(tmp_path):
     """Records behind 4 GiB have their sizes and place in a 64-bit extra field of the table of contents."""
     raw = torch_zip(mapping(w=tensor()))
     at = raw.rindex(b"PK\x01\x02")

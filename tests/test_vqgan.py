@@ -10,9 +10,10 @@ from flax import nnx
 from helpers.torch_names import draw_all, generated, golden, state_hash
 
 from maskgil_jax.config import VQ_PRESETS, ConfigError, VQConfig
-from maskgil_jax.convert.plan import make_plan
-from maskgil_jax.convert.rules import import_arrays
+from maskgil_jax.convert.engine import import_arrays
+from maskgil_jax.convert.planner import make_plan
 from maskgil_jax.networks import abstract_params, build, count_params, create, flatten, params_of, unflatten
+from maskgil_jax.tokenizers.patches import fold_patches, unfold_patches
 from maskgil_jax.tokenizers.quantizers import VectorQuantizer, nearest_codes
 from maskgil_jax.tokenizers.vqgan import VQGAN, conv_of, doubled, norm_of
 
@@ -215,6 +216,39 @@ def test_vqgan_encodes_and_decodes_any_multiple_of_the_factor():
     np.testing.assert_allclose(rendered, expected, atol=1e-5)
 
 
+def test_folded_patches_are_blocks_of_pixels_and_unfold_again():
+    x = jax.random.normal(jax.random.key(1), (2, 6, 4, 3))
+    folded = fold_patches(x, 2)
+    assert folded.shape == (2, 3, 2, 12)
+    np.testing.assert_array_equal(folded[1, 2, 0].reshape(2, 2, 3), x[1, 4:6, 0:2])
+    np.testing.assert_array_equal(unfold_patches(folded, 2), x)
+
+
+def test_patch_option_keeps_every_form_of_decoding_equal():
+    """Patches of 2 pixels and one halving: a code for every 4x4 pixels; convolutions see 12 channels in and give 12."""
+    cfg = dataclasses.replace(TINY, patch=2)
+    assert cfg.downsample == 4 and cfg.grid == (TINY.image_size // 4,) * 2
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 12, 3), minval=-1.0)
+
+    @jax.jit
+    def run(key):
+        tokenizer = create(cfg, key)
+        kernels = tokenizer.encoder.conv_in.kernel[...], tokenizer.decoder.conv_out.kernel[...]
+        codes = tokenizer.encode(images)
+        z = tokenizer.codebook.lookup(codes)
+        decoded = tokenizer.decode(codes), tokenizer.render(tokenizer.decode_features(z), kernels[1])
+        return codes, kernels, decoded, tokenizer.decoder(tokenizer.post_quant_conv(z))
+
+    codes, (first, last), (decoded, rendered), direct = run(jax.random.key(0))
+    assert codes.shape == (2, 2, 3)
+    assert first.shape[2] == 12 and last.shape[3] == 12
+    assert decoded.shape == images.shape
+    np.testing.assert_allclose(rendered, decoded, atol=1e-5)
+    np.testing.assert_allclose(direct, decoded, atol=1e-5)
+    with pytest.raises(ValueError, match=r"9x8 .*factor 4"):
+        jax.eval_shape(lambda m: m.encode(jnp.zeros((1, 9, 8, 3))), nnx.eval_shape(lambda: VQGAN(cfg, rngs=nnx.Rngs(0))))
+
+
 def test_vqgan_initial_weights_have_the_documented_variance():
     """Kernels have variance 1 / fan-in, normalised codes length 1, and two keys give two networks."""
     init = jax.jit(lambda key: params_of(create(TINY, key)))
@@ -246,5 +280,7 @@ def test_vqgan_names_invalid_inputs():
         tokenizer.encode(jnp.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="integers"):
         tokenizer.decode(jnp.zeros((1, 4, 4)))
+    with pytest.raises(ConfigError, match=r"patch: .*0"):
+        VQConfig(patch=0)
     with pytest.raises(ConfigError, match="attention_levels: 2 "):
         VQGAN(dataclasses.replace(TINY, attention_levels=(2,)), rngs=nnx.Rngs(0))

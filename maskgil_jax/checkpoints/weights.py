@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -90,9 +91,6 @@ def require_free_space(path: pathlib.Path, size: int) -> None:
     )
 
 
-require_room = require_free_space  # old name, used by `convert`
-
-
 def save_weights(
     path,
     cfg,
@@ -144,7 +142,10 @@ def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
     else:
         folder = SHIPPED / text if text in shipped else pathlib.Path(text)  # "./demo" is a local folder of that name
     if not folder.is_dir():
-        raise ConfigError(f"{path}: no such weights folder (shipped with the package: {', '.join(shipped) or 'none'})")
+        hint = f"; a repository of the hub is written hf://{text}" if re.fullmatch(r"[\w.-]+/[\w.-]+", text) else ""
+        raise ConfigError(f"{path}: no such weights folder{hint} (shipped with the package: {', '.join(shipped) or 'none'})")
+    if not (folder / "config.json").exists() and not (part and (folder / part).is_dir()) and (folder / "weights").is_dir():
+        raise ConfigError(f"{path}: is no weights folder but holds one; give {text.rstrip('/')}/weights")
     if part and (folder / part).is_dir():
         return folder / part
     return folder

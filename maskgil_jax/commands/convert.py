@@ -6,7 +6,7 @@ import argparse
 
 
 class ListFamilies(argparse.Action):
-    """`--list` prints and ends, as --help does, so that FILE and OUT can be required: options may then stand between them."""
+    """`--list` prints and exits, as --help does, so that FILE and OUT can be required positional arguments."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         from maskgil_jax.convert.main import list_families
@@ -17,18 +17,24 @@ class ListFamilies(argparse.Action):
 
 def add(command) -> None:
     sub = command("convert", run_convert, "Turn a published weight file (PyTorch, safetensors, flax) into a weights folder.")
-    sub.add_argument("file", metavar="FILE", help="weight file or folder of shards; nothing in it is ever run")
+    sub.add_argument("file", metavar="FILE", help="weight file or folder of shards; no code in it is run")
     sub.add_argument("out", metavar="OUT", help="weights folder to write")
-    sub.add_argument("--list", action=ListFamilies, nargs=0, help="show the families of files that are known")
-    sub.add_argument("--family", help="what the file is (default: told by its names)")
+    sub.add_argument("--list", action=ListFamilies, nargs=0, help="list the known families of files and exit")
+    sub.add_argument("--family", help="family of the file (default: identified by its tensor names)")
     sub.add_argument("--key", help="outer key of the file to take, e.g. model (default: the usual ones, EMA first)")
-    sub.add_argument("--dtype", default="float32", help="of the values written: float32 or float16 (default: float32)")
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=N", help="what the file does not say, e.g. heads=12")
+    sub.add_argument("--dtype", default="float32", help="type of the values written: float32 or float16 (default: float32)")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="an option that no tensor states, e.g. heads=12, grid=16x24 or num_classes=10",
+    )
 
     sub = command("inspect", run_inspect, "Show what a weight file holds and what it can be converted to.")
     sub.add_argument("file", metavar="FILE")
-    sub.add_argument("--family", help="try it as this family (default: told by its names)")
-    sub.add_argument("--key", help="outer key of the file to look into")
+    sub.add_argument("--family", help="family to plan for (default: identified by the tensor names)")
+    sub.add_argument("--key", help="outer key of the file to show")
 
     sub = command("export", run_export, "Write a weights folder as a file that the original code loads.")
     sub.add_argument("weights", metavar="WEIGHTS", help="weights folder, shipped name or hf://owner/repo")
@@ -46,15 +52,22 @@ def run_convert(args, rest) -> None:
     print(convert(args.file, args.out, family=args.family, key=args.key, dtype=args.dtype, options=options))
 
 
-def split_setting(text: str) -> tuple[str, int | list[int]]:
-    """ "heads=12" -> ("heads", 12), "grid=24x16" -> ("grid", [24, 16])."""
+def split_setting(text: str) -> tuple[str, int | float | bool | str | list[int]]:
+    """ "heads=12" -> ("heads", 12), "grid=24x16" -> ("grid", [24, 16]), "norm_eps=1e-6", "mask_logit=false", "positions=2d"."""
     from maskgil_jax.config import ConfigError
 
     name, _, value = text.partition("=")
-    numbers = value.split("x")
-    if not all(n.isascii() and n.isdigit() and len(n) < 9 for n in numbers):
-        raise ConfigError(f"--set: expected NAME=N (or grid=ROWSxCOLUMNS), got {text!r}")
-    return name.strip(), int(value) if len(numbers) == 1 else [int(n) for n in numbers]
+    name, numbers = name.strip(), value.split("x")
+    if all(n.isascii() and n.isdigit() and len(n) < 9 for n in numbers):
+        return name, int(value) if len(numbers) == 1 else [int(n) for n in numbers]
+    if value in ("true", "false"):
+        return name, value == "true"
+    try:
+        return name, float(value)
+    except ValueError:
+        if value.isidentifier() or value.replace("_", "").isalnum():
+            return name, value
+        raise ConfigError(f"--set: expected NAME=N (or grid=ROWSxCOLUMNS), got {text!r}") from None
 
 
 def run_inspect(args, rest) -> None:

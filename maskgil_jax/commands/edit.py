@@ -1,151 +1,175 @@
-"""maskgil edit: change images with a pipeline: fill a hole, redraw a box, vary, go from class to class, widen."""
+"""maskgil edit: change images with a pipeline: fill a hole, redraw a box, vary, interpolate between classes, outpaint."""
 
 from __future__ import annotations
 
 import argparse
 import pathlib
 
-from maskgil_jax.commands.sample import add_decoding_options, parse_pair, split_labels, with_cli_options
+from maskgil_jax.commands.decoding_options import add_decoding_options, with_cli_options
+from maskgil_jax.commands.parser import Parser, at_least, in_range, parse_pair, path
+from maskgil_jax.commands.sample import add_pipeline_options, add_size_options, grid_of, split_labels
 from maskgil_jax.commands.start import prepare_jax
-
-# mode -> what it does
-MODES = {
-    "inpaint": "fill a hole: alpha 0 of IMAGE or of --mask, or white of a --mask without alpha",
-    "box": "redraw the box --box LEFT,TOP,RIGHT,BOTTOM (pixels), usually as another class",
-    "vary": "make a --share of the tokens anew",
-    "interpolate": "from class --labels A,B: --count images on the way; takes no IMAGE",
-    "outpaint": "continue IMAGE to a --canvas ROWSxCOLUMNS of tokens",
-}
 
 
 def add(command) -> None:
-    sub = command("edit", run, "Edit images. " + "; ".join(f"{mode}: {text}" for mode, text in MODES.items()) + ".")
-    sub.add_argument("mode", metavar="MODE", help=", ".join(MODES))
-    sub.add_argument("image", metavar="IMAGE", nargs="?", help="image file (all modes but interpolate)")
-    sub.add_argument("--weights", default="demo", help="pipeline folder, shipped name or hf://owner/repo (default: demo)")
-    sub.add_argument("--labels", help="class name or number; default: no class. For interpolate two, with a comma between")
-    sub.add_argument("--count", type=int, default=4, help="images to make (default: 4)")
-    sub.add_argument("--out", default="edits", help="folder for the images and grid.png (default: edits)")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--batch-size", type=int, default=32)
+    menu = command("edit", run, "Edit images: fill a hole, redraw a box, vary, interpolate between classes, outpaint.")
+
+    sub = _mode(menu, "inpaint", "Fill a hole: what is transparent in IMAGE or --mask, or white in an opaque --mask.")
+    _add_image(sub)
+    sub.add_argument("--mask", type=path, metavar="FILE", help="image file of the same size that marks the hole")
+    _add_feather(sub)
+
+    sub = _mode(menu, "box", "Redraw a box of IMAGE, usually as another class.")
+    _add_image(sub)
     sub.add_argument(
-        "--keep-size", action="store_true", help="use IMAGE at its own size; default: crop and scale to training's"
+        "--box",
+        type=parse_box,
+        required=True,
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="the box in pixels; right and bottom are just outside it",
     )
-    sub.add_argument("--mask", help="inpaint: image file that says where the hole is")
-    sub.add_argument("--box", help="box: LEFT,TOP,RIGHT,BOTTOM in pixels, right and bottom just outside")
-    sub.add_argument("--share", type=float, help="vary: share of the tokens made anew, 0..1 (default: 0.5)")
-    sub.add_argument("--canvas", metavar="ROWSxCOLUMNS", help="outpaint, interpolate: tokens of the canvas")
+    _add_feather(sub)
+
+    sub = _mode(menu, "vary", "Sample a part of the tokens of IMAGE again.")
+    _add_image(sub)
     sub.add_argument(
-        "--place", metavar="ROWxCOLUMN", help="outpaint: the token of the canvas where IMAGE begins (default: middle)"
+        "--strength", type=in_range(0, 1), default=0.5, metavar="X", help="share of the tokens sampled again (default: 0.5)"
     )
+
+    sub = _mode(menu, "interpolate", "Images from one class to another.", labels="the two classes, as A,B")
+    add_size_options(sub)
+    sub.set_defaults(image=None)
+
+    sub = _mode(menu, "outpaint", "Continue IMAGE beyond its edges.")
+    _add_image(sub)
+    add_size_options(sub)
+    sub.add_argument("--place", metavar="ROWxCOLUMN", help="the token at which IMAGE begins (default: it is centred)")
     sub.add_argument(
         "--overlap",
         metavar="ROWSxCOLUMNS",
-        help="outpaint: tokens that neighbouring windows share (default: half the training grid)",
+        help="tokens that neighbouring windows have in common (default: half the training grid)",
     )
-    sub.add_argument("--feather", type=int, help="inpaint, box, outpaint: pixels of the seam (default: half a token's cell)")
-    sub.add_argument("--rope-scaling", help="for larger canvases: none, interpolate or ntk (default: stored with the weights)")
+    _add_feather(sub)
+
+
+def _mode(menu: Parser, name: str, text: str, labels: str = "class name or number (default: no class)") -> Parser:
+    """The parser of one sub-command of `maskgil edit`, with the options that all have."""
+    sub = menu.add_command(name, text, run=run, takes_overrides=False, command="edit", mode=name)
+    sub.add_help_all()
+    sub.add_argument("--labels", metavar="CLASS", required=name == "interpolate", help=labels)
+    sub.add_argument("--count", type=at_least(1), default=4, metavar="N", help="images to make (default: 4)")
+    sub.add_argument("--out", type=path, default="edits", help="folder for the images and grid.png (default: edits)")
+    add_pipeline_options(sub)
+    sub.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    for option in ("--ar", "--ar-ratio"):  # options of `maskgil sample`, refused with the reason
+        sub.add_argument(option, help=argparse.SUPPRESS)
     add_decoding_options(sub)
-    for stranger in ("--ar", "--ar-ratio"):  # options of `maskgil sample` that are answered with a reason
-        sub.add_argument(stranger, help=argparse.SUPPRESS)
+    return sub
+
+
+def _add_image(sub: Parser) -> None:
+    sub.add_argument("image", metavar="IMAGE", type=path, help="image file")
+    sub.add_argument(
+        "--keep-size", action="store_true", help="edit IMAGE at its own size (default: crop and scale it to the training size)"
+    )
+
+
+def _add_feather(sub: Parser) -> None:
+    sub.add_argument(
+        "--feather", type=at_least(0), metavar="N", help="pixels over which old and new blend (default: half a token's cell)"
+    )
 
 
 def run(args, rest) -> None:
     """maskgil edit"""
     import numpy as np
 
-    from maskgil_jax.config import ConfigError, choose, require
+    from maskgil_jax.config import require
     from maskgil_jax.files.images import contact_sheet, save_png
     from maskgil_jax.pipelines.editing import MASKED_ONLY
     from maskgil_jax.pipelines.pipeline import load
 
-    prepare_jax()
-    mode = choose("MODE", args.mode, MODES)
-    require(args.count >= 1, f"--count: must be at least 1, got {args.count}")
-    require((mode == "interpolate") == (args.image is None), f"IMAGE: {mode} {_takes(mode)}")
     require(args.ar is None and args.ar_ratio is None, f"--ar: {MASKED_ONLY}")
-    _refuse_strangers(mode, args)
-    canvas = parse_pair("canvas", args.canvas)
+    if args.mode == "outpaint":
+        sizes = (args.grid, args.height, args.width)
+        require(any(size is not None for size in sizes), "--height, --width: give the size of the result, or --grid")
+        args.place, args.overlap = (parse_pair(name, getattr(args, name), least=0) for name in ("place", "overlap"))
+    prepare_jax()
     pipeline = with_cli_options(load(args.weights, rope_scaling=args.rope_scaling), args)
-    options = dict(seed=args.seed, batch_size=args.batch_size)
     labels = None if args.labels is None else split_labels(args.labels, pipeline.class_names)
-    if mode == "interpolate":
-        if labels is None or len(labels) != 2:
-            raise ConfigError(f"--labels: interpolate goes from one class to another, e.g. A,B; got {args.labels!r}")
-        require(args.count >= 2, f"--count: interpolate needs at least 2 images, got {args.count}")
-        images = pipeline.interpolate(*labels, weights=np.linspace(0, 1, args.count), grid=canvas, **options)[0]
+    if args.mode == "interpolate":
+        images = _interpolate(pipeline, labels, args)
         sheet = list(images)
     else:
-        require(labels is None or len(labels) == 1, f"--labels: {mode} takes one class, got {args.labels!r}")
-        size = None if args.keep_size else pipeline.generator.cfg.grid[0] * pipeline.tokenizer.cfg.downsample
-        image_hwc, mask_hw = read_picture(args.image, args.mask, size, mask_wanted=mode == "inpaint")
-        several = np.repeat(image_hwc[None], args.count, axis=0)
-        if mode == "vary":
-            images = pipeline.vary(several, labels, share=0.5 if args.share is None else args.share, **options)
-        elif mode == "outpaint":
-            if canvas is None:
-                raise ConfigError("--canvas: outpaint needs it, ROWSxCOLUMNS of tokens")
-            place, overlap = parse_pair("place", args.place, least=0), parse_pair("overlap", args.overlap, least=0)
-            images = pipeline.outpaint(several, canvas, labels, place=place, overlap=overlap, feather=args.feather, **options)
-        elif mode == "box":
-            images = pipeline.edit_box(several, parse_box(args.box), labels, feather=args.feather, **options)
-        else:
-            images = pipeline.inpaint(several, mask_hw, labels, feather=args.feather, **options)
-        sheet = list(images) if mode == "outpaint" else [image_hwc, *images]
+        require(labels is None or len(labels) == 1, f"--labels: {args.mode} takes one class, got {args.labels!r}")
+        image_hwc, images = _edit(pipeline, labels, args)
+        sheet = list(images) if args.mode == "outpaint" else [image_hwc, *images]
+
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
-        save_png(out / f"{mode}-{i:03d}.png", image)
-    save_png(out / "grid.png", contact_sheet(np.stack(sheet), columns=len(sheet) if mode == "interpolate" else None))
+        save_png(out / f"{args.mode}-{i:03d}.png", image)
+    save_png(out / "grid.png", contact_sheet(np.stack(sheet), columns=len(sheet) if args.mode == "interpolate" else None))
     print(f"{len(images)} images and grid.png in {out}")
 
 
-def _takes(mode: str) -> str:
-    return "takes no image file" if mode == "interpolate" else "needs an image file: maskgil edit " + mode + " IMAGE"
+def _interpolate(pipeline, labels, args):
+    """The images from the first class to the second."""
+    import numpy as np
 
-
-def _refuse_strangers(mode: str, args) -> None:
-    """An option of another mode is a mistake, not something to be silent about."""
     from maskgil_jax.config import require
 
-    homes = {
-        "mask": ("inpaint",),
-        "box": ("box",),
-        "share": ("vary",),
-        "canvas": ("outpaint", "interpolate"),
-        "place": ("outpaint",),
-        "overlap": ("outpaint",),
-        "feather": ("inpaint", "box", "outpaint"),
-    }
-    for name, modes in homes.items():
-        require(getattr(args, name) is None or mode in modes, f"--{name}: is an option of {', '.join(modes)}, not of {mode}")
+    require(len(labels) == 2, f"--labels: interpolate takes two classes, as A,B; got {args.labels!r}")
+    require(args.count >= 2, f"--count: interpolate needs at least 2 images, got {args.count}")
+    weights = np.linspace(0, 1, args.count)
+    return pipeline.interpolate(
+        *labels, weights=weights, grid=grid_of(pipeline, args), seed=args.seed, batch_size=args.batch_size
+    )[0]
 
 
-def read_picture(path, mask_path, size: int | None, *, mask_wanted: bool):
+def _edit(pipeline, labels, args):
+    """(the image as it is edited, `args.count` edited ones)."""
+    import numpy as np
+
+    size = None if args.keep_size else pipeline.generator.cfg.grid[0] * pipeline.tokenizer.cfg.downsample
+    image_hwc, mask_hw = read_image_and_mask(args.image, getattr(args, "mask", None), size, needs_mask=args.mode == "inpaint")
+    several = np.repeat(image_hwc[None], args.count, axis=0)
+    options = dict(seed=args.seed, batch_size=args.batch_size)
+    if args.mode == "vary":
+        return image_hwc, pipeline.vary(several, labels, strength=args.strength, **options)
+    if args.mode == "outpaint":
+        options |= dict(place=args.place, overlap=args.overlap, feather=args.feather)
+        return image_hwc, pipeline.outpaint(several, grid_of(pipeline, args), labels, **options)
+    if args.mode == "box":
+        return image_hwc, pipeline.edit_box(several, args.box, labels, feather=args.feather, **options)
+    return image_hwc, pipeline.inpaint(several, mask_hw, labels, feather=args.feather, **options)
+
+
+def read_image_and_mask(image_path, mask_path, size: int | None, *, needs_mask: bool):
     """(uint8 (h, w, 3), bool (h, w) or None) of the files, cropped in the middle and scaled to `size` unless that is None.
 
-    Raises a ValueError if a mask is wanted and the files show none, or it has another size than the image.
+    Raises a ValueError if a mask is needed and the files mark none, or it has another size than the image.
     """
     import numpy as np
 
     from maskgil_jax.data.transforms import adm_center_crop
     from maskgil_jax.files.images import read_alpha, read_image
 
-    image_hwc, mask_hw = read_image(path), None
-    if mask_wanted:
-        alpha_hw = read_alpha(mask_path or path)
+    image_hwc, mask_hw = read_image(image_path), None
+    if needs_mask:
+        alpha_hw = read_alpha(mask_path or image_path)
         if alpha_hw is not None:
             mask_hw = alpha_hw == 0
         elif mask_path is None:
-            raise ValueError(f"{path}: has no alpha channel to show the hole; give --mask, or a file that is see-through there")
+            raise ValueError(f"{image_path}: has no alpha channel that marks a hole; give --mask")
         else:
             mask_hw = read_image(mask_path).mean(axis=-1) >= 128
         if mask_hw.shape != image_hwc.shape[:2]:
             (h, w), (mask_h, mask_w) = image_hwc.shape[:2], mask_hw.shape
             raise ValueError(f"{mask_path}: {mask_w} x {mask_h} pixels, the image has {w} x {h}; they must be the same")
         if not mask_hw.any():
-            kind = "is see-through" if alpha_hw is not None else "is white"
-            raise ValueError(f"{mask_path or path}: nothing in it {kind}, so there is no hole to fill")
+            kind = "transparent" if alpha_hw is not None else "white"
+            raise ValueError(f"{mask_path or image_path}: no pixel is {kind}, so there is no hole to fill")
     if size is None or image_hwc.shape == (size, size, 3):
         return image_hwc, mask_hw
     if mask_hw is not None:
@@ -154,12 +178,10 @@ def read_picture(path, mask_path, size: int | None, *, mask_wanted: bool):
     return adm_center_crop(image_hwc, size), mask_hw
 
 
-def parse_box(text: str | None) -> tuple[int, int, int, int]:
+def parse_box(text: str) -> tuple[int, int, int, int]:
     """Pixels (left, top, right, bottom) of "8,8,40,40"."""
-    from maskgil_jax.config import ConfigError
-
-    sides = (text or "").split(",")
+    sides = text.split(",")
     if len(sides) != 4 or not all(side.strip().isdecimal() for side in sides):
-        raise ConfigError(f"--box: expected LEFT,TOP,RIGHT,BOTTOM in pixels, e.g. 8,8,40,40, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected LEFT,TOP,RIGHT,BOTTOM in pixels, e.g. 8,8,40,40, got {text!r}")
     left, top, right, bottom = (int(side) for side in sides)
     return left, top, right, bottom

@@ -1,23 +1,38 @@
-"""maskgil encode: a data set tokenised once into a code store."""
+"""maskgil encode: encodes a data set once into a code store."""
 
 from __future__ import annotations
 
+from maskgil_jax.commands.parser import at_least, path
 from maskgil_jax.commands.start import prepare_jax
 
 
 def add(command) -> None:
-    sub = command("encode", run, "Tokenise a data set once into a code store.")
-    sub.add_argument("--tokenizer", required=True, help="weights folder of the tokenizer")
-    sub.add_argument("--out", required=True, help="folder of the store; an interrupted run is continued")
+    sub = command("encode", run, "Encode a data set into a code store, for training. An interrupted run is continued.")
+    sub.add_argument("--tokenizer", type=path, required=True, metavar="WEIGHTS", help="weights folder of the tokenizer")
+    sub.add_argument("--out", type=path, required=True, metavar="DIR", help="folder of the code store")
     sub.add_argument(
-        "--data.path", dest="path", required=True, help="emoji, a folder with one sub-folder per class, or tfds:NAME"
+        "--data.path",
+        dest="path",
+        type=path,
+        required=True,
+        metavar="PATH",
+        help="emoji, a folder with a sub-folder for each class, or tfds:NAME",
     )
-    sub.add_argument("--data.split", dest="split", default="train")
-    sub.add_argument("--data.label", dest="label", default="subgroup", help="emoji only: subgroup, group or style")
-    sub.add_argument("--data.dir", dest="data_dir", help="tfds only: where the prepared data are")
-    sub.add_argument("--image-size", type=int, help="default: the tokenizer's training size")
-    sub.add_argument("--batch-size", type=int, default=32)
-    sub.add_argument("--num-workers", type=int, default=0)
+    sub.add_argument("--data.split", dest="split", default="train", metavar="NAME", help="emoji, tfds: split (default: train)")
+    sub.add_argument(
+        "--data.label", dest="label", default="subgroup", metavar="NAME", help="emoji only: subgroup (default), group or style"
+    )
+    sub.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="tfds only: folder of the prepared data")
+    sub.add_argument(
+        "--image-size",
+        type=at_least(1),
+        metavar="N",
+        help="height and width in pixels (default: the tokenizer's training size)",
+    )
+    sub.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="images encoded together (default: 32)")
+    sub.add_argument(
+        "--num-workers", type=at_least(0), default=0, metavar="N", help="processes that read images (default: 0, threads)"
+    )
     sub.add_argument("--flip", action="store_true", help="also store each image mirrored")
     sub.add_argument("--ten-crop", action="store_true", help="store ten crops of each image, as LlamaGen")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from maskgil_jax.commands.decoding_options import add_decoding_options, with_cli_options
 from maskgil_jax.commands.run_files import read_run_file
-from maskgil_jax.commands.sample import add_decoding_options, with_cli_options
 from maskgil_jax.commands.start import prepare_jax
 
 
@@ -45,7 +45,7 @@ def add(command) -> None:
         help="each class equally often (default), or with the frequencies of the reference data set",
     )
     draw.add_argument("--save-samples", metavar="PATH", help="also write them: a folder of PNGs, an .npz or an .array_record")
-    add_decoding_options(draw)
+    add_decoding_options(sub)
 
     tok = sub.add_argument_group("reconstructions of --tokenizer")
     tok.add_argument("--data", help="images to reconstruct, as for --samples")

@@ -3,51 +3,91 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 
+from maskgil_jax.commands.decoding_options import add_decoding_options, with_cli_options
+from maskgil_jax.commands.parser import Parser, at_least, in_range, one_of, parse_pair, path
 from maskgil_jax.commands.start import add_process_options, join_processes, prepare_jax
 
-SHEET = 256  # the most images that make a contact sheet by themselves
-WATCHED = 64  # the most whose every step is drawn
+SHEET_LIMIT = 256  # up to this many images a contact sheet is written by default
+TRAJECTORY_LIMIT = 64  # images whose every step may be drawn
 
 
 def add(command) -> None:
     sub = command("sample", run, "Generate images. An interrupted run is continued by the same command.")
-    sub.add_argument("--weights", default="demo", help="pipeline folder, shipped name or hf://owner/repo (default: demo)")
-    sub.add_argument("--labels", help="class names or numbers with commas between; 'list' shows them, 'all' is the default")
-    sub.add_argument("--per-class", type=int, help="images per label (default: 4)")
-    sub.add_argument("--num", type=int, help="images in all, the same number of each label as far as they go")
-    sub.add_argument("--out", default="samples", help="folder for the images and grid.png (default: samples)")
-    sub.add_argument("--format", default="png", help="png, webp (lossless), npz (as ADM's evaluation reads it) or array_record")
-    sub.add_argument("--overwrite", action="store_true", help="take samples of other settings out of the folder first")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--batch-size", type=int, default=32, help="images at a time, over all devices of a process (default: 32)")
-    sub.add_argument("--part-size", type=int, default=1000, help="images per part of npz and array_record (default: 1000)")
+    sub.add_help_all()
+    add_pipeline_options(sub)
+    sub.add_argument("--labels", help="class names or numbers with commas between; 'list' prints them, 'all' is the default")
+    sub.add_argument("--per-class", type=at_least(1), metavar="N", help="images per label (default: 4)")
+    sub.add_argument("--num", type=at_least(1), metavar="N", help="images in all, evenly over the labels")
+    sub.add_argument("--out", type=path, default="samples", help="folder for the images and grid.png (default: samples)")
     sub.add_argument(
-        "--grid", action=argparse.BooleanOptionalAction, help=f"write a contact sheet (default: up to {SHEET} images)"
+        "--format",
+        type=one_of("png", "webp", "npz", "array_record"),
+        default="png",
+        help="png (default), webp (lossless), npz (as ADM's evaluation reads it) or array_record",
     )
-    sub.add_argument("--trajectory", action="store_true", help=f"draw the canvas after each step (up to {WATCHED} images)")
-    sub.add_argument("--canvas", metavar="ROWSxCOLUMNS", help="tokens of the canvas, e.g. 12x16 (default: the training canvas)")
-    sub.add_argument("--rope-scaling", help="for larger canvases: none, interpolate or ntk (default: stored with the weights)")
-    sub.add_argument("--ar", help="weights of a causal network with the same tokenizer, for --ar-ratio")
-    sub.add_argument("--ar-ratio", type=float, help="share of the tokens it writes before masked decoding (default: 0.25)")
+    sub.add_argument("--overwrite", action="store_true", help="delete samples of other settings in the folder first")
+    add_size_options(sub, nargs="?", const=_SHEET)
+    sub.add_argument(
+        "--contact-sheet",
+        action=argparse.BooleanOptionalAction,
+        help=f"write all images as grid.png (default: up to {SHEET_LIMIT} images)",
+    )
+    sub.add_argument(
+        "--trajectory", action="store_true", help=f"draw the image after each step (up to {TRAJECTORY_LIMIT} images)"
+    )
+    sub.add_argument("--ar", metavar="WEIGHTS", help="causal network with the same tokenizer, for hybrid sampling")
+    sub.add_argument(
+        "--ar-ratio", type=in_range(0, 1), metavar="X", help="share of the tokens that --ar samples first (default: 0.25)"
+    )
+    sub.add_rare(
+        sub,
+        "--part-size",
+        type=at_least(1),
+        default=1000,
+        metavar="N",
+        help="images per part of npz and array_record (default: 1000)",
+    )
     add_decoding_options(sub)
     add_process_options(sub)
 
 
-def add_decoding_options(group) -> None:
-    """One option for each decoding option there is, and `--preset`."""
-    from maskgil_jax.config import DECODE_PRESETS
+_SHEET = object()  # `--grid` without a value: the contact sheet's option in version 0.1
 
-    group.add_argument("--preset", help=f"decoding options by name, below those given one by one: {', '.join(DECODE_PRESETS)}")
-    for field in decoding_options():
-        name, text = f"--{field.name.replace('_', '-')}", "decoding option (default: stored with the weights)"
-        if field.type == "bool":
-            group.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
-            continue
-        kind = {"int": int, "float": float, "int | None": int, "float | None": float}.get(str(field.type), str)
-        group.add_argument(name, type=kind, help=text)
+
+def add_size_options(sub: Parser, **grid) -> None:
+    """The size of the images, in pixels or in tokens; `grid`: how argparse reads `--grid`."""
+    sub.add_argument("--height", type=at_least(1), metavar="N", help="height in pixels (default: the training size)")
+    sub.add_argument("--width", type=at_least(1), metavar="N", help="width in pixels (default: the training size)")
+    text = "rows and columns of tokens, e.g. 12x16, instead of --height and --width"
+    sub.add_argument("--grid", metavar="ROWSxCOLUMNS", help=text, **grid)
+
+
+def grid_of(pipeline, args) -> tuple[int, int] | None:
+    """(rows, columns) of tokens of the options above; None if none was given."""
+    grid = parse_pair("grid", args.grid)
+    if grid is None and args.height is None and args.width is None:
+        return None
+    return pipeline.grid_of(args.height, args.width, grid)
+
+
+def add_pipeline_options(sub: Parser) -> None:
+    """The options of commands that load a pipeline and draw images."""
+    sub.add_argument(
+        "--weights", type=path, default="demo", help="pipeline folder, shipped name or hf://owner/repo (default: demo)"
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random draws (default: 0)")
+    sub.add_argument(
+        "--batch-size", type=at_least(1), default=32, metavar="N", help="images drawn together, over all devices (default: 32)"
+    )
+    sub.add_rare(
+        sub,
+        "--rope-scaling",
+        type=one_of("none", "interpolate", "ntk"),
+        metavar="NAME",
+        help="positions on larger grids: none, interpolate or ntk (default: stored with the weights)",
+    )
 
 
 def run(args, rest) -> None:
@@ -59,55 +99,72 @@ def run(args, rest) -> None:
     from maskgil_jax.pipelines.jobs import balanced_labels, read_samples, sample_to_folder
     from maskgil_jax.pipelines.pipeline import load
 
+    if args.labels == "list":
+        print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(class_names_of(args.weights))))
+        return
+    _read_old_grid(args)
+    require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
+
     join_processes(args)
     prepare_jax()
-    require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
-    pipeline = load(args.weights, ar=args.ar, rope_scaling=args.rope_scaling)
-    if args.labels == "list":
-        print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(pipeline.class_names)))
-        return
+    pipeline = with_cli_options(load(args.weights, ar=args.ar, rope_scaling=args.rope_scaling), args)
     ar_ratio = 0.0 if args.ar is None else 0.25 if args.ar_ratio is None else args.ar_ratio
-    pipeline = with_cli_options(pipeline, args)
-    wanted = (
-        range(len(pipeline.class_names)) if args.labels in (None, "all") else split_labels(args.labels, pipeline.class_names)
-    )
+
+    names = pipeline.class_names
+    requested = range(len(names)) if args.labels in (None, "all") else split_labels(args.labels, names)
     per_class = 4 if args.per_class is None and args.num is None else args.per_class
-    labels = balanced_labels(pipeline.label_ids(wanted), num=args.num, per_class=per_class)
+    labels = balanced_labels(pipeline.label_ids(requested), num=args.num, per_class=per_class)
     if args.trajectory:
-        require(len(labels) <= WATCHED, f"--trajectory: at most {WATCHED} images, {len(labels)} were asked for")
+        require(len(labels) <= TRAJECTORY_LIMIT, f"--trajectory: at most {TRAJECTORY_LIMIT} images, got {len(labels)}")
         require(pipeline.masked and not ar_ratio, "--trajectory: shows the steps of masked decoding, without --ar")
-    canvas = parse_pair("canvas", args.canvas)
+
     out = pathlib.Path(args.out)
-    spread = pipeline if len(jax.local_devices()) == 1 else pipeline.over()
+    if len(jax.local_devices()) > 1:
+        pipeline = pipeline.over()
+    options = dict(seed=args.seed, batch_size=args.batch_size, grid=grid_of(pipeline, args))
     sample_to_folder(
-        spread,
+        pipeline,
         labels,
         args.out,
         format=args.format,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        grid=canvas,
         ar_ratio=ar_ratio,
         part_size=args.part_size,
         overwrite=args.overwrite,
+        **options,
     )
     if jax.process_index() != 0:
         return
-    made = [f"{len(labels)} images"]
-    if args.grid or (args.grid is None and len(labels) <= SHEET):
-        row = len(labels) // len(wanted) if len(labels) % len(wanted) == 0 else len(labels)
+    written = [f"{len(labels)} images"]
+    if args.contact_sheet or (args.contact_sheet is None and len(labels) <= SHEET_LIMIT):
+        row = len(labels) // len(requested) if len(labels) % len(requested) == 0 else len(labels)
         save_png(out / "grid.png", contact_sheet(read_samples(out), columns=row if len(labels) > row else None))
-        made.append("grid.png")
+        written.append("grid.png")
     if args.trajectory:
-        film = ".webp" if args.format == "webp" else ".gif"
-        draw_steps(spread, labels, out, film, seed=args.seed, batch_size=args.batch_size, grid=canvas)
-        made.append(f"trajectory.png and {film}")
-    print(f"{' and '.join(made)} in {out}")
+        suffix = ".webp" if args.format == "webp" else ".gif"
+        save_trajectory(pipeline, labels, out, suffix, **options)
+        written.append(f"trajectory.png and {suffix}")
+    print(f"{' and '.join(written)} in {out}")
 
 
-def draw_steps(pipeline, labels, out: pathlib.Path, film: str, **options) -> None:
-    """trajectory.png, a row for each image and a column for each step, and a film (.gif or .webp): the contact sheet as it
-    fills."""
+def _read_old_grid(args) -> None:
+    """`--grid` without a value asked for the contact sheet in version 0.1."""
+    from maskgil_jax.config.base import warn_renamed
+
+    if args.grid is _SHEET:
+        warn_renamed("--grid without a value", "--contact-sheet")
+        args.grid, args.contact_sheet = None, True
+
+
+def class_names_of(weights: str) -> list[str]:
+    """The class names of a pipeline folder, from its `config.json` alone."""
+    from maskgil_jax.checkpoints.weights import read_metadata, resolve
+
+    about = read_metadata(resolve(weights, "generator"))
+    return about.get("class_names") or [str(i) for i in range(about["options"].get("num_classes", 0))]
+
+
+def save_trajectory(pipeline, labels, out: pathlib.Path, suffix: str, **options) -> None:
+    """Writes trajectory.png, a row an image and a column a step, and an animation of the contact sheet (.gif or .webp)."""
     import numpy as np
 
     from maskgil_jax.files.images import contact_sheet, save_animation, save_png
@@ -115,60 +172,7 @@ def draw_steps(pipeline, labels, out: pathlib.Path, film: str, **options) -> Non
     steps_tbhwc = pipeline.trajectory(labels, **options)
     rows = steps_tbhwc.swapaxes(0, 1)
     save_png(out / "trajectory.png", contact_sheet(rows.reshape(-1, *rows.shape[2:]), columns=len(steps_tbhwc)))
-    save_animation(out / f"trajectory{film}", np.stack([contact_sheet(images) for images in steps_tbhwc]))
-
-
-def parse_pair(option: str, text: str | None, least: int = 1) -> tuple[int, int] | None:
-    """Rows and columns, both at least `least`: "12x16" -> (12, 16)."""
-    from maskgil_jax.config import require
-
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    sound = len(sides) == 2 and all(side.isdecimal() and int(side) >= least for side in sides)
-    require(sound, f"--{option}: expected ROWSxCOLUMNS of tokens, e.g. 12x16, got {text!r}")
-    return int(sides[0]), int(sides[1])
-
-
-def with_cli_options(pipeline, args):
-    """The pipeline with the preset and the decoding options of the command line."""
-    from maskgil_jax.config import decode_preset, require
-
-    if args.preset:
-        require(pipeline.masked, f"--preset: {args.weights} holds a causal generator; presets are of masked decoding")
-        pipeline = dataclasses.replace(pipeline, cfg=decode_preset(args.preset))
-    return with_options(pipeline, decoding_changes(args))
-
-
-def decoding_changes(args) -> dict:
-    """The decoding options that were given on the command line."""
-    given = {field.name: getattr(args, field.name) for field in decoding_options()}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def decoding_options() -> list[dataclasses.Field]:
-    """Options of masked and of causal decoding, each name once."""
-    from maskgil_jax.config import CausalConfig, DecodeConfig
-
-    fields = {field.name: field for kind in (CausalConfig, DecodeConfig) for field in dataclasses.fields(kind)}
-    return list(fields.values())
-
-
-def with_options(pipeline, changes: dict):
-    """The pipeline with these decoding options; with a causal network beside it, both take those they have."""
-    from maskgil_jax.config import require
-
-    def names(cfg):
-        return {field.name for field in dataclasses.fields(cfg)}
-
-    def changed(cfg):
-        return dataclasses.replace(cfg, **{name: value for name, value in changes.items() if name in names(cfg)})
-
-    known = names(pipeline.cfg) | (names(pipeline.ar_cfg) if pipeline.ar is not None else set())
-    for name in changes.keys() - known:
-        kind = "masked" if pipeline.masked else "causal"
-        require(False, f"--{name.replace('_', '-')}: {pipeline.name} holds a {kind} generator, which has no such option")
-    return dataclasses.replace(pipeline, cfg=changed(pipeline.cfg), ar_cfg=changed(pipeline.ar_cfg))
+    save_animation(out / f"trajectory{suffix}", np.stack([contact_sheet(images) for images in steps_tbhwc]))
 
 
 def split_labels(text: str, class_names) -> list[str]:

@@ -1,13 +1,15 @@
-"""What every command that computes does first."""
+"""What commands that compute have in common: the compilation cache and the options of several processes."""
 
 from __future__ import annotations
 
 import argparse
 import pathlib
 
+from maskgil_jax.commands.parser import at_least
+
 
 def prepare_jax() -> None:
-    """A persistent compilation cache: the second run of the same program starts at once."""
+    """Sets the persistent compilation cache, so that a second process does not compile the same program again."""
     import os
 
     import jax
@@ -19,10 +21,10 @@ def prepare_jax() -> None:
 
 def add_process_options(sub) -> None:
     """The options of `maskgil_jax.runtime.distributed.initialize`."""
-    several = sub.add_argument_group("several processes", "found by themselves on TPU slices and under SLURM")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 runs; the same for all")
-    several.add_argument("--num-processes", type=int, metavar="N", help="1: this machine alone, whatever it is part of")
-    several.add_argument("--process-id", type=int, metavar="I", help="0..N-1")
+    several = sub.add_argument_group("several processes", "detected on TPU slices and under SLURM")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; the same for all")
+    several.add_argument("--num-processes", type=at_least(1), metavar="N", help="number of processes; 1: only this one")
+    several.add_argument("--process-id", type=at_least(0), metavar="I", help="number of this process, 0..N-1")
     text = "seconds without a heartbeat of a process after which the others end, by SIGABRT (default 60)"
     several.add_argument("--heartbeat-timeout", type=float, metavar="SECONDS", help=text)
     several.add_argument("--peer-timeout", type=float, help=argparse.SUPPRESS)  # old name

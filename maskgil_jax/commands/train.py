@@ -23,10 +23,10 @@ def run(args, rest) -> None:
     """maskgil train"""
     import jax
 
-    from maskgil_jax.config import choose
+    from maskgil_jax.config.training import check_run_file
 
     config = read_run_file(args.config, rest)
-    choose("config.task", config.task, ("generator", "tokenizer", "classifier"))
+    check_run_file(config.to_dict())
     join_processes(args)
     prepare_jax()
     lead = jax.process_index() == 0

@@ -1,4 +1,8 @@
-"""Reading and checking options: every mistake is a `ConfigError` that names the option and what is accepted."""
+"""Declaring, reading and checking options: every mistake is a `ConfigError` that names the option and what is accepted.
+
+An option is a field of a frozen dataclass. `option` declares it with its help text, its choices and its range; `check_ranges`
+in `__post_init__` enforces them. Command lines and run files take the same metadata for their help.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,150 @@ import dataclasses
 import difflib
 import functools
 import logging
-from collections.abc import Callable
+import math
+import numbers
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+_log = logging.getLogger("maskgil_jax")
 
 
 class ConfigError(ValueError):
     """An option has an impossible name or value; the message names it and what is accepted."""
 
 
-_log = logging.getLogger("maskgil_jax")
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" with the most similar of `names`, or an empty string if none is similar."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def choose(name: str, value: Any, allowed) -> Any:
+    """Returns `value` if it is one of `allowed`, else raises a `ConfigError` that lists them and the nearest."""
+    allowed = tuple(allowed)
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"{name}: unknown value {value!r}; choose from {', '.join(map(str, allowed))}.{hint}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a `ConfigError` with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def _text(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionInfo:
+    """What is known of an option besides its name, type and default.
+
+    choices: the values it may have. low, high: its range, which includes them unless open_low or open_high. off: a value
+    outside the range that switches the feature off. group: heading under which help lists it. rare: listed only by
+    `--help-all`.
+    """
+
+    help: str = ""
+    choices: tuple = ()
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+    off: float | None = None
+    group: str = ""
+    rare: bool = False
+
+    @property
+    def range(self) -> str:
+        """The range in words: ">= 1", "in (0, 1]"; empty if there is none."""
+        if self.low is not None and self.high is not None:
+            words = f"in {'(' if self.open_low else '['}{_text(self.low)}, {_text(self.high)}{')' if self.open_high else ']'}"
+        elif self.low is not None:
+            words = f"{'>' if self.open_low else '>='} {_text(self.low)}"
+        elif self.high is not None:
+            words = f"{'<' if self.open_high else '<='} {_text(self.high)}"
+        else:
+            return ""
+        return words if self.off is None else f"{words}, or {_text(self.off)}"
+
+    def in_range(self, value: float) -> bool:
+        """Whether a number lies in the range."""
+        if self.off is not None and value == self.off:
+            return True
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        below = self.high is None or (value < self.high if self.open_high else value <= self.high)
+        return above and below
+
+
+def option(default: Any = dataclasses.MISSING, help: str = "", **info) -> Any:
+    """A dataclass field with an `OptionInfo`: `steps: int = option(8, "number of steps", low=1)`."""
+    if "choices" in info:
+        info["choices"] = tuple(info["choices"])
+    return dataclasses.field(default=default, metadata={"option": OptionInfo(help, **info)})
+
+
+def info_of(field: dataclasses.Field) -> OptionInfo:
+    """The `OptionInfo` of a field; an empty one if it was declared without."""
+    return field.metadata.get("option") or OptionInfo()
+
+
+def type_of(cls, name: str) -> tuple[type, bool]:
+    """(type, whether None is allowed) of an option: `int | None` gives (int, True), `tuple[int, ...]` gives (tuple, False)."""
+    hint = _hints(cls)[name]
+    parts = (
+        [part for part in typing.get_args(hint) if part is not type(None)] if type(None) in typing.get_args(hint) else [hint]
+    )
+    return typing.get_origin(parts[0]) or parts[0], parts != [hint]
+
+
+@functools.cache
+def _hints(cls) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+# type of an option -> (what a value must be an instance of, the same in words)
+_KINDS = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a finite number"),
+    bool: (bool, "True or False"),
+    str: (str, "a text"),
+}
+
+
+def check_ranges(cfg) -> None:
+    """Raises a `ConfigError` unless every field that `option` declared has its type and one of its choices, or is in range."""
+    for field in dataclasses.fields(cfg):
+        if "option" in field.metadata:
+            check_option(type(cfg), field, getattr(cfg, field.name))
+
+
+def check_option(cls, field: dataclasses.Field, value: Any, name: str | None = None) -> None:
+    """Checks the value of one field of the dataclass `cls`; `name` is what the message calls it (default: its own name)."""
+    info, (kind, optional), name = info_of(field), type_of(cls, field.name), name or field.name
+    if info.choices:
+        choose(name, value, info.choices)
+        return
+    if (optional and value is None) or kind not in _KINDS:
+        return
+    expected, words = _KINDS[kind]
+    number = kind in (int, float)
+    sound = isinstance(value, expected) and (kind is bool or not isinstance(value, bool))
+    sound = sound and not (number and not (math.isfinite(value) and info.in_range(value)))
+    words = " ".join(part for part in (words, info.range) if part)
+    require(sound, f"{name}: must be {'None or ' if optional else ''}{words}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """The new name of an option, and its values that have new names too."""
+
+    name: str
+    values: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 @functools.cache
@@ -39,28 +178,20 @@ def renamed(**names: str) -> Callable:
     return decorate
 
 
-def choose(name: str, value: Any, allowed) -> Any:
-    """Returns `value` if it is one of `allowed`, else raises a `ConfigError` that lists them and the nearest."""
-    allowed = tuple(allowed)
-    if value in allowed:
-        return value
-    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{name}: unknown value {value!r}; choose from {', '.join(map(str, allowed))}.{hint}")
+def current_names(cls, values: Mapping[str, Any], where: str, *, warn: bool = True) -> dict[str, Any]:
+    """`values` with the options of the dataclass `cls` that were renamed under their new names.
 
-
-def require(condition: bool, message: str) -> None:
-    """Raises a `ConfigError` with `message` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def current_names(cls: type, values: dict, where: str) -> dict:
-    """`values` with the options of `cls` that were renamed (its table `RENAMED`, old -> new) under their new names."""
-    table = getattr(cls, "RENAMED", {})
-    for old in table.keys() & values.keys():
-        warn_renamed(f"{where}.{old}", f"{where}.{table[old]}")
-    return {table.get(name, name): value for name, value in values.items()}
+    The table is `cls.RENAMED`, old name -> `Renamed`; run files, command lines and stored `config.json` are read through it.
+    """
+    found = dict(values)
+    for old, new in getattr(cls, "RENAMED", {}).items():
+        if old in found:
+            require(new.name not in found, f"{where}: {old} is the old name of {new.name}; give one of them")
+            if warn:
+                warn_renamed(f"{where}.{old}", new.name)
+            value = found.pop(old)
+            found[new.name] = new.values.get(value, value)
+    return found
 
 
 def from_dict(cls, values: dict, where: str = "config"):
@@ -69,14 +200,17 @@ def from_dict(cls, values: dict, where: str = "config"):
     values = current_names(cls, values, where)
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: {cls.__name__} has no option {name!r}{hint}")
+            raise ConfigError(f"{where}: {cls.__name__} has no option {name!r}{nearest(name, fields)}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from None
+    except ConfigError as error:
+        message = str(error)
+        if message.startswith(tuple(f"{name}{end}" for name in fields for end in (":", ",", " and"))):
+            message = f"{where}{': ' if where.endswith('.json') else '.'}{message}"
+        raise ConfigError(message) from None
 
 
 def to_dict(cfg) -> dict:

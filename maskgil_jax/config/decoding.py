@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
-from .base import choose, require
+from .base import Renamed, check_ranges, choose, current_names, option, require
 from .orders import ORDERS
 from .schedules import SCHEDULES
 
@@ -12,114 +13,181 @@ PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
 GUIDANCE_RAMPS = ("constant", "linear", "cosine", "power-cosine", "interval")
 REMASK_RULES = ("cap", "rescale")
 REMASK_PICKS = ("even", "confidence")
+DRAWS = ("auto", "gumbel", "inverse")
+LOOPS = ("auto", "fori", "unrolled")
+BATCH_MODES = ("auto", "vmap", "map")
+
+# Options that only act together with another one: name -> the option that must be set.
+_NEEDS_REMASK = ("remask_pick", "remask_from", "remask_to", "remask_loop")
+
+_STEPS, _SAMPLING, _GUIDANCE, _REMASKING, _EXECUTION = (
+    "steps",
+    "sampling of tokens",
+    "guidance",
+    "remasking (ReMDM)",
+    "execution",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """How masked decoding samples (paper 4.2); static under jit, so every distinct value compiles once.
 
-    guidance: classifier-free scale s in `uncond + s * (cond - uncond)`; 1 means no second branch. guidance_ramp: how the
-    scale runs over the steps (`decoding.guidance.guidance_scales` has the formulas). Mind that "linear" runs from 1 to
-    `1 + guidance` (the published code), the others end at `guidance`. guidance_power: exponent of "power-cosine".
-    guidance_from, guidance_to: the part of the steps, in 0..1, that "interval" guides.
-    order: which tokens come first: the surest, along the Halton sequence (from its start, or from a random place for each
-    image: "halton_rolled"), any, or row by row.
-    temperature: divides the logits; 0 takes the likeliest code. temperature_end: the temperature of the last step, reached
-    on a straight line; None keeps it constant. choice_temperature: weight of the Gumbel noise on the confidence, falling to
-    0 at the last step. top_k, top_p: draw only from the likeliest codes. draw: how a code is drawn, the same law either
-    way: "gumbel" (Gumbel-max, a random number for every code), or "inverse" (inverse CDF, two a position), which is "auto".
-    remask: hides some of the tokens made so far again at each step, by the rule "cap" or "rescale" of ReMDM with the
-    strength `remask_eta` (`schedules.remask_counts`). Given tokens are never hidden. remask_pick: which of them, each as
-    likely ("even") or the less sure ones sooner ("confidence": ReMDM-conf). remask_from, remask_to: the part of the steps,
-    in 0..1, that does so (ReMDM-switch). remask_loop: the plan stands still meanwhile, so that this part only corrects
-    (ReMDM-loop).
-    loop: "fori" compiles one step and repeats it; "unrolled" compiles every step by itself, which takes as many times
-    longer, and computes logits only where tokens may still be masked. Same tokens but for rounding in the network. "auto":
-    by platform, unrolled on CPU (up to 16 steps), fori elsewhere.
-    images: "together" gives the network a whole batch at once, "one_by_one" makes one image after the other inside the
-    program. Same tokens but for rounding in the network. "auto": by platform, one by one on CPU (canvases of 256 tokens or
-    more, on one device), together elsewhere.
+    `maskgil sample --help-all` prints the help of every field. `decoding.guidance.guidance_scales` has the formulas of the
+    guidance ramps, `decoding.schedules.reveal_counts` those of schedules and plans, `schedules.remask_counts` those of ReMDM.
+    The images do not depend on `loop` and `batch_mode` but for rounding inside the network.
     """
 
-    steps: int = 8
-    schedule: str = "arccos"
-    plan: str = "density"
-    guidance: float = 2.0
-    guidance_ramp: str = "constant"
-    order: str = "confidence"
-    temperature: float = 1.0
-    choice_temperature: float = 4.5
-    top_k: int | None = None
-    top_p: float | None = None
-    remask: str | None = None
-    draw: str = "auto"
-    guidance_power: float = 3.0
-    guidance_from: float = 0.0
-    guidance_to: float = 1.0
-    temperature_end: float | None = None
-    remask_eta: float = 0.05
-    loop: str = "auto"
-    remask_pick: str = "even"
-    remask_from: float = 0.0
-    remask_to: float = 1.0
-    remask_loop: bool = False
-    images: str = "auto"
+    RENAMED: ClassVar = {"images": Renamed("batch_mode", {"together": "vmap", "one_by_one": "map"})}
 
-    def __post_init__(self):
-        choose("schedule", self.schedule, SCHEDULES)
-        choose("plan", self.plan, PLANS)
-        choose("guidance_ramp", self.guidance_ramp, GUIDANCE_RAMPS)
-        choose("order", self.order, ORDERS)
-        choose("remask", self.remask, (None, *REMASK_RULES))
-        choose("remask_pick", self.remask_pick, REMASK_PICKS)
-        choose("draw", self.draw, ("auto", "gumbel", "inverse"))
-        choose("loop", self.loop, ("auto", "fori", "unrolled"))
-        choose("images", self.images, ("auto", "together", "one_by_one"))
-        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        require(whole and self.steps >= 1, f"steps: must be a whole number >= 1, got {self.steps!r}")
-        for name in ("guidance", "temperature", "choice_temperature"):
-            value = getattr(self, name)
-            require(0.0 <= value < float("inf"), f"{name}: must be a finite number >= 0, got {value}")
-        require(0.0 < self.guidance_power < float("inf"), f"guidance_power: must be above 0, got {self.guidance_power}")
+    steps: int = option(8, "number of decoding steps", low=1, group=_STEPS)
+    schedule: str = option(
+        "arccos", "curve of the share of tokens that is still masked, over the steps", choices=SCHEDULES, group=_STEPS
+    )
+    plan: str = option(
+        "density", "how the schedule becomes a number of tokens for each step", choices=PLANS, rare=True, group=_STEPS
+    )
+    guidance: float = option(
+        2.0, "classifier-free scale s in uncond + s * (cond - uncond); 1: no unconditional branch", low=0.0, group=_GUIDANCE
+    )
+    guidance_ramp: str = option(
+        "constant",
+        "how the scale changes over the steps: linear runs from 1 to 1 + guidance (published code), the others end at guidance",
+        choices=GUIDANCE_RAMPS,
+        group=_GUIDANCE,
+        rare=True,
+    )
+    order: str = option(
+        "confidence",
+        "which tokens are fixed first: the most probable ones, along the Halton sequence (halton_rolled: from a random start "
+        "for each image), at random, or row by row",
+        choices=ORDERS,
+        group=_STEPS,
+    )
+    temperature: float = option(1.0, "divides the logits; 0 takes the most probable code", low=0.0, group=_SAMPLING)
+    choice_temperature: float = option(
+        4.5, "weight of the Gumbel noise on the confidence, which falls to 0 at the last step", low=0.0, group=_SAMPLING
+    )
+    top_k: int | None = option(None, "sample among the k most probable codes only", low=1, group=_SAMPLING)
+    top_p: float | None = option(
+        None,
+        "sample among the most probable codes that together have this probability",
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        group=_SAMPLING,
+    )
+    remask: str | None = option(
+        None,
+        "mask some of the generated tokens again at each step, by this rule; given tokens are never masked",
+        choices=(None, *REMASK_RULES),
+        group=_REMASKING,
+    )
+    draw: str = option(
+        "auto",
+        "how a code is sampled, with the same distribution: Gumbel-max (a random number for every code) or inverse CDF (two a "
+        "position); auto: inverse",
+        choices=DRAWS,
+        group=_EXECUTION,
+        rare=True,
+    )
+    guidance_power: float = option(3.0, "exponent of the ramp power-cosine", low=0.0, open_low=True, group=_GUIDANCE, rare=True)
+    guidance_from: float = option(
+        0.0, "start of the guided part of the steps, for the ramp interval", low=0.0, high=1.0, group=_GUIDANCE, rare=True
+    )
+    guidance_to: float = option(
+        1.0, "end of the guided part of the steps, for the ramp interval", low=0.0, high=1.0, group=_GUIDANCE, rare=True
+    )
+    temperature_end: float | None = option(
+        None,
+        "temperature of the last step, approached linearly; unset: constant",
+        low=0.0,
+        open_low=True,
+        group=_SAMPLING,
+        rare=True,
+    )
+    remask_eta: float = option(0.05, "strength of remasking", low=0.0, high=1.0, group=_REMASKING, rare=True)
+    loop: str = option(
+        "auto",
+        "fori compiles one step and repeats it; unrolled compiles every step and computes logits only where tokens may be "
+        "masked; auto: unrolled on CPU up to 16 steps",
+        choices=LOOPS,
+        group=_EXECUTION,
+        rare=True,
+    )
+    remask_pick: str = option(
+        "even",
+        "which tokens are remasked: all with equal probability, or the less probable ones rather (ReMDM-conf)",
+        choices=REMASK_PICKS,
+        group=_REMASKING,
+        rare=True,
+    )
+    remask_from: float = option(
+        0.0, "start of the part of the steps that remasks (ReMDM-switch)", low=0.0, high=1.0, group=_REMASKING, rare=True
+    )
+    remask_to: float = option(
+        1.0, "end of the part of the steps that remasks (ReMDM-switch)", low=0.0, high=1.0, group=_REMASKING, rare=True
+    )
+    remask_loop: bool = option(
+        False,
+        "reveal no further tokens while remasking, so that this part only corrects (ReMDM-loop)",
+        group=_REMASKING,
+        rare=True,
+    )
+    batch_mode: str = option(
+        "auto",
+        "vmap gives the network a whole batch at once, map one image after the other inside the program; auto: map on one CPU "
+        "device for grids of 256 tokens or more",
+        choices=BATCH_MODES,
+        group=_EXECUTION,
+        rare=True,
+    )
+    images: dataclasses.InitVar[str | None] = None  # the name of `batch_mode` in version 0.1
+
+    def __post_init__(self, images: str | None):
+        if images is not None:
+            mode = current_names(DecodeConfig, {"images": images}, "DecodeConfig")["batch_mode"]
+            object.__setattr__(self, "batch_mode", mode)
+        check_ranges(self)
         for name in ("guidance", "remask"):
             start, stop = getattr(self, f"{name}_from"), getattr(self, f"{name}_to")
-            inside = 0.0 <= start <= stop <= 1.0
-            require(inside, f"{name}_from, {name}_to: must be 0 <= from <= to <= 1, got {start}, {stop}")
-        if self.temperature_end is not None:
-            require(self.temperature > 0, "temperature_end: a temperature of 0 takes the likeliest code and cannot change")
-            finite = 0.0 < self.temperature_end < float("inf")
-            require(finite, f"temperature_end: must be None or a finite number > 0, got {self.temperature_end}")
-        require(0.0 <= self.remask_eta <= 1.0, f"remask_eta: must be in [0, 1], got {self.remask_eta}")
-        for name in ("remask_pick", "remask_from", "remask_to", "remask_loop"):
-            usual = getattr(self, name) == self.__dataclass_fields__[name].default
-            require(usual or self.remask is not None, f"{name}: needs remask ({', '.join(REMASK_RULES)}), which is off")
-        require(self.top_k is None or self.top_k >= 1, f"top_k: must be None or >= 1, got {self.top_k}")
-        require(self.top_p is None or 0.0 < self.top_p <= 1.0, f"top_p: must be None or in (0, 1], got {self.top_p}")
+            require(start <= stop, f"{name}_from, {name}_to: must be 0 <= from <= to <= 1, got {start}, {stop}")
+        require(
+            self.temperature_end is None or self.temperature > 0,
+            "temperature_end: a temperature of 0 takes the most probable code and cannot change",
+        )
+        for name in _NEEDS_REMASK:
+            default = getattr(self, name) == self.__dataclass_fields__[name].default
+            require(default or self.remask is not None, f"{name}: needs remask ({', '.join(REMASK_RULES)}), which is off")
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig:
-    """How a causal (AR) network samples, one token after the other; static under jit.
+    """How a causal (AR) network samples, one token after the other; static under jit. The defaults are LlamaGen's."""
 
-    guidance: classifier-free scale s in `uncond + s * (cond - uncond)`; 1 means no second branch. cfg_interval: LlamaGen's
-    option: steps are counted from 0 after the prefill (which is always guided), and those beyond `cfg_interval` are not
-    guided; so the first `cfg_interval + 2` new tokens are. None guides all. temperature, top_k, top_p, draw: as in
-    `DecodeConfig`. The defaults are LlamaGen's for its published figures.
-    """
-
-    guidance: float = 2.0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    cfg_interval: int | None = None
-    draw: str = "auto"
+    guidance: float = option(
+        2.0, "classifier-free scale s in uncond + s * (cond - uncond); 1: no unconditional branch", low=0.0, group=_GUIDANCE
+    )
+    temperature: float = option(1.0, "divides the logits; 0 takes the most probable code", low=0.0, group=_SAMPLING)
+    top_k: int | None = option(None, "sample among the k most probable codes only", low=1, group=_SAMPLING)
+    top_p: float | None = option(
+        None,
+        "sample among the most probable codes that together have this probability",
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        group=_SAMPLING,
+    )
+    # Steps are counted from 0 after the prefill, which is always guided: the first `cfg_interval + 2` new tokens are guided.
+    cfg_interval: int | None = option(
+        None, "causal networks: guide only the tokens up to this step (LlamaGen); unset: all", low=0, group=_GUIDANCE, rare=True
+    )
+    draw: str = option(
+        "auto", "how a code is sampled: Gumbel-max or inverse CDF; auto: inverse", choices=DRAWS, group=_EXECUTION, rare=True
+    )
 
     def __post_init__(self):
-        DecodeConfig(guidance=self.guidance, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, draw=self.draw)
-        require(
-            self.cfg_interval is None or self.cfg_interval >= 0,
-            f"cfg_interval: must be None (guide every token) or >= 0, got {self.cfg_interval}",
-        )
+        check_ranges(self)
 
 
 # Starting points by name; docs/decoding.md says where each number comes from and what of the original cannot be expressed.

@@ -91,14 +91,20 @@ class LlamaConfig(GeneratorConfig):
     The paper's reading is the default; `positions="1d_shifted"`, `class_position="last"` and `mask_logit=True`
     together are the layout of the published code. With 2-D positions any grid works beside the training one. Dropout acts on
     the outputs of attention and MLP.
+
+    With `patch` 2, the layers run on one position for every 2x2 tokens: their vectors, of width / 4 each, are laid side by
+    side, and after the last layer a linear map gives each token a state of its own. A quarter of the positions, and of the
+    time; masks, logits and sampling are those of single tokens as before.
     """
 
+    null_class: bool = True  # False: trained without class dropout, so there is no null class and no guidance
     condition: str = "class"  # "class": one learned vector each; "text": features of a text encoder through an MLP (LlamaGen)
     text_tokens: int = 120  # positions of a text; LlamaGen pads it on the left
     text_dim: int = 2048  # width of its features
     caption_norm: bool = False  # an RMSNorm of the features before the MLP: for encoders whose states are not normalised
     null_text: str = "random"  # what stands for no text: a "random" vector per position, under the mask of the text that it
     # replaces (LlamaGen), or what the "encoder" makes of "", with a mask of its own
+    patch: int = 1  # tokens along a side that share one position of the sequence; not causal
     kv_heads: int | None = None  # fewer than `heads`: grouped-query attention
     mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
     positions: str = "2d"  # "2d": rotary by (row, col); "1d_shifted": one zero row first, so token i gets angle i - 1
@@ -150,7 +156,7 @@ class LlamaConfig(GeneratorConfig):
             f'condition {self.condition!r} and {self.kv_heads} of {self.heads} kv_heads; use "xla"',
         )
         if self.attention == "flash":
-            check_flash_length(self.grid[0] * self.grid[1] + (not self.causal), self.dtype)
+            check_flash_length(self.grid[0] * self.grid[1] // self.patch**2 + (not self.causal), self.dtype)
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
         require(
             self.heads % (self.kv_heads or self.heads) == 0, f"kv_heads: {self.kv_heads} does not divide heads {self.heads}"
@@ -158,6 +164,15 @@ class LlamaConfig(GeneratorConfig):
         require(
             self.head_dim % (4 if self.positions == "2d" else 2) == 0,
             f"heads: head width {self.head_dim} must be a multiple of 4 for 2-D positions (of 2 for 1-D)",
+        )
+        require(self.patch >= 1, f"patch: must be at least 1 token, got {self.patch}")
+        require(not (self.causal and self.patch > 1), f"patch: a causal network has one token a position, got {self.patch}")
+        require(
+            self.width % self.patch**2 == 0, f"width: {self.width} is not a multiple of the {self.patch**2} tokens of a patch"
+        )
+        require(
+            not any(side % self.patch for side in self.grid),
+            f"grid: sides must be multiples of patch {self.patch}, got {self.grid}",
         )
 
     @property
@@ -168,6 +183,11 @@ class LlamaConfig(GeneratorConfig):
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def state_width(self) -> int:
+        """Width of the state of one token, which the head reads."""
+        return self.width // self.patch
 
     @property
     def hidden(self) -> int:

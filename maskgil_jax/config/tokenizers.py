@@ -37,7 +37,11 @@ class Levels:
 
 @dataclasses.dataclass(frozen=True)
 class VQConfig(Levels):
-    """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it."""
+    """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it.
+
+    With `patch` > 1 the first level works on patches instead of pixels (pixel unshuffle), so that no convolution runs at full
+    resolution.
+    """
 
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
@@ -47,13 +51,20 @@ class VQConfig(Levels):
     codebook_size: int = 16384
     codebook_dim: int = 8
     norm_groups: int = 32  # of GroupNorm; a width it does not divide takes the greatest common divisor
+    patch: int = 1  # pixels along a side that are folded into the channels before the first level, and unfolded after the last
     l2_normalize: bool = True  # codes live on the unit sphere (cosine search), as in LlamaGen and ViT-VQGAN
     image_size: int = 256  # training resolution; only a default: any multiple of `downsample` encodes
     dtype: str = "float32"  # compute dtype of the convolutions; the code search is always float32
 
     def __post_init__(self):
+        require(self.patch >= 1, f"patch: must be at least 1 pixel, got {self.patch}")
         super().__post_init__()
         require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side."""
+        return self.patch * super().downsample
 
 
 # VQ-16 and VQ-8: LlamaGen, 71.88M and 70.11M parameters.
@@ -62,6 +73,16 @@ VQ_PRESETS = {
     "VQ-8": VQConfig(multipliers=(1, 2, 2, 4)),
     "small": VQConfig(
         channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, latent_dim=64, codebook_size=512, norm_groups=4, image_size=64
+    ),
+    "patches": VQConfig(  # of 4x4 pixels; all layers at the resolution of the codes, in the middle alone with attention
+        channels=64,
+        multipliers=(1,),
+        attention_levels=(),
+        latent_dim=64,
+        codebook_size=1024,
+        norm_groups=8,
+        patch=4,
+        image_size=64,
     ),
 }
 

@@ -1,9 +1,10 @@
-"""The families of published checkpoints: how each is recognised, what it is, and which table and network it belongs to."""
+"""The families of published checkpoints: the names that identify each, its conversion table and its network."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,19 +21,14 @@ from maskgil_jax.config import (
     choose,
 )
 
-from . import generator_tables as generators
-from . import google_tables as google
-from . import halton_tables as halton
-from . import judge_tables as judges
-from . import magvit_tables as magvit
-from . import tokenizer_tables as tokenizers
-from .checkpoint import Problem, shown
-from .rules import Table
+from .engine import Table
+from .readers.checkpoint import Problem, sanitize
 from .sizes import Sizes
+from .tables import besnier, feature_networks, google, halton, llama, magvit2, vqgan
 
 MIT = "MIT"
 GOOGLE = "Apache-2.0, the licence of the code they were published with"
-_MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False}
+_MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False, "null_class": True}
 _LLAMAGEN = {"positions": "2d", "class_position": "first", "mask_logit": False, "causal": True}
 _CLASS, _TEXT = {"condition": "class"}, {"condition": "text", "caption_norm": False, "null_text": "random"}
 _PLAIN = {"prefix_rotation": "zero", "qk_norm": "none", "post_norm": "none", "norm_eps": 1e-5, "rope_base": 10000.0}
@@ -52,11 +48,12 @@ _OPEN_MAGVIT2: dict[str, Any] = {
 class Family:
     """One kind of published file.
 
-    title: what it is. kind: "tokenizer", "generator" or "judge". licence: of the published weights. container: outer key in
-    the original's files, or "bare". options: our dataclass. fixed: options that every file of the family has. settable:
-    options that shapes do not tell. signs: patterns; a file whose names begin with each of them belongs to the family, but
-    for `not_signs`. inside: prefix under which files of other families hold this network, looked for if it is asked for.
-    flax: the original's files are flax msgpack. decode: options of `DecodeConfig` that the original samples with, if not ours.
+    title: what it is. kind: "tokenizer", "generator" or "feature network". licence: of the published weights. container: outer
+    key in the original's files, or "bare". options: our dataclass. fixed: options that all networks of the family share and
+    no tensor states. settable: options that no tensor states, or that tensors do not determine. required_keys: patterns; a
+    file whose names begin with each of them belongs to the family, unless one begins with one of `forbidden_keys`.
+    key_prefix: prefix under which files of other families hold this network, used if the family is asked for. flax: the
+    original's files are flax msgpack. decode: options of `DecodeConfig` that the original samples with, if not ours.
     """
 
     title: str
@@ -68,18 +65,29 @@ class Family:
     settable: tuple[str, ...]
     table: Callable[[Any], Table]
     sizes: Callable[[Sizes], dict[str, Any]]
-    signs: tuple[str, ...]
-    not_signs: tuple[str, ...] = ()
+    required_keys: tuple[str, ...]
+    forbidden_keys: tuple[str, ...] = ()
     flax: bool = False
     decode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    inside: str = ""
+    key_prefix: str = ""
 
-    def config(self, sizes: Sizes) -> Any:
-        """The network's options. Raises: Problem for a file whose sizes cannot be told."""
+    def config(self, computed: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        """The network's options, of those that `sizes` returned. given: may override `fixed`. Raises: Problem."""
+        fixed = {name: given.get(name, value) for name, value in self.fixed.items()}
         try:
-            return self.options(**{**self.sizes(sizes), **self.fixed})
+            return self.options(**{**computed, **fixed})
         except ValueError as error:
             raise Problem(str(error)) from None
+
+    def matches(self, names: Iterable[str]) -> bool:
+        """Whether a file with these names belongs to the family."""
+        names = list(names)
+        return _begin(names, self.required_keys) and not any(_begin(names, (key,)) for key in self.forbidden_keys)
+
+
+def _begin(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Whether each pattern matches the beginning of a name."""
+    return all(any(re.match(pattern, name) for name in names) for pattern in patterns)
 
 
 FAMILIES: dict[str, Family] = {
@@ -91,9 +99,9 @@ FAMILIES: dict[str, Family] = {
         options=VQConfig,
         fixed={"l2_normalize": True, "norm_groups": 32},
         settable=("image_size",),
-        table=tokenizers.llamagen_table,
-        sizes=tokenizers.llamagen_sizes,
-        signs=(r"encoder\.conv_blocks\.0\.res\.", r"quantize\.embedding\.weight$"),
+        table=vqgan.llamagen_table,
+        sizes=vqgan.llamagen_sizes,
+        required_keys=(r"encoder\.conv_blocks\.0\.res\.", r"quantize\.embedding\.weight$"),
     ),
     "taming-vqgan": Family(
         title="taming-transformers' VQGAN, f16 with 1024 or 16384 codes (last.ckpt)",
@@ -103,9 +111,9 @@ FAMILIES: dict[str, Family] = {
         options=VQConfig,
         fixed={"l2_normalize": False, "norm_groups": 32},
         settable=("image_size",),
-        table=tokenizers.taming_table,
-        sizes=tokenizers.taming_sizes,
-        signs=(r"encoder\.down\.0\.block\.", r"quantize\.embedding\.weight$", r"encoder\.down\.\d+\.attn\."),
+        table=vqgan.taming_table,
+        sizes=vqgan.taming_sizes,
+        required_keys=(r"encoder\.down\.0\.block\.", r"quantize\.embedding\.weight$", r"encoder\.down\.\d+\.attn\."),
     ),
     "chameleon-vqgan": Family(
         title="Chameleon's VQGAN, f16 with 8192 codes, attention in the middle only (vqgan.ckpt)",
@@ -115,23 +123,23 @@ FAMILIES: dict[str, Family] = {
         options=VQConfig,
         fixed={"l2_normalize": False, "norm_groups": 32, "attention_levels": ()},
         settable=("image_size",),
-        table=tokenizers.chameleon_table,
-        sizes=lambda sizes: {"image_size": 512} | tokenizers.taming_sizes(sizes),
-        signs=(r"encoder\.down\.0\.block\.", r"quantize\.embedding\.weight$"),
-        not_signs=(r"encoder\.down\.\d+\.attn\.",),
+        table=vqgan.chameleon_table,
+        sizes=vqgan.chameleon_sizes,
+        required_keys=(r"encoder\.down\.0\.block\.", r"quantize\.embedding\.weight$"),
+        forbidden_keys=(r"encoder\.down\.\d+\.attn\.",),
     ),
     "open-magvit2": Family(
         title="Open-MAGVIT2's tokenizer, 2^18 codes: the averaged weights (imagenet_256_L.ckpt, imagenet_128_L.ckpt)",
-        table=magvit.averaged_table,
-        sizes=magvit.averaged_sizes,
-        signs=(r"model_ema\.decoderadaptive\d",),
+        table=magvit2.averaged_table,
+        sizes=magvit2.averaged_sizes,
+        required_keys=(r"model_ema\.decoderadaptive\d",),
         **_OPEN_MAGVIT2,
     ),
-    "open-magvit2-raw": Family(  # not told from the names where the average is there too: --family open-magvit2-raw
+    "open-magvit2-raw": Family(  # not identified where the file has the average too: --family open-magvit2-raw
         title="Open-MAGVIT2's tokenizer: the weights before averaging",
-        table=magvit.raw_table,
-        sizes=magvit.raw_sizes,
-        signs=(r"decoder\.adaptive\.\d",),
+        table=magvit2.raw_table,
+        sizes=magvit2.raw_sizes,
+        required_keys=(r"decoder\.adaptive\.\d",),
         **_OPEN_MAGVIT2,
     ),
     "maskgil": Family(
@@ -142,9 +150,9 @@ FAMILIES: dict[str, Family] = {
         options=LlamaConfig,
         fixed=_MASKGIL | _PLAIN | _CLASS,
         settable=("heads", "grid"),
-        table=generators.maskgil_table,
-        sizes=generators.maskgil_sizes,
-        signs=(r"tok_emb\.weight$", r"layers\.0\.attention\.wqkv\."),
+        table=llama.maskgil_table,
+        sizes=llama.maskgil_sizes,
+        required_keys=(r"tok_emb\.weight$", r"layers\.0\.attention\.wqkv\."),
     ),
     "llamagen-c2i": Family(
         title="LlamaGen's class-conditional AR generator, B to 3B (c2i_B_256.pt ...)",
@@ -153,10 +161,10 @@ FAMILIES: dict[str, Family] = {
         container="model",
         options=LlamaConfig,
         fixed=_LLAMAGEN | _PLAIN | _CLASS,
-        settable=("heads", "grid"),
-        table=generators.llamagen_table,
-        sizes=generators.llamagen_sizes,
-        signs=(r"tok_embeddings\.weight$", r"cls_embedding\.embedding_table\."),
+        settable=("heads", "grid", "num_classes"),
+        table=llama.llamagen_table,
+        sizes=llama.llamagen_sizes,
+        required_keys=(r"tok_embeddings\.weight$", r"cls_embedding\.embedding_table\."),
     ),
     "llamagen-t2i": Family(
         title="LlamaGen's text-conditional AR generator, XL (t2i_XL_stage1_256.pt, t2i_XL_stage2_512.pt)",
@@ -166,9 +174,9 @@ FAMILIES: dict[str, Family] = {
         options=LlamaConfig,
         fixed=_LLAMAGEN | _PLAIN | _TEXT,
         settable=("heads", "grid"),
-        table=generators.llamagen_t2i_table,
-        sizes=generators.llamagen_t2i_sizes,
-        signs=(r"tok_embeddings\.weight$", r"cls_embedding\.cap_proj\.", r"cls_embedding\.uncond_embedding$"),
+        table=llama.llamagen_t2i_table,
+        sizes=llama.llamagen_t2i_sizes,
+        required_keys=(r"tok_embeddings\.weight$", r"cls_embedding\.cap_proj\.", r"cls_embedding\.uncond_embedding$"),
     ),
     "besnier-maskgit": Family(
         title="MaskGIT-pytorch's Transformer (MaskGIT_ImageNet_256.pth, MaskGIT_ImageNet_512.pth)",
@@ -177,10 +185,10 @@ FAMILIES: dict[str, Family] = {
         container="model_state_dict",
         options=BertConfig,
         fixed={"class_position": "last", "mask_logit": True},
-        settable=("heads", "num_classes"),
-        table=generators.besnier_table,
-        sizes=generators.besnier_sizes,
-        signs=(r"transformer\.layers\.0\.0\.fn\.mha\.in_proj_weight$",),
+        settable=("heads", "num_classes", "codebook_size", "grid"),
+        table=besnier.besnier_table,
+        sizes=besnier.besnier_sizes,
+        required_keys=(r"transformer\.layers\.0\.0\.fn\.mha\.in_proj_weight$",),
     ),
     "maskgit-jax-tokenizer": Family(
         title="Google's MaskGIT tokenizer (tokenizer_imagenet256_checkpoint, tokenizer_imagenet512_checkpoint)",
@@ -192,7 +200,7 @@ FAMILIES: dict[str, Family] = {
         settable=("image_size",),
         table=google.tokenizer_table,
         sizes=google.tokenizer_sizes,
-        signs=(r"encoder/ResBlock_0/", r"quantizer/codebook$"),
+        required_keys=(r"encoder/ResBlock_0/", r"quantizer/codebook$"),
         flax=True,
     ),
     "maskgit-jax": Family(
@@ -202,10 +210,10 @@ FAMILIES: dict[str, Family] = {
         container="params",
         options=MaskGITConfig,
         fixed={},
-        settable=("num_classes",),
+        settable=("num_classes", "codebook_size", "grid"),
         table=google.transformer_table,
         sizes=google.transformer_sizes,
-        signs=(r"Embed_0/word_embeddings/", r"TransformerLayer_0/"),
+        required_keys=(r"Embed_0/word_embeddings/", r"TransformerLayer_0/"),
         flax=True,
         decode={"steps": 16, "schedule": "cosine", "plan": "gamma", "guidance": 1.0, "choice_temperature": 4.5},
     ),
@@ -216,61 +224,97 @@ FAMILIES: dict[str, Family] = {
         container="model_state_dict",
         options=AdaLNConfig,
         fixed={"mask_logit": True},
-        settable=("heads",),
+        settable=("heads", "grid"),
         table=halton.halton_table,
         sizes=halton.halton_sizes,
-        signs=(r"transformer\.layers\.0\.attn\.wq\.", r"last_norm\.norm_final\."),
+        required_keys=(r"transformer\.layers\.0\.attn\.wq\.", r"last_norm\.norm_final\."),
     ),
     "inception": Family(
         title="the FID InceptionV3 (pt_inception-2015-12-05-6726825d.pth)",
-        kind="judge",
+        kind="feature network",
         licence="Apache-2.0",
         container="bare",
         options=InceptionConfig,
         fixed={},
         settable=(),
-        table=judges.inception_table,
+        table=feature_networks.inception_table,
         sizes=lambda sizes: {},
-        signs=(r"Mixed_5b\.", r"Conv2d_1a_3x3\."),
+        required_keys=(r"Mixed_5b\.", r"Conv2d_1a_3x3\."),
     ),
     "lpips": Family(
         title="LPIPS over VGG16, its own file or with --family inside a taming-transformers last.ckpt",
-        kind="judge",
+        kind="feature network",
         licence="BSD-2-Clause (LPIPS), CC BY 4.0 (VGG16)",
         container="bare",
         options=LPIPSConfig,
         fixed={},
         settable=(),
-        table=judges.lpips_table,
-        sizes=judges.lpips_sizes,
-        signs=(r"lin0\.model\.", r"net\.slice1\."),
-        inside="loss.perceptual_loss.",
+        table=feature_networks.lpips_table,
+        sizes=feature_networks.lpips_sizes,
+        required_keys=(r"lin0\.model\.", r"net\.slice1\."),
+        key_prefix="loss.perceptual_loss.",
     ),
 }
 
-# Families that are recognised but have no network here: name -> (title, signs). Looked at first: their signs are narrower.
+# Identified, but without a network here: name -> (title, required keys). Compared first, since their keys are narrower.
 UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
 }
 
+# Attributes under which training code holds a network: Lightning's and DDP's, and those of Fabric and of saved trainers.
+_WRAPPER_NAME = re.compile(r"(?:_forward_module|module|model|state_dict|network|net|generator)\.")
 
-def detect(names: Iterable[str]) -> str:
-    """The family whose signs are all there. Raises: Problem for names of no family, or of one that has no network here."""
+
+def identify(names: Iterable[str], family: str | None = None) -> tuple[str, Family, str]:
+    """(name, family, prefix of the names) of a file with these tensor names.
+
+    A prefix that all names share is stripped if the file is identified without it. With `family`, a prefix is also taken
+    that only some names have; the others are left out.
+    Raises: Problem for names of no family, or of one that has no network here; ConfigError for an unknown `family`.
+    """
     names = list(names)
-
-    def begins(pattern: str) -> bool:
-        return any(re.match(pattern, name) for name in names)
-
-    for family, (_, signs) in UNSUPPORTED.items():
-        if all(map(begins, signs)):
-            raise Problem(refusal(family))
-    for name, about in FAMILIES.items():
-        if all(map(begins, about.signs)) and not any(map(begins, about.not_signs)):
-            return name
-    some = ", ".join(shown(name, 60) for name in names[:3])
+    if family is not None:
+        about = named(family)
+        prefixes = ("", about.key_prefix, *_prefixes(names)) if about.key_prefix else ("", *_prefixes(names))
+        return family, about, next((prefix for prefix in prefixes if about.matches(_under(names, prefix))), "")
+    if name := _identify(names):
+        return name, FAMILIES[name], ""
+    for prefix, count in _prefixes(names).items():
+        name = _identify(_under(names, prefix))
+        if name and count == len(names):
+            return name, FAMILIES[name], prefix
+        if name:
+            raise Problem(
+                f"{count} of its {len(names)} names begin with {prefix!r} and are those of {name}: "
+                f"--family {name} takes them and leaves the others out"
+            )
+    some = ", ".join(sanitize(name, 60) for name in names[:3])
     raise Problem(
         f"not recognised by its {len(names)} names ({some} ...); known are {', '.join(FAMILIES)}: see --list and --family"
     )
+
+
+def _identify(names: list[str]) -> str | None:
+    """The family of these names, without any prefix. Raises: Problem if it has no network here."""
+    for family, (_, required_keys) in UNSUPPORTED.items():
+        if _begin(names, required_keys):
+            raise Problem(refusal(family))
+    return next((name for name, about in FAMILIES.items() if about.matches(names)), None)
+
+
+def _prefixes(names: Iterable[str]) -> Counter[str]:
+    """{prefix made of wrapper names, e.g. "model.module.": number of names that begin with it}."""
+    found: Counter[str] = Counter()
+    for name in names:
+        end = 0
+        while match := _WRAPPER_NAME.match(name, end):
+            end = match.end()
+            found[name[:end]] += 1
+    return found
+
+
+def _under(names: Iterable[str], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def refusal(family: str) -> str:

@@ -149,7 +149,7 @@ def _decode(
         return made.swapaxes(0, 1) if trajectory else made, revealed_prob_bl  # batch axis first
 
     batch = condition, image_keys(key, b), tokens_bl, counts_bt, canvas_bl, revealed_prob_bl
-    sequential = prefer_sequential(condition, l) if cfg.images == "auto" else cfg.images == "one_by_one"
+    sequential = prefer_sequential(condition, l) if cfg.batch_mode == "auto" else cfg.batch_mode == "map"
     made, revealed_prob_bl = map_batch(steps, *batch) if sequential else steps(*batch)
     return made.swapaxes(0, 1) if trajectory else made, revealed_prob_bl
 

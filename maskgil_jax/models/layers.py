@@ -30,10 +30,47 @@ def check_learned_grid(cfg, grid: tuple[int, int] | None) -> None:
         )
 
 
+@jax.custom_vjp
+def product(x_bld: jax.Array, kernel_df: jax.Array) -> jax.Array:
+    """`x @ kernel`, with a gradient of the kernel that transposes the narrower of its two operands.
+
+    JAX's own transposes the output's gradient. XLA's CPU code then computes that gradient, such as the derivative of an
+    activation, a second time with strided writes; the input's transpose is shared by all maps that read the same input.
+    """
+    return jax.lax.dot_general(x_bld, kernel_df, (((x_bld.ndim - 1,), (0,)), ((), ())))
+
+
+def _product_forward(x_bld, kernel_df):
+    return product(x_bld, kernel_df), (x_bld, kernel_df)
+
+
+def _product_backward(saved, grad_blf):
+    x_bld, kernel_df = saved
+    x_nd, grad_nf = (y.reshape(-1, y.shape[-1]) for y in (x_bld, grad_blf))
+    over_rows = (((0,), (0,)), ((), ()))
+    if kernel_df.shape[0] <= kernel_df.shape[1]:
+        grad_df = jax.lax.dot_general(x_nd, grad_nf, over_rows)
+    else:
+        grad_df = jax.lax.dot_general(grad_nf, x_nd, over_rows).T
+    return jax.lax.dot_general(grad_blf, kernel_df, (((grad_blf.ndim - 1,), (1,)), ((), ()))), grad_df
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Linear(nnx.Linear):
+    """A linear map without bias; on a CPU by `product`."""
+
+    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+        if platform() != "cpu" or self.use_bias or out_sharding is not None:
+            return super().__call__(inputs, out_sharding=out_sharding)
+        return product(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
+
+
 def linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:
     """A linear map with float32 parameters computed in `dtype`; `zero=True` starts it at zero."""
     init = nnx.initializers.zeros if zero else normal_init
-    return nnx.Linear(d_in, d_out, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
+    return Linear(d_in, d_out, use_bias=bias, kernel_init=init, dtype=jnp.dtype(dtype), rngs=rngs)
 
 
 def embedding(rows: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:

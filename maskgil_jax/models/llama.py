@@ -125,7 +125,7 @@ class Llama(TransformerGenerator):
         if cfg.causal and cfg.class_position != "first":
             raise ConfigError("class_position: a causal model needs its class token first")
         self.cfg = cfg
-        self.tokens = embedding(cfg.codebook_size + 1, cfg.width, rngs=rngs)  # the last row is [MASK]
+        self.tokens = embedding(cfg.codebook_size + 1, cfg.width // cfg.patch**2, rngs=rngs)  # the last row is [MASK]
         if cfg.condition == "text":
             self.caption_up = linear(cfg.text_dim, cfg.width, dtype=cfg.dtype, rngs=rngs)
             self.caption_down = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs)
@@ -136,17 +136,22 @@ class Llama(TransformerGenerator):
             if cfg.caption_norm:
                 self.caption_norm = RMSNorm(cfg.text_dim, eps=cfg.norm_eps, rngs=rngs)
         else:
-            self.classes = embedding(cfg.num_classes + 1, cfg.width, rngs=rngs)  # the last row is the null class
+            self.classes = embedding(cfg.num_classes + cfg.null_class, cfg.width, rngs=rngs)  # the last row is the null class
         self.layers: Any = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
         self.norm = RMSNorm(cfg.width, eps=cfg.norm_eps, rngs=rngs)
-        self.head = linear(cfg.width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
+        if cfg.patch > 1:
+            self.expand = linear(cfg.width, cfg.patch**2 * cfg.state_width, dtype=cfg.dtype, rngs=rngs)
+            self.expand_norm = RMSNorm(cfg.state_width, eps=cfg.norm_eps, rngs=rngs)
+        self.head = linear(cfg.state_width, cfg.codebook_size + cfg.mask_logit, dtype=cfg.dtype, rngs=rngs, zero=True)
 
     def null_condition(self, condition):
         """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
 
         A random null text has the mask of the text it replaces, as in LlamaGen; that of the encoder has its own. Neither is
-        trained.
+        trained. Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
         """
+        if not self.cfg.null_class:
+            raise ConfigError("guidance: this network has no null class (null_class=False); decode with guidance=1")
         if isinstance(condition, SizedCondition):
             return condition.replace(condition=self.null_condition(condition.condition))
         if self.cfg.condition == "class":
@@ -169,24 +174,44 @@ class Llama(TransformerGenerator):
 
     def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
-        return self.norm(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b))
+        return self.states(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b), grid=grid)
+
+    def states(self, output_bnd: jax.Array, *, grid=None) -> jax.Array:
+        """`last_output` -> normalised states (b, l, state_width) of the single tokens, in raster order."""
+        output_bnd, patch = self.norm(output_bnd), self.cfg.patch
+        if patch == 1:
+            return output_bnd
+        rows, columns = (side // patch for side in grid or self.cfg.grid)
+        states_brcpqd = self.expand(output_bnd).reshape(len(output_bnd), rows, columns, patch, patch, -1)
+        return self.expand_norm(states_brcpqd.swapaxes(2, 3).reshape(len(output_bnd), -1, self.cfg.state_width))
+
+    def embedded(self, tokens_bl: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Vectors (b, n, width) of the positions: one for every token, or for every `patch` by `patch` of them."""
+        x_bld, patch = self.tokens(tokens_bl), self.cfg.patch
+        if patch == 1:
+            return x_bld
+        (b, l, _), (rows, columns) = x_bld.shape, grid
+        if rows % patch or columns % patch:
+            raise ConfigError(f"grid: sides must be multiples of patch {patch}, got {grid}")
+        x_brpcqd = x_bld.reshape(b, rows // patch, patch, columns // patch, patch, -1)
+        return x_brpcqd.swapaxes(2, 3).reshape(b, l // patch**2, -1)
 
     def training_states(self, tokens_bl, condition, *, grid=None, key_b=None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`hidden`, and the summed norms of the states before the last RMSNorm, whose growth shows instability (Fig. 4c)."""
         output_bld = self.last_output(tokens_bl, condition, grid=grid, key_b=key_b)
-        hidden_bld = self.norm(output_bld)
+        hidden_bld = self.states(output_bld, grid=grid)
         norm_bl = jnp.linalg.norm(jax.lax.stop_gradient(output_bld).astype(jnp.float32), axis=-1)
         return hidden_bld, {"output_norm": jnp.sum(norm_bl), "outputs": jnp.float32(norm_bl.size)}
 
     def last_output(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
-        """The output of the last layer (b, l, d); `hidden` is `norm` of it."""
+        """The output of the last layer (b, n, width) at n positions; `states` makes `hidden` of it."""
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)
-        count, first, sized = tokens_bl.shape[1], cfg.class_position == "first", None
+        count, first, sized = tokens_bl.shape[1] // cfg.patch**2, cfg.class_position == "first", None
         if isinstance(condition, SizedCondition):
             sized, condition = condition, condition.condition
-        parts = [self.prefix(condition), self.tokens(tokens_bl)]
+        parts = [self.prefix(condition), self.embedded(tokens_bl, grid)]
         x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
         rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the end of the prefix) went in
@@ -267,6 +292,8 @@ class Llama(TransformerGenerator):
         cfg = self.cfg
         if (cfg.positions, cfg.class_position) != ("2d", "first"):
             raise ConfigError('condition: sizes of single images need positions "2d" and class_position "first"')
+        if cfg.patch > 1:
+            raise ConfigError(f"condition: sizes of single images need patch 1, got {cfg.patch}")
         row_bl, column_bl, valid_bl = token_places(sized, count)
         rotation = rotation_at(row_bl, column_bl, cfg.head_dim, cfg.rope_base, cfg.prefix_tokens, cfg.prefix_rotation)
         return rotation, jnp.pad(valid_bl, ((0, 0), (cfg.prefix_tokens, 0)), constant_values=True)
@@ -274,15 +301,16 @@ class Llama(TransformerGenerator):
     def _rotation(self, grid: tuple[int, int]):
         """(cos, sin) of the whole sequence, prefix included."""
         cfg = self.cfg
+        (rows, columns), (trained_rows, trained_columns), patch = grid, cfg.grid, cfg.patch
         return rotation_table(
-            grid,
+            (rows // patch, columns // patch),
             cfg.head_dim,
             cfg.rope_base,
             positions=cfg.positions,
             prefix=cfg.prefix_tokens,
             prefix_rotation=cfg.prefix_rotation,
             class_position=cfg.class_position,
-            trained=cfg.grid,
+            trained=(trained_rows // patch, trained_columns // patch),
             scaling=cfg.rope_scaling,
         )
 

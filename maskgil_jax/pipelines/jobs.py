@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,9 +97,8 @@ def sample_to_folder(
     require((labels is None) != (prompts is None), "labels, prompts: give one of them")
     if prompts is None:
         requests, ids_n, order = [], pipeline.label_ids(labels), []
-        asked = {
-            "labels": [[int(label), len(list(run))] for label, run in itertools.groupby(ids_n)]
-        }  # [class, images in a row]
+        runs = [[int(label), len(list(run))] for label, run in itertools.groupby(ids_n)]  # [class, images in a row]
+        asked: dict[str, Any] = {"labels": runs}
     else:
         require(format in IMAGE_FORMATS, f"--format: images of prompts are {' or '.join(IMAGE_FORMATS)}, got {format!r}")
         require(not ar_ratio and grid is None, "prompts: have sizes of their own, and are drawn without a causal network")

@@ -48,8 +48,11 @@ def product_flops(cfg, calls: float) -> float:
     """FLOPs of `calls` images through the network once: two per weight and token, and the scores and sums of attention."""
     flat = network.flatten(network.abstract_params(cfg))
     weights = sum(int(np.prod(leaf.shape)) for name, leaf in flat.items() if name.endswith("kernel"))
-    tokens = cfg.grid[0] * cfg.grid[1] + (not cfg.causal)  # a causal network does not read the last token
-    return calls * tokens * (2.0 * weights + 4.0 * cfg.depth * cfg.width * tokens)
+    tokens, patch = cfg.grid[0] * cfg.grid[1], getattr(cfg, "patch", 1) ** 2
+    places = tokens // patch + (not cfg.causal)  # a causal network does not read the last token
+    head = flat["head/kernel"].size if patch > 1 else 0  # with patches it runs on tokens, all else on positions
+    layers = places * (2.0 * (weights - head) + 4.0 * cfg.depth * cfg.width * places)
+    return calls * (layers + 2.0 * head * tokens)
 
 
 def _on(mesh: Mesh, tree, layout=None):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from maskgil_jax.config import MagvitConfig, VQConfig, require
 from maskgil_jax.runtime.platform import map_batch, platform, prefer_sequential
+from maskgil_jax.tokenizers.patches import fold_patches, unfold_patches
 from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 
 
@@ -169,7 +170,8 @@ class Encoder(nnx.Module):
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in cfg.multipliers]
         inputs, attention = [cfg.channels, *widths[:-1]], _attention_levels(cfg)
-        self.conv_in = conv_of(cfg, 3, cfg.channels, 3, rngs=rngs)
+        self.patch = cfg.patch
+        self.conv_in = conv_of(cfg, 3 * cfg.patch**2, cfg.channels, 3, rngs=rngs)
         self.levels = numbered(
             Level(cfg, inputs[i], widths[i], cfg.res_blocks, i in attention, rngs=rngs) for i in range(len(widths))
         )
@@ -191,7 +193,7 @@ class Encoder(nnx.Module):
         self.conv_out = conv_of(cfg, widths[-1], cfg.latent_dim, 3, rngs=rngs)
 
     def __call__(self, images_bhwc: jax.Array) -> jax.Array:
-        x_bhwc = self.conv_in(images_bhwc)
+        x_bhwc = self.conv_in(fold_patches(images_bhwc, self.patch))
         for i in map(str, range(len(self.levels))):
             x_bhwc = self.levels[i](x_bhwc)
             if i in self.downsample:
@@ -215,7 +217,8 @@ class Decoder(nnx.Module):
         )
         self.upsample = numbered(conv_of(cfg, c, c, 3, rngs=rngs) for c in widths[:-1])
         self.norm_out = norm_of(cfg, widths[-1], rngs=rngs)
-        self.conv_out = conv_of(cfg, widths[-1], 3, 3, rngs=rngs)
+        self.patch = cfg.patch
+        self.conv_out = conv_of(cfg, widths[-1], 3 * cfg.patch**2, 3, rngs=rngs)
 
     def features(self, z_bhwd: jax.Array) -> jax.Array:
         """Everything but `conv_out`, whose kernel the adaptive adversarial weight is measured on."""
@@ -227,7 +230,7 @@ class Decoder(nnx.Module):
         return nnx.silu(self.norm_out(x_bhwc))
 
     def __call__(self, z_bhwd: jax.Array) -> jax.Array:
-        return self.conv_out(self.features(z_bhwd))
+        return unfold_patches(self.conv_out(self.features(z_bhwd)), self.patch)
 
 
 def double(x_bhwc: jax.Array) -> jax.Array:
@@ -247,12 +250,11 @@ def doubled(conv: nnx.Conv, x_bhwc: jax.Array, fold: bool | None = None) -> jax.
     (b, h, w, _), dtype = x_bhwc.shape, jnp.dtype(conv.dtype or x_bhwc.dtype)
     near = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)  # which of 3 rows fall on which of 2
     kernel = jnp.einsum("pyi,qxj,ijcd->yxcpqd", near, near, conv.kernel[...], precision="highest").astype(dtype)
+    # Padded apart: with padding of its own, XLA's gradient of this kernel is a convolution that its CPU library does not have,
+    # and a plain loop takes its place, a hundred times slower.
+    padded_bhwc = jnp.pad(x_bhwc.astype(dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
     y_bhwd = jax.lax.conv_general_dilated(
-        x_bhwc.astype(dtype),
-        kernel.reshape(*kernel.shape[:3], -1),
-        (1, 1),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        padded_bhwc, kernel.reshape(*kernel.shape[:3], -1), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     y_bhwpqd = y_bhwd.reshape(b, h + 1, w + 1, 2, 2, -1)
     rows = [jnp.stack([y_bhwpqd[:, p : p + h, q : q + w, p, q] for q in (0, 1)], axis=3) for p in (0, 1)]
@@ -311,12 +313,12 @@ class VQGAN(nnx.Module):
         return self.codebook(z_bhwd, entropy=entropy)
 
     def decode_features(self, z_bhwd: jax.Array) -> jax.Array:
-        """Code vectors -> the input of the decoder's last convolution (b, H, W, channels)."""
+        """Code vectors -> the input of the decoder's last convolution (b, H / patch, W / patch, channels)."""
         return self.decoder.features(self.post_quant_conv(z_bhwd))
 
     def decode_latents(self, z_bhwd: jax.Array) -> jax.Array:
         """Code vectors (b, h, w, codebook_dim) -> images float32, not clamped."""
-        return self.decoder.conv_out(self.decode_features(z_bhwd)).astype(jnp.float32)
+        return unfold_patches(self.decoder.conv_out(self.decode_features(z_bhwd)), self.cfg.patch).astype(jnp.float32)
 
     def render(self, features_bhwc: jax.Array, kernel: jax.Array) -> jax.Array:
         """Images from `decode_features`, with `kernel` in place of the last convolution's: for losses measured against it."""
@@ -326,7 +328,7 @@ class VQGAN(nnx.Module):
             features_bhwc.astype(dtype), kernel.astype(dtype), (1, 1), "SAME", dimension_numbers=layout
         )
         bias = conv.bias[...] if conv.bias is not None else jnp.zeros(())
-        return (images + bias.astype(dtype).reshape(1, 1, 1, -1)).astype(jnp.float32)
+        return unfold_patches(images + bias.astype(dtype).reshape(1, 1, 1, -1), self.cfg.patch).astype(jnp.float32)
 
     def encode(self, images_bhwc: jax.Array) -> jax.Array:
         """Images -> codes (b, h, w), int32 in 0..codebook_size-1. Raises ValueError as `latents` does."""

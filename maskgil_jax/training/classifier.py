@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import save_weights
 from maskgil_jax.config import ClassifierConfig, from_dict, height_width, require, to_dict
+from maskgil_jax.config.training import Augment
 from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.paths import open_folder
 from maskgil_jax.runtime.mesh import place, replicated, to_host
@@ -31,20 +31,6 @@ from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, ste
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random augmentation of drawings on white that keeps their class."""
-
-    scale: float = 0.2  # sides change by a factor between exp(-scale) and exp(scale), independently
-    shift: float = 0.1  # up to this fraction of the side, in both directions
-    flip: float = 0.5  # probability of being mirrored
-    colour: float = 0.15  # to each colour channel, up to this fraction of each of the three is added
-
-    def __post_init__(self):
-        for name, value in to_dict(self).items():
-            require(0.0 <= value <= 1.0, f"augment.{name}: must be in [0, 1], got {value}")
 
 
 def augment(key_b: jax.Array, images_bhwc: jax.Array, options: Augment) -> jax.Array:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from maskgil_jax.config import (
     require,
     to_dict,
 )
+from maskgil_jax.config.training import Objective
 from maskgil_jax.data.code_store import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.data.text_store import TextStore
@@ -44,38 +44,12 @@ from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
 from maskgil_jax.training.identity import model_identity, text_identity
 from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
-from maskgil_jax.training.losses import MASKINGS, chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
+from maskgil_jax.training.losses import chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
 PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln": ADALN_PRESETS}
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """How training examples are masked and scored; the defaults are the paper's (2.3, 4.3).
-
-    A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `masking` and
-    `unmasked_weight` have no effect, and LlamaGen trains it without label smoothing.
-    """
-
-    schedule: str = "arccos"
-    masking: str = "exact"
-    label_smoothing: float = 0.1
-    unmasked_weight: float = 0.0
-    class_dropout: float = 0.1
-    RENAMED: ClassVar[dict[str, str]] = {"law": "masking"}
-
-    accumulate: int = 1  # parts a batch is computed in, one after another
-    loss_chunks: int = 1  # parts of each image's tokens whose logits exist at once: for codebooks too large for memory
-    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator; 1e-4 where logits drift
-
-    def __post_init__(self):
-        choose("objective.masking", self.masking, MASKINGS)
-        require(self.accumulate >= 1, f"objective.accumulate: must be at least 1, got {self.accumulate}")
-        require(self.loss_chunks >= 1, f"objective.loss_chunks: must be at least 1, got {self.loss_chunks}")
-        require(self.z_loss >= 0, f"objective.z_loss: must not be negative, got {self.z_loss}")
 
 
 def model_options(model, *, codebook_size: int, grid: tuple[int, int], **fixed: Any) -> GeneratorConfig:

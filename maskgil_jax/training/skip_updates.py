@@ -8,7 +8,6 @@ one NaN there would make every later comparison false.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -16,27 +15,8 @@ import jax.numpy as jnp
 import optax
 from clu.metrics import Average
 
-from maskgil_jax.config import from_dict, require
-
-
-@dataclasses.dataclass(frozen=True)
-class SkipConfig:
-    """The `guard` section of a run file; these are the defaults."""
-
-    spike: float = 10.0  # a gradient norm this many times its running mean is bad; 0: only norms that are not finite are
-    warmup: int = 50  # accepted steps before spikes are detected
-    stop_after: int = 10  # bad steps in a row that stop the training
-    loss_alarm: float = 6.0  # standard deviations above its running mean at which the loss is logged as a jump; 0: never
-    watchdog_seconds: float = 300.0  # limit for one step, after which the program ends; 0: no watchdog
-    watchdog_factor: float = 10.0  # the same limit as a multiple of the median step; the longer one counts
-
-    def __post_init__(self):
-        require(self.spike == 0 or self.spike > 1, f"guard.spike: must be above 1, or 0 for none, got {self.spike}")
-        for name in ("stop_after", "warmup"):
-            value, least = getattr(self, name), 1 if name == "stop_after" else 0
-            require(value >= least, f"guard.{name}: must be at least {least}, got {value}")
-        for name in ("loss_alarm", "watchdog_seconds", "watchdog_factor"):
-            require(getattr(self, name) >= 0, f"guard.{name}: must not be negative, got {getattr(self, name)}")
+from maskgil_jax.config import from_dict
+from maskgil_jax.config.training import SkipConfig
 
 
 def skip_config(config) -> SkipConfig:

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from maskgil_jax.config import choose, require
-
-ADVERSARIAL = ("hinge", "vanilla", "non_saturating", "non_saturating_swapped")
-
-
-@dataclasses.dataclass(frozen=True)
-class VQLossConfig:
-    """Weights of the terms of the tokenizer's loss; 0 disables a term.
-
-    disc_start: first step of the adversarial term, for tokenizer and discriminator alike.
-    adaptive: scale the adversarial term by the ratio of gradient norms on the decoder's last layer.
-    codebook and commitment: taming's published code swaps them (1.0 on commitment, beta on the codebook).
-    """
-
-    l1: float = 0.0
-    l2: float = 1.0
-    perceptual: float = 1.0
-    codebook: float = 1.0
-    commitment: float = 0.25
-    entropy: float = 0.0
-    adversarial: float = 0.5
-    adversarial_kind: str = "hinge"
-    disc_start: int = 20_000
-    adaptive: bool = True
-
-    def __post_init__(self):
-        choose("adversarial_kind", self.adversarial_kind, ADVERSARIAL)
-        for name in ("l1", "l2", "perceptual", "codebook", "commitment", "entropy", "adversarial"):
-            value = getattr(self, name)
-            require(0.0 <= value < float("inf"), f"{name}: a loss weight must be a finite number >= 0, got {value}")
-        require(self.disc_start >= 0, f"disc_start: must be a step >= 0, got {self.disc_start}")
+from maskgil_jax.config import choose
+from maskgil_jax.config.training import ADVERSARIAL, VQLossConfig
 
 
 def reconstruction_loss(images: jax.Array, reconstructed: jax.Array, cfg: VQLossConfig) -> jax.Array:

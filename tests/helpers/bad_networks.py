@@ -1,4 +1,4 @@
-"""Sound weight files that are the wrong network, and options beside them that say so; what `convert` must say of each.
+"""Readable weight files of the wrong network or with contradicting configurations; what `convert` must say of each.
 
 `build(folder, marker)` writes every case into a folder of its own. All start from one small generator with MaskGIL's names.
 """
@@ -76,8 +76,8 @@ STATES: dict[str, tuple[Callable[[dict], dict], str]] = {
     ),
     "other_network": (lambda s: {f"lin0.model.{i}": a for i, a in enumerate(s.values())}, "not recognised by its 17 names"),
 }
-# name -> (file beside the sound weights, its contents, what must be said)
-BESIDE: dict[str, tuple[str, str, str]] = {
+# name -> (configuration file next to correct weights, its contents, what must be said)
+SIDECARS: dict[str, tuple[str, str, str]] = {
     "yaml_disagrees": ("model.yaml", "model: {params: {n_embed: 1024}}", "model.yaml says n_embed = 1024, the file has 24"),
     "yaml_other_depth": ("gpt.yml", "n_layer: 12\ndim: 64", "gpt.yml says n_layer = 12, the file has 2"),
     "yaml_object": (
@@ -117,7 +117,7 @@ def build(folder: pathlib.Path | None, marker: pathlib.Path) -> list[Case]:
             state = change(sound())
         case(name, says, "w.safetensors", lambda p, s=state: (p / "w.safetensors").write_bytes(save(s)))
     good = save(sound())
-    for name, (file, contents, says) in BESIDE.items():
+    for name, (file, contents, says) in SIDECARS.items():
 
         def write(place: pathlib.Path, file=file, contents=contents) -> None:
             (place / "w.safetensors").write_bytes(good)

@@ -1,4 +1,4 @@
-"""Weights of the networks that judge images, by recipe; the conversion tables know the published names."""
+"""Weights of the feature networks, by recipe; the conversion tables know the published names."""
 
 import json
 

@@ -132,7 +132,7 @@ CASES = {"vq16": vq16, "gpt_b": gpt_b}
 
 
 def main() -> None:
-    """Prints every output's largest difference beside what is allowed; exit code 1 if one is outside."""
+    """Prints every output's largest difference and the allowed one; exit code 1 if one is outside."""
     jax.config.update("jax_default_matmul_precision", "highest")
     outside = 0
     for name in sys.argv[1:] or CASES:

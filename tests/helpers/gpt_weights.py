@@ -4,8 +4,8 @@ import numpy as np
 
 from helpers.recipe import draw
 from maskgil_jax.config import BertConfig, LlamaConfig
+from maskgil_jax.convert.engine import Foreign, foreign_tensors, import_arrays
 from maskgil_jax.convert.families import FAMILIES
-from maskgil_jax.convert.rules import Foreign, foreign_tensors, import_arrays
 from maskgil_jax.networks import abstract_params, flatten, unflatten
 
 
