@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from helpers.text_folders import with_tokenizer
 from helpers.tiny_pipeline import assert_same_pictures, tiny_pipeline
-from helpers.tiny_text_pipeline import TOKENS, text_pipeline
+from helpers.tiny_text_pipeline import TOKENS, save_text_pipeline, text_pipeline
 from PIL import Image
 
+from maskgil_jax import cli
 from maskgil_jax.config import ConfigError
 from maskgil_jax.pipelines import jobs
 from maskgil_jax.pipelines.jobs import sample_to_folder
@@ -71,6 +72,27 @@ def test_interrupted_job_of_prompts_draws_only_what_is_missing(pipeline, tmp_pat
     assert sorted(drawn) == [1, 2]
     for one, other in zip(before, pictures(tmp_path), strict=True):
         assert_same_pictures(one[None], other[None])
+
+
+def test_sample_command_draws_prompts(pipeline, tmp_path, capsys):
+    weights = save_text_pipeline(tmp_path / "w", pipeline.conditioner.encoder)
+    flags = ["sample", "--weights", str(weights), "--batch-size", "8"]
+    cli.main([*flags, "--prompt", "red cat", "--prompt", "blue sun", "--negative-prompt", "hat", "--out", str(tmp_path / "a")])
+    assert "2 images and grid.png" in capsys.readouterr().out
+    expected = pipeline(prompts=["red cat", "blue sun"], negative_prompts="hat")
+    for image, one in zip(pictures(tmp_path / "a"), expected, strict=True):
+        assert_same_pictures(image[None], one[None])
+    (tmp_path / "p.jsonl").write_text('{"prompt": "two dog", "height": 12}\n"red cat"\n')
+    cli.main([*flags, "--prompts", str(tmp_path / "p.jsonl"), "--width", "24", "--out", str(tmp_path / "b")])
+    assert [image.shape[:2] for image in pictures(tmp_path / "b")] == [(12, 24), (16, 24)]
+    for extra, message in (
+        (["--prompt", "a", "--prompts", "p.txt"], "--prompt, --prompts: give one of them"),
+        (["--prompt", "a", "--labels", "1"], "--labels: does not go with prompts"),
+        (["--negative-prompt", "a"], "--negative-prompt: needs --prompt or --prompts"),
+        ([], "labels: this generator is conditioned on text; give prompts"),
+    ):
+        assert cli.main([*flags, *extra, "--out", str(tmp_path / "c")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_requests_of_one_size_are_drawn_together(pipeline):
