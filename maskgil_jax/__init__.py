@@ -22,6 +22,7 @@ _LAZY_IMPORTS = {
     "TextCondition": "maskgil_jax.models.condition",
     "TrainState": "maskgil_jax.training.state",
     "VQConfig": "maskgil_jax.config",
+    "buckets": "maskgil_jax.data.buckets",
     "corrupt": "maskgil_jax.training.losses",
     "decode": "maskgil_jax.decoding.masked",
     "decode_causal": "maskgil_jax.decoding.causal",
@@ -31,6 +32,7 @@ _LAZY_IMPORTS = {
     "load_tokenizer": "maskgil_jax.checkpoints.weights",
     "make_mesh": "maskgil_jax.runtime.mesh",
     "masked_cross_entropy": "maskgil_jax.training.losses",
+    "nearest_bucket": "maskgil_jax.data.buckets",
     "reveal_counts": "maskgil_jax.decoding.schedules",
     "shardings": "maskgil_jax.runtime.mesh",
 }
@@ -38,6 +40,7 @@ _LAZY_IMPORTS = {
 if TYPE_CHECKING:  # what editors and type checkers see: the same names, from the same homes
     from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer
     from maskgil_jax.config import BertConfig, CausalConfig, DecodeConfig, LlamaConfig, MagvitConfig, VQConfig
+    from maskgil_jax.data.buckets import buckets, nearest_bucket
     from maskgil_jax.decoding.causal import decode_causal
     from maskgil_jax.decoding.hybrid import decode_hybrid
     from maskgil_jax.decoding.masked import decode
@@ -60,6 +63,7 @@ __all__ = [
     "TrainState",
     "VQConfig",
     "__version__",
+    "buckets",
     "corrupt",
     "decode",
     "decode_causal",
@@ -69,6 +73,7 @@ __all__ = [
     "load_tokenizer",
     "make_mesh",
     "masked_cross_entropy",
+    "nearest_bucket",
     "reveal_counts",
     "shardings",
 ]

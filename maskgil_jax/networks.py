@@ -20,6 +20,7 @@ from maskgil_jax.config import (
     MagvitConfig,
     MaskGITConfig,
     MaskGITVQConfig,
+    UViTConfig,
     VQConfig,
 )
 from maskgil_jax.models.adaln import AdaLN
@@ -29,6 +30,7 @@ from maskgil_jax.models.inception import InceptionV3
 from maskgil_jax.models.llama import Llama
 from maskgil_jax.models.lpips import LPIPS
 from maskgil_jax.models.maskgit import MaskGIT
+from maskgil_jax.models.uvit import UViT
 from maskgil_jax.tokenizers.magvit2 import Magvit2
 from maskgil_jax.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskgil_jax.tokenizers.vqgan import VQGAN
@@ -39,6 +41,7 @@ FAMILIES = {
     "bert": (BertConfig, Bert),
     "maskgit": (MaskGITConfig, MaskGIT),
     "adaln": (AdaLNConfig, AdaLN),
+    "uvit": (UViTConfig, UViT),
     "vqgan": (VQConfig, VQGAN),
     "maskgit_vqgan": (MaskGITVQConfig, MaskGITVQGAN),
     "magvit2": (MagvitConfig, Magvit2),

@@ -33,6 +33,7 @@ PUBLIC = {
     "TextCondition": ("features_btd", "mask_bt"),
     "TrainState": ("step", "params", "ema", "opt_state"),
     "VQConfig": None,
+    "buckets": ("side", "patch", "max_ratio"),
     "corrupt": ("key", "tokens_bl", "schedule", "mask_id"),
     "decode": ("generator", "condition", "key", "cfg", "tokens_bl", "grid"),
     "decode_causal": ("generator", "condition", "key", "cfg", "tokens_bn", "grid"),
@@ -42,6 +43,7 @@ PUBLIC = {
     "load_tokenizer": ("path",),
     "make_mesh": ("data", "fsdp", "tensor"),
     "masked_cross_entropy": ("logits_blv", "targets_bl", "mask_bl", "label_smoothing", "unmasked_weight"),
+    "nearest_bucket": ("size", "buckets"),
     "reveal_counts": ("plan", "schedule", "steps", "num_masked"),
     "shardings": ("tree", "mesh"),
 }

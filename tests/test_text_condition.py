@@ -17,7 +17,6 @@ from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCon
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.runtime.mesh import make_mesh, shardings
 from maskgil_jax.training.generator import model_options
-from maskgil_jax.training.identity import model_identity
 from maskgil_jax.training.losses import token_losses
 from maskgil_jax.training.optimizer import make_optimizer
 
@@ -193,11 +192,6 @@ def test_run_file_of_a_text_generator_gets_the_recipe():
     assert not model_options({"family": "llama", "preset": "tiny", "caption_norm": False}, **sizes).caption_norm
     with pytest.raises(ConfigError, match="'bert' cannot be conditioned on text; choose llama"):
         model_options({"family": "bert", "preset": "tiny"}, **sizes)
-
-
-def test_checkpoints_of_version_0_1_keep_their_identity():
-    assert "null_text" not in model_identity(LlamaConfig()) and "caption_norm" not in model_identity(SMALL)
-    assert model_identity(OWN)["null_text"] == "encoder" and model_identity(LlamaConfig())["width"] == 768
 
 
 def test_weights_folder_keeps_the_kind_of_condition(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from typing import Any
 
+from maskgil_jax.config.base import current_names, to_dict
 from maskgil_jax.runtime.distributed import first_difference
 
 _log = logging.getLogger(__name__)
@@ -15,15 +18,32 @@ class CheckpointError(RuntimeError):
     """No checkpoint can be used, or it belongs to another run; the files on disk are unchanged."""
 
 
+def plain(fingerprint_inputs: dict) -> dict:
+    """Fingerprint inputs as JSON has them: options (dataclasses) become dicts, tuples lists."""
+    values = {name: to_dict(v) if dataclasses.is_dataclass(v) else v for name, v in fingerprint_inputs.items()}
+    return json.loads(json.dumps(values))
+
+
+def _completed(found: dict, fingerprint_inputs: dict) -> dict:
+    """A record with the options it lacks. It was made by a version without them, which is what their defaults stand for."""
+    completed = dict(found)
+    for name, value in fingerprint_inputs.items():
+        if dataclasses.is_dataclass(value) and isinstance(found.get(name), dict):
+            options: Any = type(value)
+            known = current_names(options, found[name], name, warn=False)
+            completed[name] = {**plain({name: options()})[name], **known}
+    return completed
+
+
 def require_same_origin(
     where: str, record: dict, fingerprint_inputs: dict, shapes: Mapping[str, tuple], allow: tuple[str, ...]
 ) -> None:
     """Raises a `CheckpointError` that names the first difference between a step's record and this run.
 
-    where: the step's folder, for the message. fingerprint_inputs: what this run's state depends on. shapes: {array: (shape,
-    dtype)} of this run. allow: names of fingerprint inputs whose differences are only logged.
+    where: the step's folder, for the message. fingerprint_inputs: what this run's state depends on, options as dataclasses.
+    shapes: {array: (shape, dtype)} of this run. allow: names of fingerprint inputs whose differences are only logged.
     """
-    found, expected = _comparable(record["about"], json.loads(json.dumps(fingerprint_inputs)))
+    found, expected = _comparable(_completed(record["about"], fingerprint_inputs), plain(fingerprint_inputs))
     for name in sorted(expected.keys() | found.keys()):
         if difference := first_difference(name, found.get(name), expected.get(name)):
             message = "{}: made with {} = {!r}, this run has {!r}".format(where, *difference)

@@ -13,7 +13,7 @@ import jax
 
 from maskgil_jax import __version__
 from maskgil_jax.checkpoints.fingerprints import fingerprints, leaf_name
-from maskgil_jax.checkpoints.origin import CheckpointError, require_same_origin
+from maskgil_jax.checkpoints.origin import CheckpointError, plain, require_same_origin
 from maskgil_jax.checkpoints.step_folders import (
     Damaged,
     damaged_in,
@@ -101,7 +101,7 @@ class Checkpoints:
                 version=__version__,
                 jax=jax.__version__,
                 devices=jax.device_count(),
-                about=fingerprint_inputs,
+                about=plain(fingerprint_inputs),
                 config=config or {},
                 score=score,
                 arrays=arrays,

@@ -4,6 +4,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports
 """
 
 from .base import ConfigError, choose, from_dict, renamed, require, to_dict
+from .captions import CaptionConfig
 from .data import LoaderConfig, height_width
 from .decoding import DECODE_PRESETS, PLANS, REMASK_RULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
@@ -23,6 +24,7 @@ from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGIT
 from .orders import ORDERS
 from .schedules import SCHEDULES
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
+from .uvit import UVIT_PRESETS, UViTConfig
 
 __all__ = [
     "ADALN_PRESETS",
@@ -37,9 +39,11 @@ __all__ = [
     "REMASK_RULES",
     "SCHEDULES",
     "TEXT_RECIPE",
+    "UVIT_PRESETS",
     "VQ_PRESETS",
     "AdaLNConfig",
     "BertConfig",
+    "CaptionConfig",
     "CausalConfig",
     "ClassifierConfig",
     "ConfigError",
@@ -52,6 +56,7 @@ __all__ = [
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
+    "UViTConfig",
     "VQConfig",
     "check_flash_length",
     "choose",

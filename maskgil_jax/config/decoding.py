@@ -9,7 +9,7 @@ from .base import Renamed, check_ranges, choose, current_names, option, require
 from .orders import ORDERS
 from .schedules import SCHEDULES
 
-PLANS = ("density", "gamma", "gamma_ceil", "cumulative")
+PLANS = ("density", "gamma", "gamma_ceil", "gamma_floor", "gamma_canvas", "cumulative")
 GUIDANCE_RAMPS = ("constant", "linear", "cosine", "power-cosine", "interval")
 REMASK_RULES = ("cap", "rescale")
 REMASK_PICKS = ("even", "confidence")
@@ -142,6 +142,14 @@ class DecodeConfig:
         group=_EXECUTION,
         rare=True,
     )
+    skip_steps: int = option(
+        0,
+        "start at this step of the plan gamma_floor or gamma_canvas, with its noise and guidance, on images of which only a part "
+        "is masked; aMUSEd's strength is steps - int(steps * strength)",
+        low=0,
+        group=_STEPS,
+        rare=True,
+    )
     images: dataclasses.InitVar[str | None] = None  # the name of `batch_mode` in version 0.1
 
     def __post_init__(self, images: str | None):
@@ -149,6 +157,10 @@ class DecodeConfig:
             mode = current_names(DecodeConfig, {"images": images}, "DecodeConfig")["batch_mode"]
             object.__setattr__(self, "batch_mode", mode)
         check_ranges(self)
+        require(self.skip_steps < self.steps, f"skip_steps: must be below steps {self.steps}, got {self.skip_steps}")
+        planned = self.plan in ("gamma_floor", "gamma_canvas") and not self.remask_loop
+        need = f"needs plan gamma_floor or gamma_canvas and no remask_loop, got plan {self.plan!r}"
+        require(self.skip_steps == 0 or planned, f"skip_steps: {need}, remask_loop {self.remask_loop}")
         for name in ("guidance", "remask"):
             start, stop = getattr(self, f"{name}_from"), getattr(self, f"{name}_to")
             require(start <= stop, f"{name}_from, {name}_to: must be 0 <= from <= to <= 1, got {start}, {stop}")
@@ -200,6 +212,9 @@ DECODE_PRESETS = {
     "maskgit": DecodeConfig(schedule="cosine", plan="gamma", guidance=1.0, choice_temperature=4.5 * 7 / 8, draw="gumbel"),
     # Halton-MaskGIT as in its table: 32 steps, and for the B network w = 0.7, which is a scale of 1.7.
     "halton": DecodeConfig(steps=32, plan="gamma_ceil", guidance=1.7, order="halton_rolled", choice_temperature=0.0),
+    # aMUSEd's scheduler and the settings of its pipelines; the second one is its inpainting, which plans for the hole alone.
+    "amused": DecodeConfig(steps=12, schedule="cosine", plan="gamma_canvas", guidance=10.0, choice_temperature=2.0),
+    "amused_inpaint": DecodeConfig(steps=12, schedule="linear", plan="gamma_floor", guidance=10.0, choice_temperature=2.0),
     # The best of 8 steps on the shipped weights (benchmarks/sampler_study.py, docs/decoding.md "Measured"): twice the noise.
     "fast": DecodeConfig(choice_temperature=9.0),
 }

@@ -47,6 +47,7 @@ class VQConfig(Levels):
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
     res_blocks: int = 2  # per level in the encoder; the decoder has one more
     attention_levels: tuple[int, ...] = (-1,)  # levels with attention besides the middle; negative counts from the lowest
+    middle_attention: bool = True  # attention between the two blocks at the lowest resolution
     latent_dim: int = 256  # encoder output width, before the projection to `codebook_dim`
     codebook_size: int = 16384
     codebook_dim: int = 8
@@ -67,10 +68,20 @@ class VQConfig(Levels):
         return self.patch * super().downsample
 
 
-# VQ-16 and VQ-8: LlamaGen, 71.88M and 70.11M parameters.
+# VQ-16 and VQ-8: LlamaGen, 71.88M and 70.11M parameters. aMUSEd: 146.2M parameters, without attention.
 VQ_PRESETS = {
     "VQ-16": VQConfig(),
     "VQ-8": VQConfig(multipliers=(1, 2, 2, 4)),
+    "aMUSEd": VQConfig(
+        multipliers=(1, 2, 2, 4, 6),
+        attention_levels=(),
+        middle_attention=False,
+        latent_dim=64,
+        codebook_size=8192,
+        codebook_dim=64,
+        l2_normalize=False,
+        image_size=512,
+    ),
     "small": VQConfig(
         channels=8, multipliers=(1, 2, 4, 8), res_blocks=1, latent_dim=64, codebook_size=512, norm_groups=4, image_size=64
     ),

@@ -24,7 +24,7 @@ from maskgil_jax.config import (
 from .engine import Table
 from .readers.checkpoint import Problem, sanitize
 from .sizes import Sizes
-from .tables import besnier, feature_networks, google, halton, llama, magvit2, vqgan
+from .tables import amused, besnier, feature_networks, google, halton, llama, magvit2, vqgan
 
 MIT = "MIT"
 GOOGLE = "Apache-2.0, the licence of the code they were published with"
@@ -216,6 +216,16 @@ FAMILIES: dict[str, Family] = {
         required_keys=(r"Embed_0/word_embeddings/", r"TransformerLayer_0/"),
         flax=True,
         decode={"steps": 16, "schedule": "cosine", "plan": "gamma", "guidance": 1.0, "choice_temperature": 4.5},
+    ),
+    "amused": Family(
+        title="aMUSEd's U-ViT, 256 or 512 pixels (transformer/diffusion_pytorch_model.safetensors)",
+        required_keys=(r"encoder_proj_layer_norm\.", r"down_block\.res_blocks\.0\.", r"mlm_layer\.conv2\."),
+        **amused.UVIT,
+    ),
+    "amused-vq": Family(
+        title="aMUSEd's VQ tokenizer (vqvae/diffusion_pytorch_model.safetensors)",
+        required_keys=(r"encoder\.down_blocks\.0\.resnets\.", r"quantize\.embedding\.weight$"),
+        **amused.VQ,
     ),
     "halton": Family(
         title="Halton-MaskGIT's Transformer, tiny to large (ImageNet_256_base.pth, ImageNet_384_large.pth ...)",

@@ -11,6 +11,7 @@ import numpy as np
 from maskgil_jax.config import ConfigError, choose, require
 from maskgil_jax.networks import abstract_params, flatten
 
+from .diffusers_options import DIFFUSERS_NAMES, diffusers_options
 from .engine import Foreign, Shape, check, foreign_tensors, left_out, repeated, under_prefix
 from .families import Family, identify, named
 from .readers.checkpoint import Problem, sanitize
@@ -38,6 +39,7 @@ OPTION_NAMES = {
     "dim": "width",
     "hidden_dim": "width",
     "mlp_dim": "mlp_width",
+    **DIFFUSERS_NAMES,
 }
 _SECTIONS = ("args", "hparams", "hyper_parameters", "config", "model", "params", "init_args", "ddconfig")
 _DEEPEST = 6
@@ -131,6 +133,8 @@ def stated_options(extras: Mapping[str, Any], sidecars: Mapping[str, Mapping[str
 
 def _stated(tree: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """The options among the names of `tree` and of the sections that hold a network's own; the outermost wins."""
+    if (found_here := diffusers_options(tree)) is not None:
+        return found_here
     found: dict[str, Any] = {}
     for name in _SECTIONS if depth < _DEEPEST else ():
         if isinstance(inner := tree.get(name), Mapping):

@@ -18,7 +18,7 @@ CROPS = ("center", "random", "adm_random", "none")
 Size = int | tuple[int, int]  # (height, width); one number is a square
 
 
-def _resize_to_cover(image_hwc: np.ndarray, size: tuple[int, int], resample: str, box_first: bool) -> np.ndarray:
+def resize_to_cover(image_hwc: np.ndarray, size: tuple[int, int], resample: str, box_first: bool) -> np.ndarray:
     """Scales an image, keeping its aspect ratio, so that it just covers `size`: one side fits exactly, the other is longer."""
     from PIL import Image
 
@@ -42,7 +42,7 @@ def _cut(image_hwc: np.ndarray, top: int, left: int, size: tuple[int, int]) -> n
 def adm_center_crop(image_hwc: np.ndarray, size: Size) -> np.ndarray:
     """The largest centred part of the image that has the shape of `size`, scaled to it: uint8 (h, w, 3) -> (*size, 3)."""
     size = height_width(size)
-    image_hwc = _resize_to_cover(image_hwc, size, "BICUBIC", box_first=True)
+    image_hwc = resize_to_cover(image_hwc, size, "BICUBIC", box_first=True)
     height, width = image_hwc.shape[:2]
     return _cut(image_hwc, (height - size[0]) // 2, (width - size[1]) // 2, size)
 
@@ -55,16 +55,16 @@ def adm_random_crop(
     short = min(size)
     scaled = int(rng.integers(math.ceil(short / max_fraction), math.ceil(short / min_fraction) + 1))
     cover = -(-size[0] * scaled // short), -(-size[1] * scaled // short)
-    return _random_window(_resize_to_cover(image_hwc, cover, "BICUBIC", box_first=True), size, rng)
+    return random_window(resize_to_cover(image_hwc, cover, "BICUBIC", box_first=True), size, rng)
 
 
 def resize_random_crop(image_hwc: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
     """Scales the image by antialiased bilinear to cover `size` and cuts a random window."""
     size = height_width(size)
-    return _random_window(_resize_to_cover(image_hwc, size, "BILINEAR", box_first=False), size, rng)
+    return random_window(resize_to_cover(image_hwc, size, "BILINEAR", box_first=False), size, rng)
 
 
-def _random_window(image_hwc: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def random_window(image_hwc: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     height, width = image_hwc.shape[:2]
     return _cut(image_hwc, int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1)), size)
 

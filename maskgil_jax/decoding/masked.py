@@ -72,7 +72,7 @@ def decode(
     layout = canvas_bl.sharding
     revealed_prob_bl = jnp.zeros(canvas_bl.shape, jnp.float32) if keeps_probabilities(cfg) else None
     canvas_bl, revealed_prob_bl = jax.device_put((canvas_bl, revealed_prob_bl), layout)
-    for i in range(cfg.steps):
+    for i in range(cfg.skip_steps, cfg.steps):
         # The sharding of the first canvas again, so that every step reuses the compiled program.
         canvas_bl, revealed_prob_bl = jax.device_put(steps(canvas_bl, revealed_prob_bl, _step_range(i, i + 1)), layout)
         on_step(i + 1, jnp.copy(canvas_bl))  # a copy: the next step is given the memory of this canvas
@@ -80,9 +80,13 @@ def decode(
 
 
 def decode_steps(generator, condition, key, cfg: DecodeConfig, tokens_bl=None, grid: tuple[int, int] | None = None):
-    """As `decode`, but returns the canvas after every step: int32 (steps, b, h * w), `mask_id` where still masked."""
+    """As `decode`, but returns the canvas after every step: int32 (steps, b, h * w), `mask_id` where still masked.
+
+    Steps that are skipped are left out.
+    """
     grid = _check(generator, condition, key, tokens_bl, grid)
-    return _decode(generator, condition, key, tokens_bl, None, None, None, cfg=cfg, grid=grid, trajectory=True)[0]
+    made = _decode(generator, condition, key, tokens_bl, None, None, None, cfg=cfg, grid=grid, trajectory=True)[0]
+    return made[cfg.skip_steps :]
 
 
 def keeps_probabilities(cfg: DecodeConfig) -> bool:
@@ -137,11 +141,13 @@ def _decode(
         tokens_bl = jnp.where(valid_bl, mask_id if tokens_bl is None else tokens_bl, 0)
     if tokens_bl is None:
         tokens_bl = jnp.full((b, l), mask_id, jnp.int32)
-        counts_bt = jnp.tile(reveal_counts(*plan, l, hold_steps=hold_steps), (b, 1))
+        counts_bt = jnp.tile(reveal_counts(*plan, l, hold_steps=hold_steps, skip_steps=cfg.skip_steps), (b, 1))
     else:
         tokens_bl = tokens_bl.astype(jnp.int32)
-        counts_bt = reveal_counts(*plan, (tokens_bl == mask_id).sum(axis=-1), max_masked=l, hold_steps=hold_steps)
-    generator, max_masked_t = unstack_layers(as_generator(generator)), max_masked_per_step(*plan, l, hold_steps)
+        masked_b = (tokens_bl == mask_id).sum(axis=-1)
+        counts_bt = reveal_counts(*plan, masked_b, l, hold_steps, cfg.skip_steps, canvas=l)
+    generator = unstack_layers(as_generator(generator))
+    max_masked_t = max_masked_per_step(*plan, l, hold_steps, cfg.skip_steps)
 
     def steps(condition, key_b, tokens_bl, counts_bt, canvas_bl, revealed_prob_bl):
         part = LoopSlice(tokens_bl if canvas_bl is None else canvas_bl, revealed_prob_bl, step_range, max_masked_t)
@@ -221,7 +227,10 @@ def decode_loop(
     if keeps_probabilities(cfg) and revealed_prob_bl is None:
         revealed_prob_bl = jnp.zeros(tokens_bl.shape, jnp.float32)
     carry = (canvas_bl, jnp.zeros((cfg.steps, *tokens_bl.shape), jnp.int32) if trajectory else None, revealed_prob_bl)
-    for start, stop, guided in guided_runs(scale_t):
+    runs = ((max(start, cfg.skip_steps), stop, guided) for start, stop, guided in guided_runs(scale_t))
+    for start, stop, guided in runs:
+        if start >= stop:
+            continue
         if not each_step:
             low, high = (start, stop) if step_range is None else jnp.clip(step_range, start, stop)
             carry = jax.lax.fori_loop(low, high, functools.partial(step, guided=guided), carry)

@@ -6,6 +6,8 @@ gives different counts under different plans (arccos, 8 steps, 256 tokens):
     density      1 18 26 32 38 43 48 50     gamma is the density of reveals, normalised (the published MaskGIL code)
     gamma        21 21 21 23 25 28 35 82    floor(gamma(t/T) N) tokens stay masked (MaskGIT)
     gamma_ceil   20 21 21 23 25 28 35 83    ceil(gamma(t/T) N) tokens stay masked (the text of the paper, section 4.2)
+    gamma_floor  21 21 21 23 25 28 35 82    as gamma, but may end with idle steps: only one token must stay masked (aMUSEd)
+    gamma_canvas 21 21 21 23 25 28 35 82    as gamma_floor, with N the length of the canvas, however many are masked (aMUSEd)
     cumulative   1 22 24 25 27 30 38 89     1 - gamma on an even grid from 0 to 1 (confidence sampler of Halton-MaskGIT)
 
 The arithmetic is float64 NumPy at trace time, with ties decided by rule, so counts do not depend on platform or tracing.
@@ -55,7 +57,14 @@ def mask_ratio(schedule: str, r, convention: str = "gamma"):
 
 @renamed(pause="hold_steps")
 def reveal_counts(
-    plan: str, schedule: str, steps: int, num_masked, max_masked: int = 4096, hold_steps: tuple[int, int] = (0, 0)
+    plan: str,
+    schedule: str,
+    steps: int,
+    num_masked,
+    max_masked: int = 4096,
+    hold_steps: tuple[int, int] = (0, 0),
+    skip_steps: int = 0,
+    canvas: int | None = None,
 ):
     """Number of tokens to reveal at each step; never negative, always sums to `num_masked`.
 
@@ -70,6 +79,9 @@ def reveal_counts(
       num_masked: a Python int, or an integer array (b,), possibly traced, for a plan per image.
       max_masked: static upper bound of a traced `num_masked` (the canvas length); larger entries give -1.
       hold_steps: (first, end) of steps that reveal nothing; the plan is that of the other steps.
+      skip_steps: as many steps at the start reveal nothing; the others follow the whole plan. For the plans "gamma_floor" and
+        "gamma_canvas".
+      canvas: length of the canvas, for the plan "gamma_canvas". Default: as long as there are masked tokens.
 
     Returns:
       int32 NumPy array (steps,) for an int, otherwise a JAX array (b, steps).
@@ -79,24 +91,24 @@ def reveal_counts(
     """
     if isinstance(num_masked, (int, np.integer)):
         require(bool(num_masked >= 0), f"num_masked: must be at least 0, got {num_masked}")
-        return _counts(plan, schedule, steps, np.array([num_masked]), hold_steps)[0]
+        return _counts(plan, schedule, steps, np.array([num_masked]), hold_steps, skip_steps, canvas)[0]
     if not isinstance(num_masked, jax.core.Tracer):
         num_masked = np.asarray(num_masked)
         require(bool(num_masked.min(initial=0) >= 0), f"num_masked: must be at least 0, got {num_masked.min(initial=0)}")
-        return jnp.asarray(_counts(plan, schedule, steps, num_masked, hold_steps))
+        return jnp.asarray(_counts(plan, schedule, steps, num_masked, hold_steps, skip_steps, canvas))
     # Tabulated for every possible number, so that the traced plan is the NumPy plan bit for bit.
-    table = jnp.asarray(_table(plan, schedule, steps, max_masked, hold_steps))
+    table = jnp.asarray(_table(plan, schedule, steps, max_masked, hold_steps, skip_steps, canvas))
     return table.at[num_masked].get(mode="fill", fill_value=-1)
 
 
 def max_masked_per_step(
-    plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int] = (0, 0)
+    plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int] = (0, 0), skip_steps: int = 0
 ) -> np.ndarray:
     """Int64 (steps,): at most this many tokens are masked when each step begins, if `max_masked` are at the first.
 
     A bound for every smaller number at the first step, too, so that it can size arrays whatever an image starts with.
     """
-    table = _table(plan, schedule, steps, max_masked, hold_steps)
+    table = _table(plan, schedule, steps, max_masked, hold_steps, skip_steps, max_masked)
     revealed = np.cumsum(table, axis=1) - table
     return (np.arange(max_masked + 1)[:, None] - revealed).max(axis=0)
 
@@ -142,21 +154,35 @@ def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, wind
 
 
 @functools.lru_cache(maxsize=64)
-def _table(plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int]) -> np.ndarray:
-    return _counts(plan, schedule, steps, np.arange(max_masked + 1), hold_steps)
+def _table(
+    plan: str, schedule: str, steps: int, max_masked: int, hold_steps: tuple[int, int], skip_steps: int, canvas: int | None
+) -> np.ndarray:
+    return _counts(plan, schedule, steps, np.arange(max_masked + 1), hold_steps, skip_steps, canvas)
 
 
-def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, hold_steps: tuple[int, int] = (0, 0)) -> np.ndarray:
+def _counts(
+    plan: str,
+    schedule: str,
+    steps: int,
+    n_b: np.ndarray,
+    hold_steps: tuple[int, int] = (0, 0),
+    skip_steps: int = 0,
+    canvas: int | None = None,
+) -> np.ndarray:
     """Counts (b, steps) for each number of masked tokens in `n_b`."""
     first, end = hold_steps
     if end > first:
-        moving_bt = _counts(plan, schedule, steps - (end - first), n_b)
+        moving_bt = _counts(plan, schedule, steps - (end - first), n_b, canvas=canvas)
         return np.insert(moving_bt, [first] * (end - first), 0, axis=1)
     choose("plan", plan, PLANS)
     choose("schedule", schedule, SCHEDULES)
     whole = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
     require(whole and steps >= 1, f"steps: must be a whole number >= 1, got {steps!r}")
     n_b1 = n_b.astype(np.int64)[:, None]
+    if plan in ("gamma_floor", "gamma_canvas"):
+        base_b1 = n_b1 if plan == "gamma_floor" or canvas is None else np.full_like(n_b1, canvas)
+        return _floor_counts(schedule, steps, n_b1, base_b1, skip_steps)
+    require(skip_steps == 0, f"skip_steps: needs the plan gamma_floor or gamma_canvas, got {plan!r}")
     if plan == "density":
         known_bt = _density(schedule, steps, n_b1)
         # The last step takes the remainder. Raising zeros to 1 can spend more than there is, and the published code then
@@ -171,6 +197,21 @@ def _counts(plan: str, schedule: str, steps: int, n_b: np.ndarray, hold_steps: t
     masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
     masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
     return _differences(_fit(n_b1 - masked_bt.astype(np.int64), n_b1), n_b1)
+
+
+def _floor_counts(schedule: str, steps: int, n_b1: np.ndarray, base_b1: np.ndarray, skip_steps: int) -> np.ndarray:
+    """Counts of aMUSEd's scheduler: floor(gamma * base) tokens stay masked, at most all but one, at least one, at last none.
+
+    Its float32 product can fall just short of a whole number, where one more token stays masked here.
+    """
+    target_bt = np.floor(gamma(schedule, np.arange(1, steps + 1) / steps) * base_b1 + _TIE).astype(np.int64)
+    left_b1, counts = n_b1, []
+    for i in range(steps):
+        after_b1 = np.minimum(np.maximum(np.minimum(left_b1 - 1, target_bt[:, i : i + 1]), 1), left_b1)
+        after_b1 = left_b1 if i < skip_steps else after_b1 if i < steps - 1 else np.zeros_like(left_b1)
+        counts.append(left_b1 - after_b1)
+        left_b1 = after_b1
+    return np.concatenate(counts, axis=1).astype(np.int32)
 
 
 def _differences(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:

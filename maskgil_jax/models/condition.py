@@ -31,6 +31,21 @@ class TextCondition:
 
 
 @flax.struct.dataclass
+class PooledTextCondition:
+    """A text as aMUSEd takes it: the states of a frozen encoder, an embedding of the whole text, and numbers about the image.
+
+    `features_btd`: float (b, t, d); `mask_bt`: bool (b, t), True at real tokens; `pooled_bp`: float (b, p). `micro_bm`: float
+    (b, 5), the micro-conditioning: height, width, top and left of the crop, aesthetic score. The generator's options are
+    `text_tokens`, `text_dim`, `pooled_dim` and `micro_values`.
+    """
+
+    features_btd: Any
+    mask_bt: Any
+    pooled_bp: Any
+    micro_bm: Any
+
+
+@flax.struct.dataclass
 class SizedCondition:
     """A condition with the size of each image, for a batch of images of several sizes on one padded canvas.
 

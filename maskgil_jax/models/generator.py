@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, GeneratorConfig
-from maskgil_jax.models.condition import ClassCondition, GuidedCondition, SizedCondition, TextCondition
+from maskgil_jax.models.condition import ClassCondition, GuidedCondition, PooledTextCondition, SizedCondition, TextCondition
 from maskgil_jax.models.layers import layers_unrolled
 
 
@@ -143,6 +143,10 @@ def unstack_layers(network: Any) -> Any:
     return nnx.merge(_list_structure(type(network), network.cfg), params)
 
 
+# Kind of condition (`GeneratorConfig.condition`) -> its class.
+CONDITIONS: dict[str, Any] = {"class": ClassCondition, "text": TextCondition, "pooled_text": PooledTextCondition}
+
+
 @functools.cache
 def _list_structure(kind: Any, cfg: GeneratorConfig) -> Any:
     """The graph definition of a network whose layers are a list."""
@@ -151,7 +155,7 @@ def _list_structure(kind: Any, cfg: GeneratorConfig) -> Any:
 
 def check_condition(cfg: Any, condition, batch: int) -> None:
     """Raises a `ConfigError` unless the condition is of the kind of the network and for `batch` images."""
-    if not isinstance(condition, TextCondition if cfg.condition == "text" else ClassCondition):
+    if not isinstance(condition, CONDITIONS[cfg.condition]):
         raise ConfigError(f"condition: this generator is {cfg.condition}-conditional, got {type(condition).__name__}")
     if isinstance(condition, ClassCondition):
         if condition.label_b.shape != (batch,):
@@ -161,6 +165,11 @@ def check_condition(cfg: Any, condition, batch: int) -> None:
     if condition.features_btd.shape != expected or condition.mask_bt.shape != expected[:2]:
         found = f"{condition.features_btd.shape} and {condition.mask_bt.shape}"
         raise ConfigError(f"condition: expected features {expected} and a mask {expected[:2]}, got {found}")
+    if isinstance(condition, PooledTextCondition):
+        pooled, micro = (batch, cfg.pooled_dim), (batch, cfg.micro_values)
+        if condition.pooled_bp.shape != pooled or condition.micro_bm.shape != micro:
+            found = f"{condition.pooled_bp.shape} and {condition.micro_bm.shape}"
+            raise ConfigError(f"condition: expected a pooled text {pooled} and numbers {micro}, got {found}")
 
 
 def check_inputs(cfg: GeneratorConfig, tokens_bl: jax.Array, condition, grid: tuple[int, int]) -> None:

@@ -96,19 +96,19 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm with scale and bias, computed in float32."""
+    """LayerNorm with scale and, unless `bias=False`, bias, computed in float32."""
 
-    def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, eps: float, rngs: nnx.Rngs, bias: bool = True):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
-        scale, bias = (jnp.broadcast_to(p[...], x.shape) for p in (self.scale, self.bias))
-        return (normed * scale + bias).astype(x.dtype)
+        normed = normed * jnp.broadcast_to(self.scale[...], x.shape)
+        return (normed if self.bias is None else normed + jnp.broadcast_to(self.bias[...], x.shape)).astype(x.dtype)
 
 
 def dot_product_attention(

@@ -103,7 +103,7 @@ def sample_to_folder(
         require(format in IMAGE_FORMATS, f"--format: images of prompts are {' or '.join(IMAGE_FORMATS)}, got {format!r}")
         require(not ar_ratio and grid is None, "prompts: have sizes of their own, and are drawn without a causal network")
         kind = pipeline.generator.cfg.condition
-        require(kind == "text", f"prompts: this generator is conditioned on a {kind}; give labels")
+        require(kind != "class", f"prompts: this generator is conditioned on a {kind}; give labels")
         requests = as_requests(prompts)
         ids_n, order = np.zeros(len(requests), np.int32), size_order(pipeline, requests)
         asked = {"prompts": [request.plain() for request in requests], **pipeline.conditioner.metadata()}

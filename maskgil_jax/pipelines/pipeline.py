@@ -165,7 +165,7 @@ class Pipeline:
         """The condition of labels or of prompts, whichever is given, with that of negative prompts."""
         require((labels is None) != (prompts is None), "labels, prompts: give one of them")
         kind = self.generator.cfg.condition
-        if prompts is not None and kind != "text":
+        if prompts is not None and kind not in ("text", "pooled_text"):
             raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
         return self.with_negative(self.conditioner.encode(labels if prompts is None else prompts), negative_prompts)
 
@@ -174,7 +174,7 @@ class Pipeline:
         if negative_prompts is None:
             return condition
         kind = self.generator.cfg.condition
-        require(kind == "text", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
+        require(kind != "class", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
         negative, count = self.conditioner.encode(negative_prompts), rows_of(condition)
         given = rows_of(negative)
         require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")

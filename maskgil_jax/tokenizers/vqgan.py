@@ -143,15 +143,16 @@ class Level(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """Residual block, attention (if `cfg.middle_attention`), residual block at the lowest resolution."""
 
     def __init__(self, cfg: VQConfig, channels: int, *, rngs: nnx.Rngs):
         self.res1 = ResBlock(cfg, channels, channels, rngs=rngs)
-        self.attn = AttentionBlock(cfg, channels, rngs=rngs)
+        self.attn = AttentionBlock(cfg, channels, rngs=rngs) if cfg.middle_attention else None
         self.res2 = ResBlock(cfg, channels, channels, rngs=rngs)
 
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        return self.res2(self.attn(self.res1(x_bhwc)))
+        x_bhwc = self.res1(x_bhwc)
+        return self.res2(x_bhwc if self.attn is None else self.attn(x_bhwc))
 
 
 def _attention_levels(cfg: VQConfig) -> set[int]:
@@ -284,7 +285,7 @@ class VQGAN(nnx.Module):
     """The tokenizer. Images are float in [-1, 1], (b, H, W, 3), with H and W multiples of `cfg.downsample`.
 
     Weights of the same family are expressed by `VQConfig`: LlamaGen (the default), taming (`l2_normalize=False`),
-    Chameleon (also `attention_levels=()`: only the middle attends).
+    Chameleon (also `attention_levels=()`: only the middle attends), aMUSEd (also `middle_attention=False`).
     """
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):

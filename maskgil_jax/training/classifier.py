@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from maskgil_jax import networks as network
 from maskgil_jax.checkpoints.weights import save_weights
-from maskgil_jax.config import ClassifierConfig, from_dict, height_width, require, to_dict
+from maskgil_jax.config import ClassifierConfig, from_dict, height_width, require
 from maskgil_jax.config.training import Augment
 from maskgil_jax.data.images import image_batches, open_images
 from maskgil_jax.files.paths import open_folder
@@ -189,9 +189,9 @@ def train(config, workdir) -> pathlib.Path:
         frozen=(step_key,),
         batches=with_arrays(batches, ("image", "label")),
         fingerprint_inputs={
-            "model": to_dict(cfg),
+            "model": cfg,
             "data": data_identity(config, source),
-            "augment": config.augment.to_dict(),
+            "augment": changes,
             "label_smoothing": config.label_smoothing,
             "seed": config.seed,
             "batch_size": config.batch_size,

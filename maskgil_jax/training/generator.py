@@ -42,7 +42,7 @@ from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
-from maskgil_jax.training.identity import model_identity, text_identity
+from maskgil_jax.training.identity import text_identity
 from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.losses import chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
@@ -284,10 +284,10 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         frozen=(step_key, None if config.data.codes else tokenizer_network),
         batches=batches,
         fingerprint_inputs={
-            "model": model_identity(cfg),
+            "model": cfg,
             "tokenizer": tokenizer.hash,
             "data": data_identity(config, source),
-            "objective": objective_identity(config),
+            "objective": objective,
             "seed": config.seed,
             "batch_size": config.batch_size,
             **text_identity(conditioner),
@@ -300,11 +300,6 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     if jax.process_index() == 0:
         save(weights, parameters, config.total_steps)
     return weights
-
-
-def objective_identity(config) -> dict:
-    """The objective as checkpoints record it, with the names that version 0.1.0 gave its options."""
-    return {{"masking": "law"}.get(name, name): value for name, value in config.objective.to_dict().items()}
 
 
 def keep_best(folder: pathlib.Path, evaluator: Any, figures: dict, save: Callable) -> None:

@@ -13,6 +13,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from maskgil_jax import __version__
+from maskgil_jax.checkpoints.origin import plain
 from maskgil_jax.checkpoints.train_state import Checkpoints, NotFiniteError, abstract_like
 from maskgil_jax.config import ConfigError, LoaderConfig, require
 from maskgil_jax.files.lock import folder_lock
@@ -103,7 +104,7 @@ def fit(
       which donates the state and should update by a `skip_bad_updates` optimizer.
     batches: start_step -> iterator over dicts of this process's NumPy rows, which hold exactly what the step takes.
     frozen: further arguments of every step (a key, a frozen network), on the mesh.
-    fingerprint_inputs: what the state depends on; a checkpoint made with other values is refused.
+    fingerprint_inputs: what the state depends on, options as dataclasses; a checkpoint made with other values is refused.
     primary_metric: shown in the progress bar, and watched for jumps.
     sample_fn: state -> {name: uint8 (h, w, 3)}, called by all processes every `config.sample_every` steps.
     eval_fn: (step, state) -> {metric: value}, called by all processes every `config.evaluate.every` steps.
@@ -113,7 +114,7 @@ def fit(
     `CheckpointError`, and `Interrupted` or `Terminated` on a signal, once the step is saved. docs/reliability.md has details.
     """
     workdir, lead = open_folder(workdir), jax.process_index() == 0
-    agree({**run_options(config), "made with": fingerprint_inputs})
+    agree({**run_options(config), "made with": plain(fingerprint_inputs)})
     with contextlib.ExitStack() as stack:
         own_workdir(workdir, stack)
         state, state_sharding = sharded_init(init, init_key, mesh)

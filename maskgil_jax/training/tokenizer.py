@@ -237,9 +237,9 @@ def train(config, workdir) -> pathlib.Path:
         frozen=(step_key, lpips),
         batches=with_arrays(batches, ("image",)),
         fingerprint_inputs={
-            "model": to_dict(cfg),
+            "model": cfg,
             "data": data_identity(config, source),
-            "loss": config.loss.to_dict(),
+            "loss": loss_cfg,
             "seed": config.seed,
             "batch_size": config.batch_size,
         },

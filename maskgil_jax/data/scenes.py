@@ -1,0 +1,199 @@
+"""Scenes composed of the built-in drawings by a small grammar, with captions and the truth about them.
+
+    scene    = one object | pair | count
+    pair     = object ("to the left of" | "to the right of" | "above" | "below") object
+    count    = ("two" | "three" | "four") objects of one noun
+    caption  = scene | "a" style-word "drawing of" scene
+
+Scene `index` is a pure function of (seed, index). All objects of a scene have one style; captions without a style word
+fit every style. Objects stand on white in cells that do not overlap. A tenth of the pairs of nouns and of the (number,
+noun) combinations is held out, chosen by a hash, so that the split never changes: "train" has none of them, "test" has
+only them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from maskgil_jax.config import choose, require
+from maskgil_jax.data.scene_nouns import NOUNS, STYLES, drawing, drawings
+from maskgil_jax.data.sources.emoji_captions import STYLE_WORDS
+from maskgil_jax.data.sources.english import article, plural
+
+CANVASES = ((64, 64), (64, 96), (96, 64), (64, 128), (128, 64))  # (height, width)
+SIDES = (64, 48, 32)  # of the drawings
+SPLITS = ("train", "test", "all")
+HELD_OUT = 0.1  # fraction of the combinations
+KINDS = {"single": 0.3, "pair": 0.4, "count": 0.3}  # shares of the scenes before combinations are held out
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+# Relation -> (the same relation seen from the other object, (rows, columns) from the first object to the second).
+RELATIONS = {
+    "to the left of": ("to the right of", (0, 1)),
+    "to the right of": ("to the left of", (0, -1)),
+    "above": ("below", (1, 0)),
+    "below": ("above", (-1, 0)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedObject:
+    """A drawing of `side` x `side` pixels whose upper left corner is at (top, left). code: of the emoji."""
+
+    noun: str
+    code: str
+    top: int
+    left: int
+    side: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is in an image: the truth about it. relation: of the first object of a pair to the second."""
+
+    kind: str
+    height: int
+    width: int
+    style: str
+    objects: tuple[PlacedObject, ...]
+    relation: str | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of objects of each noun."""
+        nouns = [thing.noun for thing in self.objects]
+        return {noun: nouns.count(noun) for noun in nouns}
+
+    def truth(self) -> dict:
+        """All fields and the counts as plain values for JSON."""
+        return {**dataclasses.asdict(self), "objects": [dataclasses.asdict(o) for o in self.objects], "counts": self.counts}
+
+
+def draw_scene(seed: int, index: int, split: str = "train", canvases=CANVASES) -> Scene:
+    """Scene `index` of the stream `seed`, a pure function of the arguments."""
+    choose("split", split, SPLITS)
+    rng = np.random.default_rng([seed, index])
+    while True:
+        scene = _draw(rng, canvases)
+        if split == "all" or held_out(scene) == (split == "test"):
+            return scene
+
+
+def held_out(scene: Scene) -> bool:
+    """Whether the combination of the scene belongs to the test split. Single objects never do."""
+    if scene.kind == "single":
+        return False
+    name = "|".join(f"{count} {noun}" for noun, count in sorted(scene.counts.items()))
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") < HELD_OUT * 2**64
+
+
+def _draw(rng: np.random.Generator, canvases) -> Scene:
+    height, width = canvases[int(rng.integers(len(canvases)))]
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    style = STYLES[int(rng.integers(len(STYLES)))]
+    count = {"single": 1, "pair": 2, "count": int(rng.integers(2, 5))}[kind]
+    nouns = [list(NOUNS)[int(n)] for n in rng.choice(len(NOUNS), 2 if kind == "pair" else 1, replace=False)]
+    relation = list(RELATIONS)[int(rng.integers(len(RELATIONS)))] if kind == "pair" else None
+    side, cells = _cells(rng, height, width, count, relation)
+    objects = tuple(
+        PlacedObject(noun, drawings()[noun, style][0], top, left, side)
+        for noun, (top, left) in zip(nouns * count if kind == "count" else nouns, cells, strict=True)
+    )
+    return Scene(kind, height, width, style, objects, relation)
+
+
+def _cells(rng: np.random.Generator, height: int, width: int, count: int, relation: str | None):
+    """(side of the objects, their corners): cells of a grid, shifted as a whole by an even number of pixels."""
+    fitting = []
+    for side in SIDES[:2] if count == 1 else SIDES:
+        rows, columns = height // side, width // side
+        needed = (1, 1) if relation is None else tuple(1 + abs(step) for step in RELATIONS[relation][1])
+        if rows * columns >= count and rows >= needed[0] and columns >= needed[1]:
+            fitting.append(side)
+    side = fitting[int(rng.integers(len(fitting)))]
+    rows, columns = height // side, width // side
+    if relation is None:
+        chosen = sorted(int(n) for n in rng.choice(rows * columns, count, replace=False))
+        places = [divmod(n, columns) for n in chosen]
+    else:
+        row_step, column_step = RELATIONS[relation][1]
+        along, across = (rows, columns) if row_step else (columns, rows)
+        first, second = sorted(int(n) for n in rng.choice(along, 2, replace=False))
+        if row_step + column_step < 0:
+            first, second = second, first
+        line = int(rng.integers(across))
+        places = [(first, line), (second, line)] if row_step else [(line, first), (line, second)]
+    top, left = (2 * int(rng.integers((size - number * side) // 2 + 1)) for size, number in ((height, rows), (width, columns)))
+    return side, [(top + row * side, left + column * side) for row, column in places]
+
+
+def render(scene: Scene) -> np.ndarray:
+    """The image of a scene: uint8 (height, width, 3)."""
+    image = np.full((scene.height, scene.width, 3), 255, np.uint8)
+    for thing in scene.objects:
+        place = image[thing.top : thing.top + thing.side, thing.left : thing.left + thing.side]
+        place[:] = drawing(thing.noun, scene.style, thing.side)
+    return image
+
+
+def phrases(scene: Scene) -> tuple[str, ...]:
+    """What the scene shows, in words, without its style. The last phrase is the most exact one."""
+    nouns = list(scene.counts)
+    if scene.kind == "count":
+        return (f"{NUMBERS[len(scene.objects)]} {plural(nouns[0])}",)
+    a = [f"{article(noun)} {noun}" for noun in nouns]
+    if scene.kind == "single":
+        return (a[0],)
+    assert scene.relation is not None
+    other = RELATIONS[scene.relation][0]
+    pair = [f"{a[0]} and {a[1]}", f"{a[1]} and {a[0]}", f"{a[1]} {other} {a[0]}", f"{a[0]} {scene.relation} {a[1]}"]
+    return tuple(pair)
+
+
+def scene_captions(scene: Scene) -> tuple[str, ...]:
+    """Every phrase, then every phrase with the style word."""
+    word = STYLE_WORDS[scene.style]
+    plain = phrases(scene)
+    return (*plain, *(f"{article(word)} {word} drawing of {phrase}" for phrase in plain))
+
+
+class Scenes:
+    """Random access to `count` scenes; `source[i]` is {"image", "captions", "id", "truth"}. Images differ in size.
+
+    seed: another seed gives other scenes. canvases: the sizes (height, width) to draw from.
+    """
+
+    def __init__(self, count: int = 100_000, split: str = "train", seed: int = 0, canvases=CANVASES):
+        require(count >= 1, f"count: must be at least 1, got {count}")
+        require(seed >= 0, f"seed: must not be negative, got {seed}")
+        choose("split", split, SPLITS)
+        self._canvases = tuple((int(h), int(w)) for h, w in canvases)
+        require(bool(self._canvases), "canvases: is empty; give sizes (height, width)")
+        smallest = 2 * min(SIDES)
+        require(
+            min(min(size) for size in self._canvases) >= smallest,
+            f"canvases: sides must be at least {smallest} pixels, got {self._canvases}",
+        )
+        self._count, self._split, self._seed = count, split, seed
+        sizes = "" if self._canvases == CANVASES else "/" + ",".join(f"{h}x{w}" for h, w in self._canvases)
+        self.name = f"scenes/{split}/{count}/{seed}{sizes}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def scene(self, i: int) -> Scene:
+        """The truth about image `i`, without drawing it."""
+        if not 0 <= i < self._count:
+            raise IndexError(i)
+        return draw_scene(self._seed, i, self._split, self._canvases)
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        """The captions of image `i`, without drawing it."""
+        return scene_captions(self.scene(i))
+
+    def __getitem__(self, i: int) -> dict:
+        scene = self.scene(i)
+        name = f"{self.name}/{i}"
+        return {"image": render(scene), "captions": scene_captions(scene), "id": name, "truth": scene.truth()}

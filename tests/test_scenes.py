@@ -1,0 +1,128 @@
+"""Composed scenes: a pure function of seed and index, captions that are true, the split of combinations."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+
+from maskgil_jax.config import ConfigError
+from maskgil_jax.data.caption_sets import open_captions
+from maskgil_jax.data.scene_nouns import NOUNS, STYLES, drawing, drawings
+from maskgil_jax.data.scenes import CANVASES, RELATIONS, Scenes, draw_scene, held_out, phrases, render, scene_captions
+from maskgil_jax.data.sources.emoji import emoji
+
+MANY = 600
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [draw_scene(0, i) for i in range(MANY)]
+
+
+def test_scene_nouns_have_a_training_drawing_in_every_style():
+    assert len(NOUNS) == 124 and len(drawings()) == 3 * len(NOUNS)
+    held = {emoji("test").record(i)["code"] for i in range(len(emoji("test")))}
+    assert not held & {code for code, _ in drawings().values()}
+    images = [drawing(*key, 64).tobytes() for key in drawings()]
+    assert len(set(images)) == len(images)
+
+
+def test_scenes_are_a_pure_function_of_seed_and_index(scenes):
+    forwards, backwards = Scenes(20), Scenes(20)
+    records = {i: backwards[i] for i in reversed(range(20))}
+    for i in range(20):
+        record = forwards[i]
+        np.testing.assert_array_equal(record["image"], records[i]["image"])
+        assert record["captions"] == records[i]["captions"] == forwards.captions(i) and record["id"] == f"scenes/train/20/0/{i}"
+        assert draw_scene(0, i) == scenes[i] and record["truth"] == scenes[i].truth()
+    assert [draw_scene(1, i) for i in range(20)] != scenes[:20]
+    assert json.loads(json.dumps(records[3]["truth"])) == records[3]["truth"]
+
+
+def test_scene_0_is_what_it_was():
+    """Shipped weights and published figures depend on the stream."""
+    assert [scene_captions(draw_scene(0, i))[-1] for i in range(3)] == [
+        "a bright drawing of an elephant",
+        "a plain drawing of a castle below a scorpion",
+        "a shaded drawing of a volcano to the right of a telephone",
+    ]
+
+
+def test_scenes_have_all_kinds_canvases_styles_relations_and_counts(scenes):
+    assert {(s.height, s.width) for s in scenes} == set(CANVASES)
+    assert {s.style for s in scenes} == set(STYLES)
+    assert {s.relation for s in scenes} == {None, *RELATIONS}
+    kinds = collections.Counter((s.kind, len(s.objects)) for s in scenes)
+    assert set(kinds) == {("single", 1), ("pair", 2), ("count", 2), ("count", 3), ("count", 4)}
+    assert min(kinds.values()) > MANY / 20
+    assert len({o.noun for s in scenes for o in s.objects}) > 120
+
+
+def test_objects_lie_inside_and_do_not_overlap(scenes):
+    for scene in scenes:
+        covered = np.zeros((scene.height, scene.width), int)
+        for o in scene.objects:
+            assert 0 <= o.top <= scene.height - o.side and 0 <= o.left <= scene.width - o.side
+            covered[o.top : o.top + o.side, o.left : o.left + o.side] += 1
+        assert covered.max() == 1
+
+
+def test_relations_hold_between_the_objects(scenes):
+    for scene in (s for s in scenes if s.kind == "pair"):
+        first, second = scene.objects
+        across, down = second.left - first.left, second.top - first.top
+        expected = {
+            "to the left of": across >= first.side and not down,
+            "to the right of": -across >= first.side and not down,
+            "above": down >= first.side and not across,
+            "below": -down >= first.side and not across,
+        }
+        assert expected[scene.relation] and sum(expected.values()) == 1
+
+
+def test_render_draws_the_objects_and_nothing_else(scenes):
+    for scene in scenes[:50]:
+        image = render(scene).copy()
+        for o in scene.objects:
+            place = image[o.top : o.top + o.side, o.left : o.left + o.side]
+            np.testing.assert_array_equal(place, drawing(o.noun, scene.style, o.side))
+            place[:] = 255
+        assert image.min() == 255
+
+
+def test_captions_say_what_the_scene_shows(scenes):
+    single, pair, count = (next(s for s in scenes if s.kind == kind) for kind in ("single", "pair", "count"))
+    a, b = (o.noun for o in pair.objects)
+    assert [len(phrases(s)) for s in (single, pair, count)] == [1, 4, 1]
+    assert phrases(single)[0].endswith(f" {single.objects[0].noun}")
+    last, other = phrases(pair)[-1], phrases(pair)[-2]
+    assert last.index(a) < last.index(pair.relation) < last.rindex(b)
+    assert RELATIONS[pair.relation][0] in other and other.index(b) < other.rindex(a)
+    assert phrases(count)[0].split()[0] == {2: "two", 3: "three", 4: "four"}[len(count.objects)]
+    words = {scene_captions(s)[-1].split()[1] for s in scenes}
+    assert words == {"shaded", "bright", "plain"}
+
+
+def test_split_holds_out_combinations():
+    train, test = (
+        {tuple(sorted(draw_scene(0, i, split).counts.items())) for i in range(400) if draw_scene(0, i, split).kind != "single"}
+        for split in ("train", "test")
+    )
+    assert not train & test
+    assert all(held_out(draw_scene(0, i, "test")) for i in range(50))
+    whole = [held_out(s) for s in (draw_scene(0, i, "all") for i in range(1500)) if s.kind != "single"]
+    assert 0.07 < np.mean(whole) < 0.13
+    assert {n for combination in test for n, _ in combination} <= set(NOUNS)
+
+
+def test_open_captions_opens_scenes():
+    assert len(open_captions("scenes")) == 100_000 and open_captions("scenes:7", split="test").name == "scenes/test/7/0"
+    assert Scenes(3, canvases=((64, 64),))[2]["image"].shape == (64, 64, 3)
+    with pytest.raises(ConfigError, match="expected scenes:COUNT"):
+        open_captions("scenes:many")
+    for bad, name in [(dict(count=0), "count"), (dict(split="val"), "split"), (dict(canvases=((32, 64),)), "canvases")]:
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            Scenes(**bad)
+    with pytest.raises(IndexError):
+        Scenes(3)[3]
