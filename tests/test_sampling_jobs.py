@@ -14,7 +14,7 @@ from helpers.two_processes import both
 from PIL import Image
 
 from maskgil_jax import cli
-from maskgil_jax.commands.sample import draw_steps
+from maskgil_jax.commands.sample import save_trajectory
 from maskgil_jax.config import BertConfig, ConfigError, DecodeConfig
 from maskgil_jax.files.images import save_animation
 from maskgil_jax.networks import build, create
@@ -251,10 +251,10 @@ def test_save_animation_writes_gif_and_webp_only(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.webp"]
 
 
-def test_draw_steps_writes_sheet_and_animation(tmp_path):
+def test_save_trajectory_writes_sheet_and_animation(tmp_path):
     steps = np.random.default_rng(0).integers(0, 256, (4, 2, 6, 5, 3), np.uint8)
     drawer = types.SimpleNamespace(trajectory=lambda labels, **options: steps)
-    draw_steps(drawer, [0, 1], tmp_path, ".webp", seed=0)
+    save_trajectory(drawer, [0, 1], tmp_path, ".webp", seed=0)
     assert Image.open(tmp_path / "trajectory.png").size == (4 * 7 + 2, 2 * 8 + 2)
     with Image.open(tmp_path / "trajectory.webp") as film:
         assert film.n_frames == 4

@@ -7,15 +7,18 @@ import pytest
 from helpers.gpt_weights import llamagen_config, published_params, published_tensors, recipe_getter
 from helpers.recipe import load_case
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from maskgil_jax.checkpoints.weights import load_generator, save_weights
-from maskgil_jax.config import CausalConfig, ConfigError, LlamaConfig
+from maskgil_jax.config import TEXT_RECIPE, CausalConfig, ConfigError, LlamaConfig
 from maskgil_jax.convert.main import convert, export
 from maskgil_jax.decoding.causal import decode_causal
-from maskgil_jax.models.condition import ClassCondition, TextCondition
+from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.runtime.mesh import make_mesh, shardings
+from maskgil_jax.training.generator import model_options
 from maskgil_jax.training.losses import token_losses
+from maskgil_jax.training.optimizer import make_optimizer
 
 SMALL = LlamaConfig(
     codebook_size=16,
@@ -118,6 +121,77 @@ def test_text_llama_converts_and_exports_original_names(tmp_path, case):
         np.testing.assert_array_equal(back[name], array)
     with pytest.raises(ValueError, match="condition = 'text', llamagen-c2i always has 'class'"):
         export(tmp_path / "weights", "llamagen-c2i")
+
+
+OWN = LlamaConfig(**{**vars(SMALL), **{name: TEXT_RECIPE[name] for name in ("prefix_rotation", "caption_norm", "null_text")}})
+
+
+def own_network():
+    """A network of the own recipe whose null text has two real tokens."""
+    params = params_of(random_network(OWN))
+    params["caption_null"] = jax.random.normal(jax.random.key(9), (4, 6))
+    params["caption_null_mask"] = jnp.asarray([1.0, 1.0, 0.0, 0.0])
+    return build(OWN, params)
+
+
+def test_encoder_null_text_has_its_own_mask():
+    model, condition = own_network(), text(3)
+    null = model.null_condition(condition)
+    assert null.mask_bt.dtype == bool
+    np.testing.assert_array_equal(null.mask_bt, [[True, True, False, False]] * 3)
+    np.testing.assert_array_equal(null.features_btd, jnp.broadcast_to(model.caption_null[...], (3, 4, 6)))
+    tokens = jnp.arange(18, dtype=jnp.int32).reshape(3, 6) % 16
+    asked = TextCondition(null.features_btd, null.mask_bt)
+    np.testing.assert_array_equal(model(tokens, null), model(tokens, asked))  # as if its text had been asked for
+    sized = SizedCondition(condition, jnp.array([1, 2, 2]), jnp.array([3, 2, 3]))
+    np.testing.assert_array_equal(model.null_condition(sized).condition.mask_bt, null.mask_bt)
+
+
+def test_caption_norm_ignores_the_scale_of_features():
+    tokens, condition = jnp.arange(12, dtype=jnp.int32).reshape(2, 6), text(2)
+    larger = condition.replace(features_btd=100.0 * condition.features_btd)
+    normed, plain = own_network(), random_network(SMALL)
+    np.testing.assert_allclose(normed(tokens, condition), normed(tokens, larger), atol=1e-4)
+    assert float(jnp.abs(plain(tokens, condition) - plain(tokens, larger)).max()) > 1e-2
+
+
+def test_null_text_of_the_encoder_is_never_trained():
+    model = own_network()
+    tokens, condition = jnp.arange(6, dtype=jnp.int32)[None], text(1)
+    grads = params_of(jax.grad(lambda m: jnp.sum(m(tokens, m.null_condition(condition)) ** 2))(model))
+    assert not np.any(grads["caption_null"]) and not np.any(grads["caption_null_mask"])
+    assert np.any(grads["caption_norm"]["scale"])
+    layout = shardings(params_of(model), make_mesh(data=2, fsdp=2, tensor=2))
+    assert layout["caption_null_mask"].spec == P() and layout["caption_norm"]["scale"].spec == P()
+    adam = dict(learning_rate=0.1, beta1=0.9, beta2=0.96, weight_decay=0.5, clip_norm=1.0, warmup_steps=0, decay="constant")
+    params = params_of(model)
+    for decay_on in ("matrices", "all"):
+        tx = make_optimizer(ConfigDict(dict(adam, decay_on=decay_on)), 10, text=True)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        assert not np.any(updates["caption_null"]) and not np.any(updates["caption_null_mask"])
+        assert np.any(updates["caption_norm"]["scale"]) and np.any(updates["caption_up"]["kernel"])
+
+
+def test_own_recipe_is_refused_by_llamagens_file_and_by_classes(tmp_path):
+    save_weights(tmp_path / "w", OWN, params_of(own_network()))
+    found = load_generator(tmp_path / "w")
+    np.testing.assert_array_equal(found.caption_null_mask[...], [1, 1, 0, 0])
+    with pytest.raises(ValueError, match="llamagen-t2i always has"):
+        export(tmp_path / "w", "llamagen-t2i")
+    with pytest.raises(ConfigError, match='are options of condition "text"'):
+        LlamaConfig(caption_norm=True)
+    with pytest.raises(ConfigError, match=r"null_text: unknown value 'encode'.*'encoder'"):
+        LlamaConfig(condition="text", null_text="encode")
+
+
+def test_run_file_of_a_text_generator_gets_the_recipe():
+    sizes = dict(codebook_size=16, grid=(2, 2), condition="text", text_tokens=9, text_dim=6)
+    cfg = model_options({"family": "llama", "preset": "tiny", "qk_norm": None}, **sizes)
+    assert (cfg.text_tokens, cfg.text_dim, cfg.prefix_rotation) == (9, 6, "identity")
+    assert cfg.caption_norm and cfg.null_text == "encoder"
+    assert not model_options({"family": "llama", "preset": "tiny", "caption_norm": False}, **sizes).caption_norm
+    with pytest.raises(ConfigError, match="'bert' cannot be conditioned on text; choose llama"):
+        model_options({"family": "bert", "preset": "tiny"}, **sizes)
 
 
 def test_weights_folder_keeps_the_kind_of_condition(tmp_path):

@@ -7,6 +7,7 @@ import pathlib
 
 from maskgil_jax.commands.decoding_options import add_decoding_options, with_cli_options
 from maskgil_jax.commands.parser import Parser, at_least, in_range, one_of, parse_pair, path
+from maskgil_jax.commands.prompt_options import add_prompt_options, requests_of, sample_prompts
 from maskgil_jax.commands.start import add_process_options, join_processes, prepare_jax
 
 SHEET_LIMIT = 256  # up to this many images a contact sheet is written by default
@@ -18,6 +19,7 @@ def add(command) -> None:
     sub.add_help_all()
     add_pipeline_options(sub)
     sub.add_argument("--labels", help="class names or numbers with commas between; 'list' prints them, 'all' is the default")
+    add_prompt_options(sub)
     sub.add_argument("--per-class", type=at_least(1), metavar="N", help="images per label (default: 4)")
     sub.add_argument("--num", type=at_least(1), metavar="N", help="images in all, evenly over the labels")
     sub.add_argument("--out", type=path, default="samples", help="folder for the images and grid.png (default: samples)")
@@ -103,11 +105,16 @@ def run(args, rest) -> None:
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(class_names_of(args.weights))))
         return
     _read_old_grid(args)
+    requests = requests_of(args)
     require(args.ar_ratio is None or args.ar is not None, "--ar-ratio: needs --ar WEIGHTS, a causal network")
 
     join_processes(args)
     prepare_jax()
-    pipeline = with_cli_options(load(args.weights, ar=args.ar, rope_scaling=args.rope_scaling), args)
+    options = dict(rope_scaling=args.rope_scaling, text_encoder=args.text_encoder)
+    pipeline = with_cli_options(load(args.weights, ar=args.ar, **options), args)
+    if requests is not None:
+        sample_prompts(pipeline if len(jax.local_devices()) == 1 else pipeline.over(), requests, args)
+        return
     ar_ratio = 0.0 if args.ar is None else 0.25 if args.ar_ratio is None else args.ar_ratio
 
     names = pipeline.class_names

@@ -21,6 +21,9 @@ class Conditioner(Protocol):
     def examples(self, count: int) -> Any:
         """A condition of `count` rows that are spread over what there is to ask for: for previews and for planning."""
 
+    def fixed_parameters(self, cfg: Any) -> dict[str, Any]:
+        """Parameters of a network of these options that training sets at its start and never changes, by path."""
+
     def network_options(self) -> dict[str, Any]:
         """Options of a generator that takes these conditions."""
 

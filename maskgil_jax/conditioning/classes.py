@@ -65,6 +65,9 @@ class ClassConditioner:
     def examples(self, count: int) -> ClassCondition:
         return ClassCondition(np.linspace(0, len(self.class_names) - 1, count).astype(np.int32))
 
+    def fixed_parameters(self, cfg: Any) -> dict[str, Any]:
+        return {}
+
     def network_options(self) -> dict[str, Any]:
         return {"num_classes": len(self.class_names)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.models.condition import PooledTextCondition
+from maskgil_jax.models.condition import GuidedCondition, PooledTextCondition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class PooledTextConditioner:
     encoder: Callable[[Sequence[str]], PooledTextCondition] | None = None
     batch_keys = ("text_features", "text_mask", "text_pooled", "micro")
 
-    def encode(self, requests: str | Sequence[str] | PooledTextCondition) -> PooledTextCondition:
-        """Prompts -> their condition. A `PooledTextCondition` is returned as it is."""
-        if isinstance(requests, PooledTextCondition):
+    def encode(self, requests: Any) -> Any:
+        """Prompts -> their `PooledTextCondition`. A condition is returned as it is."""
+        if isinstance(requests, PooledTextCondition | GuidedCondition):
             return requests
         prompts = [requests] if isinstance(requests, str) else requests
         if not isinstance(prompts, (list, tuple, np.ndarray)) or not all(isinstance(prompt, str) for prompt in prompts):
@@ -47,6 +47,9 @@ class PooledTextConditioner:
         features = np.zeros((count, self.tokens, self.width), np.float32)
         pooled, micro = (np.zeros((count, size), np.float32) for size in (self.pooled, self.micro))
         return PooledTextCondition(features, np.ones((count, self.tokens), bool), pooled, micro)
+
+    def fixed_parameters(self, cfg: Any) -> dict[str, Any]:
+        return {}
 
     def network_options(self) -> dict[str, Any]:
         sizes = {"text_tokens": self.tokens, "text_dim": self.width, "pooled_dim": self.pooled}

@@ -99,8 +99,11 @@ class LlamaConfig(GeneratorConfig):
 
     null_class: bool = True  # False: trained without class dropout, so there is no null class and no guidance
     condition: str = "class"  # "class": one learned vector each; "text": features of a text encoder through an MLP (LlamaGen)
-    text_tokens: int = 120  # length of a text, padded on the left
+    text_tokens: int = 120  # positions of a text; LlamaGen pads it on the left
     text_dim: int = 2048  # width of its features
+    caption_norm: bool = False  # an RMSNorm of the features before the MLP: for encoders whose states are not normalised
+    null_text: str = "random"  # what stands for no text: a "random" vector per position, under the mask of the text that it
+    # replaces (LlamaGen), or what the "encoder" makes of "", with a mask of its own
     patch: int = 1  # tokens along a side that share one position of the sequence; not causal
     kv_heads: int | None = None  # fewer than `heads`: grouped-query attention
     mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
@@ -126,6 +129,11 @@ class LlamaConfig(GeneratorConfig):
             f"positions {self.positions!r}, class_position {self.class_position!r}",
         )
         require(min(self.text_tokens, self.text_dim) >= 1, "text_tokens and text_dim: must be at least 1")
+        choose("null_text", self.null_text, ("random", "encoder"))
+        require(
+            self.condition == "text" or (self.caption_norm, self.null_text) == (False, "random"),
+            'caption_norm and null_text: are options of condition "text", got condition "class"',
+        )
         choose("positions", self.positions, ("2d", "1d_shifted"))
         choose("rope_scaling", self.rope_scaling, ("none", "interpolate", "ntk"))
         require(
@@ -186,6 +194,17 @@ class LlamaConfig(GeneratorConfig):
         """Width of the SwiGLU MLP."""
         return self.mlp_width or _round_up(int(8 * self.width / 3), 256)
 
+
+# Options of a generator that is trained on texts here; those of `LlamaConfig` are LlamaGen's. With rotation "zero" a text has
+# no keys: every token attends to all words alike. The width is that of Gemma 2 2B; a conditioner replaces it by its own.
+TEXT_RECIPE = {
+    "condition": "text",
+    "text_tokens": 128,
+    "text_dim": 2304,
+    "prefix_rotation": "identity",
+    "caption_norm": True,
+    "null_text": "encoder",
+}
 
 # The paper's Table 2; heads are always 64 wide. XXL adds QK-Norm and Post-Norm (section 4.1; their placement is our reading).
 LLAMA_PRESETS = {

@@ -30,6 +30,7 @@ class DataConfig:
     num_workers: int = option(0, "processes that read images; 0: threads of this process", low=0)
     data_dir: str = option("", "tfds only: folder of the prepared data")
     codes: str = option("", "code store made by maskgil encode; empty: images are encoded while training")
+    texts: str = option("", "text store of the captions of `codes` (data.text_store); empty: the condition is the class")
 
     def __post_init__(self):
         check_ranges(self)

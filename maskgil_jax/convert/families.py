@@ -30,7 +30,7 @@ MIT = "MIT"
 GOOGLE = "Apache-2.0, the licence of the code they were published with"
 _MASKGIL = {"positions": "1d_shifted", "class_position": "last", "mask_logit": True, "causal": False, "null_class": True}
 _LLAMAGEN = {"positions": "2d", "class_position": "first", "mask_logit": False, "causal": True}
-_CLASS, _TEXT = {"condition": "class"}, {"condition": "text"}
+_CLASS, _TEXT = {"condition": "class"}, {"condition": "text", "caption_norm": False, "null_text": "random"}
 _PLAIN = {"prefix_rotation": "zero", "qk_norm": "none", "post_norm": "none", "norm_eps": 1e-5, "rope_base": 10000.0}
 
 

@@ -16,6 +16,7 @@ from maskgil_jax.data import code_format
 from maskgil_jax.data.cache import local_store
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.loader import batches
+from maskgil_jax.data.text_store import TEXT_FIELDS, RandomCaption, TextStore
 from maskgil_jax.files.paths import is_remote
 
 __all__ = ["CodeStore", "code_batches", "encode_dataset"]
@@ -126,9 +127,17 @@ class _OneVariant(grain.transforms.Map):
 
 
 def code_batches(
-    store: CodeStore, loader: LoaderConfig, *, start_step: int = 0, variant: int | None = None
+    store: CodeStore,
+    loader: LoaderConfig,
+    *,
+    start_step: int = 0,
+    variant: int | None = None,
+    texts: TextStore | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over {"codes": int32 (b, rows, columns), "label": int32 (b,), "index": int64 (b,)}; as `loader.batches`.
+
+    texts: also gives "text_features" bfloat16 (b, t, d) and "text_mask" bool (b, t) of a caption of each image, which is
+    drawn by seed and position in the stream.
 
     variant: index into `store.variants`; None picks one at random for each image each time it is read, by seed and position
     in the stream.
@@ -137,8 +146,11 @@ def code_batches(
     require(variant is None or 0 <= variant < count, f"variant: {variant} is not in 0..{count - 1}")
     return batches(
         store,
-        [_RandomVariant() if variant is None and count > 1 else _OneVariant(variant or 0)],
-        {"codes": np.int32, "label": np.int32, "index": np.int64},
+        [
+            _RandomVariant() if variant is None and count > 1 else _OneVariant(variant or 0),
+            *([] if texts is None else [RandomCaption(texts)]),
+        ],
+        {"codes": np.int32, "label": np.int32, "index": np.int64, **({} if texts is None else TEXT_FIELDS)},
         loader,
         start_step=start_step,
         threads=1,  # reading codes is Python throughout: four threads contend for the interpreter and halve the rate

@@ -10,6 +10,7 @@ from maskgil_jax.config import CausalConfig, DecodeConfig, require
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.hybrid import decode_hybrid
 from maskgil_jax.decoding.masked import decode
+from maskgil_jax.models.generator import for_condition
 
 
 def generate_tokens(
@@ -35,6 +36,7 @@ def generate_tokens(
       ConfigError: `ar_ratio` without `ar`, or `on_step` with a causal network.
     """
     require(not ar_ratio or ar is not None, f"ar_ratio: {ar_ratio} needs a causal network; load the pipeline with ar=WEIGHTS")
+    generator, ar = for_condition(generator, condition), ar if ar is None else for_condition(ar, condition)
     require(on_step is None or not ar_ratio, "on_step: is called in masked decoding alone, not together with ar_ratio")
     if isinstance(cfg, CausalConfig):
         require(on_step is None, "on_step: is called in masked decoding, and this generator is causal")

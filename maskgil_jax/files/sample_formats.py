@@ -25,7 +25,8 @@ from maskgil_jax.files.atomic import clear, writing
 from maskgil_jax.files.images import png_bytes, read_image_and_conversions, save_png, save_webp
 from maskgil_jax.files.npz import NpzImages, npz_writer
 
-FORMATS = ("png", "webp", "npz", "array_record")
+IMAGE_FORMATS = ("png", "webp")  # a file for each image
+FORMATS = (*IMAGE_FORMATS, "npz", "array_record")
 MANIFEST, NPZ, PARTS = "samples.json", "samples.npz", "parts"
 MANIFEST_FORMAT = "maskgil samples 1"
 _LABEL = struct.Struct("<i")

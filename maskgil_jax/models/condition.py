@@ -59,6 +59,17 @@ class SizedCondition:
     columns_b: Any
 
 
+@flax.struct.dataclass
+class GuidedCondition:
+    """A condition with what takes the place of the null condition in its classifier-free guidance: a negative prompt's.
+
+    Both are of one kind and batch size. `models.generator.GuidedGenerator` computes with it.
+    """
+
+    condition: Any
+    negative: Any
+
+
 def token_places(condition: SizedCondition, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(row, column, whether it is no padding) of every token, int32 and bool (b, length)."""
     index_1l, columns_b1 = jnp.arange(length)[None], jnp.asarray(condition.columns_b)[:, None]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, GeneratorConfig
-from maskgil_jax.models.condition import ClassCondition, PooledTextCondition, SizedCondition, TextCondition
+from maskgil_jax.models.condition import ClassCondition, GuidedCondition, PooledTextCondition, SizedCondition, TextCondition
 from maskgil_jax.models.layers import layers_unrolled
 
 
@@ -65,6 +65,40 @@ class LogitsGenerator:
         return self.network.null_condition(condition)
 
 
+@flax.struct.dataclass
+class GuidedGenerator:
+    """A generator that takes a `GuidedCondition`: its null condition is the negative one."""
+
+    generator: Any
+
+    @property
+    def cfg(self) -> Any:
+        return self.generator.cfg
+
+    def __call__(self, tokens_bl, condition: GuidedCondition, *, grid=None) -> jax.Array:
+        return self.generator(tokens_bl, condition.condition, grid=grid)
+
+    def hidden(self, tokens_bl, condition: GuidedCondition, *, grid=None) -> jax.Array:
+        return self.generator.hidden(tokens_bl, condition.condition, grid=grid)
+
+    def logits(self, hidden_bmd, at_bm=None) -> jax.Array:
+        return self.generator.logits(hidden_bmd, at_bm)
+
+    def null_condition(self, condition: GuidedCondition) -> GuidedCondition:
+        return GuidedCondition(condition.negative, condition.negative)
+
+    def prefill(self, tokens_bn, condition: GuidedCondition, *, grid=None):
+        return self.generator.prefill(tokens_bn, condition.condition, grid=grid)
+
+    def step(self, token_b, cache, index, *, grid=None):
+        return self.generator.step(token_b, cache, index, grid=grid)
+
+
+def for_condition(generator: Any, condition: Any) -> Any:
+    """`generator`, wrapped if the condition is a `GuidedCondition`, so that it takes it."""
+    return GuidedGenerator(as_generator(generator)) if isinstance(condition, GuidedCondition) else generator
+
+
 class TransformerGenerator(nnx.Module):
     """What the networks share. A subclass has `cfg`, `layers`, `hidden`, `logits`, and takes `stacked` when it is made."""
 
@@ -97,6 +131,8 @@ def unstack_layers(network: Any) -> Any:
 
     Unrolled layers are slices of the stack, copied at each call. Slicing once before a loop of calls saves those copies.
     """
+    if isinstance(network, GuidedGenerator):
+        return GuidedGenerator(unstack_layers(network.generator))
     if not isinstance(network, TransformerGenerator) or isinstance(network.layers, nnx.List):
         return network
     if not layers_unrolled(network.cfg.layers):

@@ -130,7 +130,11 @@ class Llama(TransformerGenerator):
             self.caption_up = linear(cfg.text_dim, cfg.width, dtype=cfg.dtype, rngs=rngs)
             self.caption_down = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs)
             null_td = jax.random.normal(rngs.params(), (cfg.text_tokens, cfg.text_dim)) * cfg.text_dim**-0.5
+            if cfg.null_text == "encoder":  # zeros until training or a converter sets them to the encoder's output for ""
+                null_td, self.caption_null_mask = jnp.zeros_like(null_td), nnx.Param(jnp.zeros(cfg.text_tokens))
             self.caption_null = nnx.Param(null_td)
+            if cfg.caption_norm:
+                self.caption_norm = RMSNorm(cfg.text_dim, eps=cfg.norm_eps, rngs=rngs)
         else:
             self.classes = embedding(cfg.num_classes + cfg.null_class, cfg.width, rngs=rngs)  # the last row is the null class
         self.layers: Any = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
@@ -143,8 +147,8 @@ class Llama(TransformerGenerator):
     def null_condition(self, condition):
         """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
 
-        The null text is as long as the text it stands for: LlamaGen keeps the text's mask. It is random and never trained.
-        Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
+        A random null text has the mask of the text it replaces, as in LlamaGen; that of the encoder has its own. Neither is
+        trained. Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
         """
         if not self.cfg.null_class:
             raise ConfigError("guidance: this network has no null class (null_class=False); decode with guidance=1")
@@ -153,13 +157,20 @@ class Llama(TransformerGenerator):
         if self.cfg.condition == "class":
             return ClassCondition(jnp.full_like(condition.label_b, self.cfg.num_classes))
         null_td = jax.lax.stop_gradient(self.caption_null[...]).astype(condition.features_btd.dtype)
-        return TextCondition(jnp.broadcast_to(null_td, condition.features_btd.shape), condition.mask_bt)
+        mask_bt = condition.mask_bt
+        if self.cfg.null_text == "encoder":
+            mask_t = jax.lax.stop_gradient(self.caption_null_mask[...]) > 0.5
+            mask_bt = jnp.broadcast_to(mask_t, mask_bt.shape).astype(mask_bt.dtype)
+        return TextCondition(jnp.broadcast_to(null_td, condition.features_btd.shape), mask_bt)
 
     def prefix(self, condition) -> jax.Array:
         """What stands before the image's tokens (b, p, d): the class's vector, or a text's features through the MLP."""
         if self.cfg.condition == "class":
             return self.classes(condition.label_b)[:, None]
-        return self.caption_down(jax.nn.gelu(self.caption_up(condition.features_btd), approximate=True))
+        features_btd = condition.features_btd
+        if self.cfg.caption_norm:
+            features_btd = self.caption_norm(features_btd)
+        return self.caption_down(jax.nn.gelu(self.caption_up(features_btd), approximate=True))
 
     def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""

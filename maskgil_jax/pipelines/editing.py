@@ -1,10 +1,10 @@
 """Editing images with a pipeline. `Pipeline` has these functions as its methods; none of them calls it by name.
 
 Common to all: images are uint8 (b, height, width, 3), in and out, and their sides are multiples of the tokenizer's cells.
-labels: one request for all images, one per image, or None for none (the null condition); prompts instead for a
-text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image of index i depends on the
-key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so each function compiles once per
-shape. A `ConfigError` says what does not fit.
+labels: one request for all images, one per image, or None for none (the null condition); prompts, and negative_prompts if
+any, instead for a text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image of index
+i depends on the key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so each function
+compiles once per shape. A `ConfigError` says what does not fit.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from maskgil_jax.decoding.token_edits import (
 )
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.condition import take
+from maskgil_jax.models.generator import for_condition
 from maskgil_jax.pipelines.draw import RequestBatch, batch_requests
 from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
@@ -103,7 +104,8 @@ def interpolate(
     are mixed (`decoding.token_edits.InterpolatedGenerator`). The images of a pair share their key, so only the weight differs.
     """
     _check_masked(pipeline)
-    ends = [pipeline.conditioner.encode(request) for request in (first, second)]
+    negative = options.pop("negative_prompts", None)
+    ends = [pipeline.with_negative(pipeline.conditioner.encode(request), negative) for request in (first, second)]
     pairs, others = map(rows_of, ends)
     require(pairs == others, f"second: {pairs} first and {others} second classes; give pairs")
     weight_w = np.asarray(weights, np.float32)
@@ -117,7 +119,8 @@ def interpolate(
     ):
         end = pipeline.shard(jax.tree.map(jnp.asarray, take(ends[1], indices_n[rows])))
         condition = ConditionPair(start, end, pipeline.shard(jnp.asarray(weight_n[rows])))
-        tokens_bl = decode(InterpolatedGenerator(pipeline.generator), condition, key_b, pipeline.options(cfg), grid=shape)
+        generator = InterpolatedGenerator(for_condition(pipeline.generator, start))
+        tokens_bl = decode(generator, condition, key_b, pipeline.options(cfg), grid=shape)
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, shape))[:num_valid])
     images_nhwc = np.concatenate(made)
     return images_nhwc.reshape(pairs, len(weight_w), *images_nhwc.shape[1:])
@@ -163,9 +166,8 @@ def outpaint(
         known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, pipeline.shard(images_bhwc[at]))).reshape(-1, h, w)
         tokens_bhw = np.pad(known_bhw, ((0, 0), (top, margin[0] - top), (left, margin[1] - left)))
         tokens_bhw = np.where(hidden_1hw, pipeline.generator.cfg.mask_id, tokens_bhw)
-        tokens_bhw = decode_windows(
-            pipeline.generator, condition, key_b, pipeline.options(cfg), tokens_bhw, (top, left), overlap
-        )
+        generator = for_condition(pipeline.generator, condition)
+        tokens_bhw = decode_windows(generator, condition, key_b, pipeline.options(cfg), tokens_bhw, (top, left), overlap)
         flat_bl = tokens_bhw.reshape(len(tokens_bhw), -1)
         new_bhwc = np.array(jax.device_get(to_pixels(pipeline.tokenizer, flat_bl, (rows, columns))))
         old_bhwc = new_bhwc.copy()
@@ -183,7 +185,7 @@ def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) ->
     _check_masked(pipeline)
     shape, mask_id = tuple(grid or pipeline.generator.cfg.grid), pipeline.generator.cfg.mask_id
     cell, steps = pipeline.tokenizer.cfg.downsample, []
-    requests = pipeline.condition(labels, options.pop("prompts", None))
+    requests = pipeline.condition(labels, options.pop("prompts", None), options.pop("negative_prompts", None))
     for _, condition, key_b, num_valid in _batches(pipeline, requests, rows_of(requests), **options):
         seen: list[jax.Array] = []
         pipeline.tokens(condition, key_b, cfg=cfg, grid=shape, on_step=lambda _, tokens_bl, seen=seen: seen.append(tokens_bl))
@@ -203,6 +205,7 @@ def _batches(
     count: int,
     *,
     prompts: Any = None,
+    negative_prompts: Any = None,
     seed: int = 0,
     key: jax.Array | None = None,
     batch_size: int | None = None,
@@ -213,11 +216,12 @@ def _batches(
     _check_masked(pipeline)
     require(not ar_ratio, f"ar_ratio: {MASKED_ONLY}")
     if labels is None and prompts is None:
-        condition = _null_condition(pipeline, count)
+        condition = pipeline.with_negative(_null_condition(pipeline, count), negative_prompts)
     else:
-        condition = pipeline.condition(labels, prompts)
+        condition = pipeline.condition(labels, prompts, negative_prompts)
         given = rows_of(condition)
-        require(given in (1, count), f"labels: {given} classes for {count} images; give one, or one for each")
+        asked = f"labels: {given} classes" if prompts is None else f"prompts: {given}"
+        require(given in (1, count), f"{asked} for {count} images; give one, or one for each")
         condition = take(condition, np.arange(count) % given)
     key, size = pipeline.request(count, seed, key, batch_size)
     yield from batch_requests(condition, key, np.arange(count) if indices is None else indices, size, pipeline.shard)

@@ -14,7 +14,8 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from maskgil_jax.files.atomic import write_json
 from maskgil_jax.files.paths import is_remote
 from maskgil_jax.files.sample_formats import (
     FORMATS,
+    IMAGE_FORMATS,
     MANIFEST,
     MANIFEST_FORMAT,
     NPZ,
@@ -37,6 +39,7 @@ from maskgil_jax.files.sample_formats import (
 )
 from maskgil_jax.networks import fingerprint, params_of
 from maskgil_jax.pipelines.pipeline import Pipeline
+from maskgil_jax.pipelines.prompts import PromptRequest, as_requests, draw_prompts, size_order
 
 __all__ = ["FORMATS", "balanced_labels", "read_samples", "sample_to_folder"]
 
@@ -62,6 +65,7 @@ def sample_to_folder(
     labels,
     out,
     *,
+    prompts: str | Sequence[str | PromptRequest] | None = None,
     format: str = "png",
     seed: int = 0,
     batch_size: int = 32,
@@ -73,7 +77,9 @@ def sample_to_folder(
 ) -> pathlib.Path:
     """Generates one image per label into the folder `out`; keeps the parts that an earlier run finished.
 
-    format: one of `FORMATS`. part_size: images per part of npz and array_record, the most that an interruption loses.
+    prompts: with labels=None, one image per text or `PromptRequest`, which says size and seed; files of one image (png, webp)
+    only. The manifest holds each request. format: one of `FORMATS`. part_size: images per part of npz and array_record, the
+    most that an interruption loses.
     overwrite: first remove the samples of a job with other settings. share: (index, count) of the shares into which the
     job is split; default: this process among those of the run. Share 0 joins the parts once all exist.
 
@@ -87,11 +93,24 @@ def sample_to_folder(
     )
     require(str(out) != "", "--out: is empty; give a folder")
     require(part_size >= 1, f"part_size: must be at least 1, got {part_size}")
-    ids_n, out = pipeline.label_ids(labels), pathlib.Path(out)
+    out = pathlib.Path(out)
+    require((labels is None) != (prompts is None), "labels, prompts: give one of them")
+    if prompts is None:
+        requests, ids_n, order = [], pipeline.label_ids(labels), []
+        runs = [[int(label), len(list(run))] for label, run in itertools.groupby(ids_n)]  # [class, images in a row]
+        asked: dict[str, Any] = {"labels": runs}
+    else:
+        require(format in IMAGE_FORMATS, f"--format: images of prompts are {' or '.join(IMAGE_FORMATS)}, got {format!r}")
+        require(not ar_ratio and grid is None, "prompts: have sizes of their own, and are drawn without a causal network")
+        kind = pipeline.generator.cfg.condition
+        require(kind != "class", f"prompts: this generator is conditioned on a {kind}; give labels")
+        requests = as_requests(prompts)
+        ids_n, order = np.zeros(len(requests), np.int32), size_order(pipeline, requests)
+        asked = {"prompts": [request.plain() for request in requests], **pipeline.conditioner.metadata()}
     pipeline.request(len(ids_n), seed, None, batch_size)  # refuses a bad seed or batch size before anything is written
     _check_grid(pipeline, grid)
     index, count = share or _process_share()
-    settings = _settings(pipeline, ids_n, format, seed, grid or pipeline.generator.cfg.grid, ar_ratio, part_size)
+    settings = _settings(pipeline, len(ids_n), asked, format, seed, grid or pipeline.generator.cfg.grid, ar_ratio, part_size)
     if index == 0:
         _create_or_resume(out, settings, overwrite)
     _sync_processes("created", share)
@@ -99,7 +118,11 @@ def sample_to_folder(
     own = list(itertools.islice(parts.items(), index, None, count))
     finished = (out / NPZ).exists() and format == "npz"
     todo = [] if finished else [(name, rows) for name, rows in own if not (out / name).exists()]
-    images = _images(pipeline, ids_n, [rows for _, rows in todo], seed, batch_size, grid, ar_ratio)
+    if requests:
+        todo.sort(key=lambda part: order.index(part[1][0]))
+        images = _prompt_images(pipeline, requests, [rows for _, rows in todo], seed, batch_size)
+    else:
+        images = _images(pipeline, ids_n, [rows for _, rows in todo], seed, batch_size, grid, ar_ratio)
     for (name, rows), images_bhwc in zip(todo, images):
         write_part(out / name, images_bhwc, ids_n[rows])
     _sync_processes("written", share)
@@ -114,13 +137,13 @@ def sample_to_folder(
     return out
 
 
-def _settings(pipeline: Pipeline, ids_n, format: str, seed: int, grid, ar_ratio: float, part_size: int) -> dict:
-    """All that the images depend on, as the manifest records it; not batch size, devices or processes."""
+def _settings(pipeline: Pipeline, num: int, asked: dict, format: str, seed: int, grid, ar_ratio: float, part_size: int) -> dict:
+    """All that the images depend on, as the manifest records it; not batch size, devices or processes. asked: the requests."""
     values = {
         "format": MANIFEST_FORMAT,
         "files": format,
-        "num": len(ids_n),
-        "labels": [[int(label), len(list(run))] for label, run in itertools.groupby(ids_n)],  # [class, images in a row]
+        "num": num,
+        **asked,
         "seed": int(seed),
         "canvas": [int(side) for side in grid],
         "rope_scaling": pipeline.generator.cfg.rope_scaling,
@@ -194,6 +217,14 @@ def _images(pipeline: Pipeline, ids_n, parts: list[np.ndarray], seed, batch_size
     images = itertools.chain.from_iterable(_with_progress(batches, len(indices_m), len(ids_n)))
     for rows in parts:
         yield np.stack(list(itertools.islice(images, len(rows))))
+
+
+def _prompt_images(pipeline: Pipeline, requests, parts: list[np.ndarray], seed: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields the image of each part, (1, height, width, 3)."""
+    if parts:
+        batches = draw_prompts(pipeline, requests, np.concatenate(parts), seed=seed, batch_size=batch_size)
+        for batch in _with_progress(batches, len(parts), len(requests)):
+            yield from batch[:, None]
 
 
 def _with_progress(batches: Iterable[np.ndarray], todo: int, total: int) -> Iterator[np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,22 +25,13 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
+from maskgil_jax.models.condition import GuidedCondition, repeat, take
 from maskgil_jax.models.condition import batch_size as rows_of
-from maskgil_jax.models.condition import repeat, take
 from maskgil_jax.pipelines import editing
+from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.rng import keys_of_seeds
-
-# What other libraries call a decoding option.
-FOREIGN_NAMES = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "cfg_scale": "guidance",
-    "num_steps": "steps",
-    "generator": "seed",
-}
-
 
 MAX_BATCH = 64  # images that a call without `batch_size` generates at once
 
@@ -115,6 +105,8 @@ class Pipeline:
 
     def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
         """Class numbers or names -> int32 (b,). Raises a `ConfigError` that says what the names and range are."""
+        kind = self.generator.cfg.condition
+        require(kind == "class", f"labels: this generator is conditioned on {kind}; give prompts")
         return np.asarray(self.conditioner.encode(labels).label_b)
 
     def __call__(
@@ -122,6 +114,7 @@ class Pipeline:
         labels: Any = None,
         *,
         prompts: Any = None,
+        negative_prompts: Any = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -138,8 +131,9 @@ class Pipeline:
     ) -> Any:
         """Generates one image per label or prompt: uint8 (b, height, width, 3).
 
-        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. height, width: pixels;
-        default the training size. grid: (rows, columns) of codes, instead of height and width. seeds: one for each image, or
+        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. negative_prompts: what
+        guidance moves away from, instead of no text: one for all prompts, or one for each. height, width: pixels; default the
+        training size. grid: (rows, columns) of codes, instead of height and width. seeds: one for each image, or
         several for one label, instead of `seed`; an image is then the first image of a request with its seed alone. key: used
         instead of `seed`. num_per_label: images of each label, one after the other. cfg: default `self.cfg`, the options
         stored with the weights; or the name of a preset (`config.DECODE_PRESETS`). decoding: decoding options that replace
@@ -151,7 +145,10 @@ class Pipeline:
         """
         choose("output", output, ("numpy", "pil"))
         require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
-        condition, grid = repeat(self.condition(labels, prompts), num_per_label), self.grid_of(height, width, grid)
+        condition, grid = (
+            repeat(self.condition(labels, prompts, negative_prompts), num_per_label),
+            self.grid_of(height, width, grid),
+        )
         count = rows_of(condition)
         if seeds is not None:
             require(key is None and seed == 0, "seeds: give them, seed or key")
@@ -164,13 +161,24 @@ class Pipeline:
         images = np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step, padded=padded)))
         return images if output == "numpy" else to_pil(images)
 
-    def condition(self, labels: Any = None, prompts: Any = None) -> Any:
-        """The condition of labels or of prompts, whichever is given."""
+    def condition(self, labels: Any = None, prompts: Any = None, negative_prompts: Any = None) -> Any:
+        """The condition of labels or of prompts, whichever is given, with that of negative prompts."""
         require((labels is None) != (prompts is None), "labels, prompts: give one of them")
         kind = self.generator.cfg.condition
         if prompts is not None and kind not in ("text", "pooled_text"):
             raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
-        return self.conditioner.encode(labels if prompts is None else prompts)
+        return self.with_negative(self.conditioner.encode(labels if prompts is None else prompts), negative_prompts)
+
+    def with_negative(self, condition: Any, negative_prompts: Any = None) -> Any:
+        """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itself."""
+        if negative_prompts is None:
+            return condition
+        kind = self.generator.cfg.condition
+        require(kind != "class", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
+        negative, count = self.conditioner.encode(negative_prompts), rows_of(condition)
+        given = rows_of(negative)
+        require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")
+        return GuidedCondition(condition, take(negative, np.arange(count) % given))
 
     def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
@@ -271,15 +279,7 @@ class Pipeline:
         cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
         if not isinstance(cfg, type(self.cfg)):
             raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
-        known = [field.name for field in dataclasses.fields(cfg)]
-        for name in changes:
-            if name in FOREIGN_NAMES:
-                raise ConfigError(f"{name}: is called {FOREIGN_NAMES[name]!r} here")
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; they are {', '.join(known)}"
-                raise ConfigError(f"{name}: is not an option of {type(cfg).__name__}{hint}")
-        return dataclasses.replace(cfg, **changes) if changes else cfg
+        return changed(cfg, changes)
 
 
 def pack(path, out) -> None:
@@ -291,12 +291,14 @@ def pack(path, out) -> None:
     save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
 
 
-def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
+def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = None) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
     ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
     rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
     "ntk" (`models.rope.angles_1d`); default what the folder says.
+    text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
+    says, read at the first prompt. It must be the one of training.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
@@ -306,14 +308,14 @@ def load(path, ar=None, *, rope_scaling: str | None = None) -> Pipeline:
         require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
     _check_tokenizer(path, generator, tokenizer)
     generator = _scaled(path, generator, rope_scaling)
-    conditioner, cfg = conditioner_of(generator.cfg, generator.about), _decoding(generator)
+    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder), _decoding(generator)
     if ar is None:
         return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path))
     causal = load_weights(ar, "generator")
     require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
     require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
     _check_tokenizer(ar, causal, tokenizer, str(path))
-    same = conditioner_of(causal.cfg, causal.about) == conditioner
+    same = conditioner_of(causal.cfg, causal.about, getattr(conditioner, "encoder", None)) == conditioner
     require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
     ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
     return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path), causal.build(), ar_cfg)

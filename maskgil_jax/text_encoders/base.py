@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from maskgil_jax.models.condition import TextCondition
 
@@ -14,6 +14,10 @@ class TextEncoder(Protocol):
     @property
     def name(self) -> str:
         """Identifies the network: its kind and sizes."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the features depend on, as plain values: path, name, options and "hash"."""
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ from maskgil_jax.config import require
 from maskgil_jax.config.encoders import TextEncoderOptions
 from maskgil_jax.models.condition import TextCondition
 from maskgil_jax.text_encoders.folder import Table, match
+from maskgil_jax.text_encoders.identity import encoder_hash
 from maskgil_jax.text_encoders.text_tokens import TextTokenizer
 
 ROWS = 64  # texts that are computed at once
@@ -74,13 +75,21 @@ class FrozenTextEncoder:
         options: TextEncoderOptions,
         folder: pathlib.Path,
         pad_id: Any,
+        source: str,
+        digests: Mapping[str, str],
     ):
         self.name = f"{kind}-{cfg.depth}x{cfg.width}"
         self.width: int = cfg.width
         self.max_tokens: int = min(options.max_tokens, getattr(cfg, "positions", options.max_tokens))
         self.cfg, self.params, self.options, self.folder = cfg, params, options, folder
-        self._network, self._pad_id = network, pad_id
+        self._network, self._pad_id, self._source, self._digests = network, pad_id, source, digests
         self._tokenizer: TextTokenizer | None = None
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What the features depend on, as plain values for `config.json`: path, name, options and a hash of the files."""
+        options = dataclasses.asdict(self.options) | {"max_tokens": self.max_tokens}
+        return {"path": self._source, "name": self.name, **options, "hash": encoder_hash(self._digests, self.folder)}
 
     def apply(self, params: dict, ids_bt: jax.Array, mask_bt: jax.Array) -> jax.Array:
         """The chosen hidden state (b, t, width) in float32 as a pure function, without gradients."""

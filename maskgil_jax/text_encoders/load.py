@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax.config.encoders import TextEncoderOptions
 from maskgil_jax.text_encoders import bert, clip, gemma, t5
 from maskgil_jax.text_encoders.encoder import FrozenTextEncoder, Network
 from maskgil_jax.text_encoders.folder import chosen_layers, is_used, locate, read_config, read_params, stored_tensors
+from maskgil_jax.text_encoders.identity import sample_digest
+from maskgil_jax.text_encoders.packed import is_packed, packed_shapes, read_packed
 from maskgil_jax.text_encoders.placement import putter
+
+SHIPPED_NAME, SHIPPED = "minilm", pathlib.Path(__file__).parent / "minilm"
 
 _GEMMA = Network(gemma.read_config, gemma.table, gemma.apply, gemma.PREFIXES, gemma.IGNORED, norm_is_last=True)
 _T5 = Network(t5.read_config, t5.table, t5.apply, t5.PREFIXES, t5.IGNORED, True, tuple(t5.ALIASES.items()))
@@ -36,6 +45,9 @@ def load_text_encoder(
 ) -> FrozenTextEncoder:
     """Reads a text encoder from a Hugging Face folder or "hf://owner/repo[@revision]"; `config.json` says which one.
 
+    "minilm" is the encoder that the package brings along: all-MiniLM-L6-v2 with fewer words and 4-bit weights. A local folder
+    of that name is "./minilm".
+
     layer: which of transformers' `hidden_states`; -2 needs neither the last layer nor the final norm, which are not read then.
     None: `last_hidden_state`. For CLIP, -1 is before the final norm and None after it.
     max_tokens: positions of the features; longer texts are cut with a warning. CLIP and BERT take at most as many as they have.
@@ -44,15 +56,23 @@ def load_text_encoder(
     Raises: ConfigError, one line that names the folder and the file, key or tensor.
     """
     options = TextEncoderOptions(layer, max_tokens, padding, template, dtype)
-    folder = locate(path)
+    folder = SHIPPED if os.fspath(path) == SHIPPED_NAME else locate(path)
     values = read_config(folder, NETWORKS)
     kind = values["model_type"]
     network = NETWORKS[kind]
     cfg = network.read_config(values, str(folder / "config.json"))
     count, norm = chosen_layers(layer, cfg.depth, network.norm_is_last, folder)
     stored = stored_tensors(folder)
-    names = network.names_in_file(folder, cfg, {name: tensor.shape for name, tensor in stored.items()})
+    packed = is_packed(values)
+    shapes = packed_shapes(folder, stored) if packed else {name: tensor.shape for name, tensor in stored.items()}
+    names = network.names_in_file(folder, cfg, shapes)
     names = {parameter: name for parameter, name in names.items() if is_used(parameter, count, norm)}
-    params = read_params(stored, names, dtype, putter(mesh))
+    put, digests = putter(mesh), {}
+
+    def put_and_digest(parameter: str, value: np.ndarray) -> jax.Array:
+        digests[parameter] = sample_digest(value)
+        return put(parameter, value)
+
+    params = (read_packed if packed else read_params)(stored, names, dtype, put_and_digest)
     params.setdefault("layers", [])
-    return FrozenTextEncoder(kind, network, cfg, params, options, folder, values.get("pad_token_id"))
+    return FrozenTextEncoder(kind, network, cfg, params, options, folder, values.get("pad_token_id"), os.fspath(path), digests)

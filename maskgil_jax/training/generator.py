@@ -16,11 +16,12 @@ from clu.metrics import Average
 
 from maskgil_jax import networks
 from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_metadata, save_weights
-from maskgil_jax.conditioning import ClassConditioner, Conditioner
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, stored_texts
 from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
     LLAMA_PRESETS,
+    TEXT_RECIPE,
     CausalConfig,
     DecodeConfig,
     GeneratorConfig,
@@ -33,6 +34,7 @@ from maskgil_jax.config import (
 from maskgil_jax.config.training import Objective
 from maskgil_jax.data.code_store import CodeStore, code_batches
 from maskgil_jax.data.images import image_batches, open_images
+from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
@@ -40,6 +42,7 @@ from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
+from maskgil_jax.training.identity import text_identity
 from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
 from maskgil_jax.training.losses import chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
@@ -55,8 +58,11 @@ def model_options(model, *, codebook_size: int, grid: tuple[int, int], **fixed: 
     family, preset = options.pop("family"), options.pop("preset")
     choose("config.model.family", family, PRESETS)
     choose("config.model.preset", preset, PRESETS[family])
+    text = fixed.get("condition") == "text"
+    require(family == "llama" or not text, f"config.model.family: {family!r} cannot be conditioned on text; choose llama")
+    values = to_dict(PRESETS[family][preset]) | (TEXT_RECIPE if text else {}) | options
     fixed |= dict(codebook_size=codebook_size, grid=tuple(grid))
-    return from_dict(type(PRESETS[family][preset]), {**to_dict(PRESETS[family][preset]), **options, **fixed}, "config.model")
+    return from_dict(type(PRESETS[family][preset]), values | fixed, "config.model")
 
 
 def corrupt_batch(key: jax.Array, codes_bl, condition, cfg: GeneratorConfig, objective: Objective) -> dict:
@@ -187,9 +193,11 @@ def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]]
     if data.codes:
         store = CodeStore(data.codes)
         store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
-        conditioner = ClassConditioner(store.class_names)
-        batches = functools.partial(code_batches, store, loader_config(config))
+        texts = TextStore(data.texts) if data.get("texts") else None
+        conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
+        batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
         return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid, store
+    require(not data.get("texts"), "config.data.texts: needs config.data.codes, a code store of the same images")
     source = open_images(data.path, split=data.split, label=data.label, size=size, data_dir=data.data_dir or None)
     options = dict(size=size, crop=data.crop, flip=data.flip)
     conditioner = ClassConditioner(tuple(source.class_names))
@@ -226,8 +234,14 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     sizes = dict(codebook_size=tokenizer.cfg.codebook_size, grid=grid, **conditioner.network_options())
     cfg = model_options(config.model.to_dict(), **sizes)
     decode_cfg = from_dict(CausalConfig if cfg.causal else DecodeConfig, config.decode.to_dict(), "config.decode")
-    tx, schedule = make_optimizer(config.optimizer, config.total_steps), learning_rate(config.optimizer, config.total_steps)
+    tx = make_optimizer(config.optimizer, config.total_steps, text=cfg.condition == "text")
+    schedule = learning_rate(config.optimizer, config.total_steps)
     tx = skip_bad_updates(tx, skip_config(config))
+
+    fixed = conditioner.fixed_parameters(cfg)
+
+    def init_params(key: jax.Array) -> dict:
+        return networks.params_of(networks.create(cfg, key)) | fixed
 
     # previews: the same conditions at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -245,7 +259,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
             **figures,
         }
-        save_weights(folder / "generator", cfg, averaged, metadata=metadata)
+        save_weights(folder / "generator", cfg, averaged | fixed, metadata=metadata)
 
     def evaluate(step: int, state: TrainState) -> dict:
         averaged = networks.build(cfg, state.averaged)
@@ -262,7 +276,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         mesh,
         name="generator",
         primary_metric="loss" if cfg.causal else "masked_loss",
-        init=init_state(lambda key: networks.params_of(networks.create(cfg, key)), tx, ema=config.optimizer.ema_decay > 0),
+        init=init_state(init_params, tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(
             jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay, conditioner=conditioner
@@ -276,6 +290,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             "objective": objective,
             "seed": config.seed,
             "batch_size": config.batch_size,
+            **text_identity(conditioner),
         },
         sample_fn=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
         eval_fn=evaluate if evaluator else None,

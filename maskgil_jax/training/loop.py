@@ -67,7 +67,7 @@ def data_identity(config, source=None) -> dict:
     Paths of codes and prepared data sets, the number of workers and loader options at their defaults are left out.
     source: an image source or code store.
     """
-    ignored = ("codes", "data_dir", "num_workers", "rows")
+    ignored = ("codes", "texts", "data_dir", "num_workers", "rows")
     defaults = [(name, value) for name, default in LOADER_DEFAULTS.items() for value in (default, None)]
     options = {name: value for name, value in config.data.items() if name not in ignored and (name, value) not in defaults}
     content = getattr(source, "content_hash", "")
