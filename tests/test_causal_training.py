@@ -93,7 +93,7 @@ def test_causal_run_resumes_exactly(tmp_path):
 def test_causal_run_files_differ_from_masked_ones_as_documented():
     for causal, masked in (("emoji_ar", "emoji"), ("c2i_ar_b", "c2i_b")):
         ours, theirs = (read_run_file(str(CONFIGS / f"{name}.py"), []).to_dict() for name in (causal, masked))
-        assert ours["model"] == theirs["model"] | {"causal": True}
+        assert ours["model"] == theirs["model"] | {"causal": True, "patch": None}, "a causal network has no token patches"
         assert ours["data"] == theirs["data"] and ours["tokenizer"] == theirs["tokenizer"]
         assert from_dict(CausalConfig, ours["decode"]) == CausalConfig() and ours["objective"]["label_smoothing"] == 0.0
 

@@ -129,7 +129,9 @@ def test_maskgit_in_bfloat16_gives_float32_outputs():
     for cfg, call in (
         (MaskGITVQConfig(32, (1, 2), 1, 8, 4, dtype="bfloat16"), lambda t: (t.latents(images), t.decode(t.encode(images)))),
         (
-            MaskGITConfig(8, 3, (2, 2), 16, 1, 2, 16, dtype="bfloat16"),
+            MaskGITConfig(
+                codebook_size=8, num_classes=3, grid=(2, 2), width=16, depth=1, heads=2, mlp_width=16, dtype="bfloat16"
+            ),
             lambda g: (g(jnp.zeros((1, 4), jnp.int32), ClassCondition(jnp.zeros(1, jnp.int32))),),
         ),
     ):

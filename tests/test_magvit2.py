@@ -276,4 +276,4 @@ def test_tokenizer_trainer_trains_magvit2(emoji):
 def test_tokenizer_trainer_refuses_to_restart_codes_of_signs(tmp_path, capsys):
     argv = ["--config", "demo_tokenizer", "--workdir", str(tmp_path / "run"), "--config.model.preset=MAGVIT2-small"]
     assert cli.main(["train", *argv, "--config.model.bits=6"]) == 2
-    assert "config.restart_after: MAGVIT2-small has no codebook whose codes could be moved" in capsys.readouterr().err
+    assert "config.restart_after: MAGVIT2-small has no codebook vectors to restart" in capsys.readouterr().err

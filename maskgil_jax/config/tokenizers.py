@@ -25,6 +25,11 @@ class Levels:
         )
 
     @property
+    def patch(self) -> int:
+        """Pixels along a side that are folded into the channels before the first level."""
+        return 1
+
+    @property
     def downsample(self) -> int:
         """Pixels per code along one side."""
         return 2 ** (len(self.multipliers) - 1)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError
 from maskgil_jax.runtime.mesh import constrain_batch
@@ -18,7 +19,7 @@ ATTENTION_MULTIPLE = 8  # cuDNN refuses odd lengths; a multiple of 8 also aligns
 # Names (`checkpoint_name`) of what `remat="dots"` keeps beside the outputs of linear maps: the output of attention, and, where
 # layers are unrolled, the states after the residual sum of attention. In a scan, a TPU takes longer to fetch the latter from
 # memory than to add them again.
-ATTENTION_OUT, ATTENTION_RESIDUAL = "attn_out", "attn_residual"
+ATTENTION_OUT, ATTENTION_RESIDUAL, LINEAR_OUT = "attn_out", "attn_residual", "linear_out"
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
 
@@ -64,7 +65,8 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
         if platform() != "cpu" or self.use_bias or out_sharding is not None:
             return super().__call__(inputs, out_sharding=out_sharding)
-        return product(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        # Named, since remat policies do not see the products inside a function with a gradient of its own.
+        return checkpoint_name(product(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype)), LINEAR_OUT)
 
 
 def linear(d_in: int, d_out: int, *, dtype: str, rngs: nnx.Rngs, bias: bool = False, zero: bool = False) -> nnx.Linear:
@@ -184,7 +186,8 @@ def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
 # Which intermediate values the backward pass keeps, by whether layers are unrolled; the rest is computed again. "none": all.
 REMAT_POLICIES: dict[str, Callable[[bool], Any]] = {
     "dots": lambda unrolled: jax.checkpoint_policies.save_from_both_policies(
-        _keep_linear_maps, jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT, *[ATTENTION_RESIDUAL] * unrolled)
+        _keep_linear_maps,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT, LINEAR_OUT, *[ATTENTION_RESIDUAL] * unrolled),
     ),
     "full": lambda unrolled: jax.checkpoint_policies.nothing_saveable,
     "offload": lambda unrolled: jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
