@@ -6,6 +6,7 @@ from helpers.tiny_pipeline import SIDE, save_pipeline, tiny_pipeline
 from PIL import Image
 
 from maskgil_jax import cli
+from maskgil_jax.commands.edit import read_image_and_mask
 from maskgil_jax.config.base import warn_renamed
 
 
@@ -148,3 +149,18 @@ def test_image_and_mask_of_another_size_are_cropped_alike(folder, tmp_path):
     pair = np.stack([Image.open(tmp_path / "out" / f"inpaint-00{i}.png") for i in range(2)])
     same = (pair[0] == pair[1]).all(axis=-1)
     assert pair.shape == (2, SIDE, SIDE, 3) and same[8:].all() and same[:, 8:].all() and not same[:8, :8].all()
+
+
+def test_read_image_and_mask_lets_no_colour_of_the_hole_into_a_scaled_image(tmp_path):
+    mask = np.zeros((192, 192), np.uint8)
+    mask[50:101, 50:101] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    read = []
+    for colour in ((255, 0, 0), (255, 255, 255)):
+        picture = np.full((192, 192, 3), (60, 140, 90), np.uint8)
+        picture[mask > 0] = colour
+        Image.fromarray(picture).save(tmp_path / "picture.png")
+        read.append(read_image_and_mask(tmp_path / "picture.png", tmp_path / "mask.png", 64, needs_mask=True))
+    np.testing.assert_array_equal(read[0][0], read[1][0])
+    np.testing.assert_array_equal(read[0][1], read[1][1])
+    assert read[0][1].any() and (read[0][0] == (60, 140, 90)).all()

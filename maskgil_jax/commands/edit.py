@@ -153,6 +153,7 @@ def read_image_and_mask(image_path, mask_path, size: int | None, *, needs_mask: 
     import numpy as np
 
     from maskgil_jax.data.transforms import adm_center_crop
+    from maskgil_jax.decoding.token_edits import fill_holes
     from maskgil_jax.files.images import read_alpha, read_image
 
     image_hwc, mask_hw = read_image(image_path), None
@@ -173,6 +174,8 @@ def read_image_and_mask(image_path, mask_path, size: int | None, *, needs_mask: 
     if size is None or image_hwc.shape == (size, size, 3):
         return image_hwc, mask_hw
     if mask_hw is not None:
+        # Scaling averages neighbouring pixels, so the content of the hole goes before it.
+        image_hwc = fill_holes(image_hwc[None], mask_hw[None])[0]
         levels_hwc = np.repeat(np.where(mask_hw, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
         mask_hw = adm_center_crop(levels_hwc, size)[..., 0] >= 128
     return adm_center_crop(image_hwc, size), mask_hw
