@@ -179,9 +179,9 @@ esac
 root=$(dirname "$here")
 commit=$(git -C "$root" rev-parse HEAD) || fail "$root: not a git clone, so there is no commit to install"
 [[ -z $(git -C "$root" status --porcelain --untracked-files=no) ]] || say "uncommitted changes are not part of what is installed"
-room=$(mktemp -d)
-trap 'rm -rf "$room"' EXIT
-archive=$room/maskgil_jax-$commit.tar.gz
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+archive=$scratch/maskgil_jax-$commit.tar.gz
 $dry_run || git -C "$root" archive --format=tar.gz -o "$archive" "$commit"
 
 for ((attempt = 0; ; attempt++)); do

@@ -65,7 +65,11 @@ NO_NAMES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
 
 PACKAGE = sorted((ROOT / "maskgil_jax").rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-ALL = [*PACKAGE, *CONFIGS, *(p for room in ("tests", "benchmarks", "launch") for p in sorted((ROOT / room).rglob("*.py")))]
+ALL = [
+    *PACKAGE,
+    *CONFIGS,
+    *(p for package in ("tests", "benchmarks", "launch") for p in sorted((ROOT / package).rglob("*.py"))),
+]
 
 
 def module_of(path: Path) -> str:
@@ -77,7 +81,7 @@ PUBLIC_NAMES = {f"maskgil_jax.{name}" for name in maskgil_jax.__all__} - {"maskg
 MODULES = {module_of(path): path for path in PACKAGE}
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """The package or top-level module that a module belongs to; empty for the package's own __init__."""
     return module.split(".")[1] if "." in module else ""
 
@@ -137,7 +141,7 @@ def report(problems: list[str]) -> None:
 
 
 def test_every_package_has_a_level():
-    packages = {room_of(m) for m in MODULES} - {"", "__main__"}
+    packages = {package_of(m) for m in MODULES} - {"", "__main__"}
     assert packages == set(LEVELS), "docs/architecture.md: the table and the packages differ"
 
 
@@ -153,7 +157,7 @@ def test_imports_go_to_lower_levels_or_as_the_table_says():
             if name in PUBLIC_NAMES:
                 problems.append(f"{module}:{line}: {name} by its public name; import it from the module it lives in")
             continue
-        low, high = room_of(module), room_of(target)
+        low, high = package_of(module), package_of(target)
         if low == high or low == "__main__":
             continue
         if LEVELS[high] == LEVELS[low]:
@@ -171,17 +175,17 @@ def test_no_package_imports_what_it_must_not_know():
         [
             f"{module}:{line}: imports {name}; {why}"
             for module, line, target, name in own_imports()
-            for room, closed, why in FORBIDDEN_IMPORTS
-            if room_of(module) == room != room_of(target) and within(name, closed)
+            for package, closed, why in FORBIDDEN_IMPORTS
+            if package_of(module) == package != package_of(target) and within(name, closed)
         ]
     )
 
 
-@pytest.mark.parametrize("level", ["module", "room"])
+@pytest.mark.parametrize("level", ["module", "package"])
 def test_no_cycles(level):
     edges: dict[str, set[str]] = {}
     for module, _, target, _ in own_imports():
-        a, b = (module, target) if level == "module" else (room_of(module), room_of(target))
+        a, b = (module, target) if level == "module" else (package_of(module), package_of(target))
         if a != b and b and target != "maskgil_jax":
             edges.setdefault(a, set()).add(b)
     done: set[str] = set()
@@ -197,13 +201,13 @@ def test_no_cycles(level):
         walk(node, ())
 
 
-def test_outside_packages_stay_in_their_rooms():
+def test_outside_packages_stay_in_their_packages():
     problems = []
     for module, path in MODULES.items():
         tree = tree_of(path)
         for line, name in imports_of(tree, module):
-            for guest, (rooms, why) in RESTRICTED_PACKAGES.items():
-                if within(name, guest) and room_of(module) not in rooms:
+            for outside, (packages, why) in RESTRICTED_PACKAGES.items():
+                if within(name, outside) and package_of(module) not in packages:
                     problems.append(f"{module}:{line}: imports {name}; {why}")
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         for line, name in imports_of(top, module):

@@ -1,4 +1,4 @@
-"""AR decoding with a cache: the full sequence's numbers, the original's tokens, the token law, and what it promises."""
+"""AR decoding with a cache: the full sequence's numbers, the original's tokens, the distribution of tokens, and its errors."""
 
 import dataclasses
 

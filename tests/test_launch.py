@@ -18,13 +18,13 @@ RUN = ["run", *TPU, "--type", "v5litepod-16", "--workdir", "gs://bucket/b run", 
 
 
 @pytest.fixture
-def room(tmp_path):
+def box(tmp_path):
     return make_room(tmp_path)
 
 
-def verbs(room):
+def verbs(box):
     """The calls in short: create, scp, install, start, follow, ..."""
-    return [next((w.split()[-1] for w in OVER_SSH if w in argv[-1]), argv[4]) for argv in calls(room)]
+    return [next((w.split()[-1] for w in OVER_SSH if w in argv[-1]), argv[4]) for argv in calls(box)]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -44,15 +44,15 @@ def test_scripts_stop_at_errors_and_run_no_input(path):
 
 
 @pytest.mark.parametrize("script", ["tpu.sh", "gpu.sh", "xpk.sh", "worker.sh"])
-def test_help(room, script):
-    done = launch(room, script, "--help", HOME=str(room))
+def test_help(box, script):
+    done = launch(box, script, "--help", HOME=str(box))
     assert done.returncode == 0 and done.stdout.startswith(f"usage: launch/{script}") and not done.stderr
-    assert not calls(room)
+    assert not calls(box)
 
 
 # ------------------------------------------------------------------------------------------------ tpu.sh
-def test_create_install_train(room):
-    answers(room, describe=["1 ", "0 READY"], follow=["0 step 1"])
+def test_create_install_train(box):
+    answers(box, describe=["1 ", "0 READY"], follow=["0 step 1"])
     more = [
         "--spot",
         "--project",
@@ -64,9 +64,9 @@ def test_create_install_train(room):
         "--config.x=a b",
         "$(boo)",
     ]
-    done = launch(room, "tpu.sh", *RUN, *more)
+    done = launch(box, "tpu.sh", *RUN, *more)
     assert done.returncode == 0 and "step 1" in done.stdout, done.stderr
-    create, scp, install, rsync, start, follow = calls(room)
+    create, scp, install, rsync, start, follow = calls(box)
     where = ["--zone", "us-west4-a", "--project", "my-project"]
     vm = ["gcloud", "compute", "tpus", "tpu-vm"]
     kind = ["--accelerator-type", "v5litepod-16", "--version", "v2-alpha-tpuv5-lite", "--spot"]
@@ -92,102 +92,100 @@ def test_create_install_train(room):
     ]
 
 
-def test_the_archive_is_the_commit(room):
+def test_the_archive_is_the_commit(box):
     """What is copied unpacks to the package, the lock and the script that the workers start."""
-    stub = room / "bin" / "gcloud"
+    stub = box / "bin" / "gcloud"
     stub.write_text(
         stub.read_text().replace(
             "sys.exit(int",
-            "[os.link(a, room / 'sent') for a in argv if a.endswith('.tar.gz') and a.startswith('/')]\nsys.exit(int",
+            "[os.link(a, box / 'sent') for a in argv if a.endswith('.tar.gz') and a.startswith('/')]\nsys.exit(int",
         )
     )
-    answers(room, describe=["0 READY"])
-    assert launch(room, "tpu.sh", *RUN, GIT_CONFIG_COUNT="0").returncode == 0
-    names = subprocess.run(["tar", "-tzf", str(room / "sent")], capture_output=True, text=True, check=True).stdout.split()
+    answers(box, describe=["0 READY"])
+    assert launch(box, "tpu.sh", *RUN, GIT_CONFIG_COUNT="0").returncode == 0
+    names = subprocess.run(["tar", "-tzf", str(box / "sent")], capture_output=True, text=True, check=True).stdout.split()
     assert {"requirements.lock", "pyproject.toml", "maskgil_jax/cli.py"} <= set(names)
 
 
-def test_a_tpu_that_is_ready_is_used_again(room):
-    answers(room, describe=["0 READY"])
-    assert launch(room, "tpu.sh", *RUN).returncode == 0
-    assert verbs(room) == ["scp", "install", "start", "follow"]
+def test_a_tpu_that_is_ready_is_used_again(box):
+    answers(box, describe=["0 READY"])
+    assert launch(box, "tpu.sh", *RUN).returncode == 0
+    assert verbs(box) == ["scp", "install", "start", "follow"]
 
 
-def test_a_queued_tpu_is_waited_for(room):
+def test_a_queued_tpu_is_waited_for(box):
     answers(
-        room,
+        box,
         describe=["1 ", "1 ", "0 CREATING", "0 READY"],
         queue_describe=["1 ", "0 WAITING_FOR_RESOURCES", "0 PROVISIONING", "0 ACTIVE"],
     )
-    done = launch(room, "tpu.sh", *RUN, "--queued")
+    done = launch(box, "tpu.sh", *RUN, "--queued")
     assert done.returncode == 0 and "waiting for b-run: WAITING_FOR_RESOURCES" in done.stderr
-    assert verbs(room) == ["create", "scp", "install", "start", "follow"]
-    create = calls(room)[0]
+    assert verbs(box) == ["create", "scp", "install", "start", "follow"]
+    create = calls(box)[0]
     assert create[3] == "queued-resources" and create[create.index("--node-id") + 1] == "b-run"
     assert create[create.index("--runtime-version") + 1] == "v2-alpha-tpuv5-lite"
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_preemption_starts_everything_again(room, queued):
+def test_preemption_starts_everything_again(box, queued):
     states = ["1 ", "0 READY", "0 PREEMPTED", "0 PREEMPTED", "1 ", "0 READY"]
-    answers(
-        room, describe=states, queue_describe=["1 ", "0 ACTIVE", "0 SUSPENDED", "1 ", "0 ACTIVE"], follow=["255 ", "0 done"]
-    )
-    done = launch(room, "tpu.sh", *RUN, "--spot", *["--queued"] * queued)
+    answers(box, describe=states, queue_describe=["1 ", "0 ACTIVE", "0 SUSPENDED", "1 ", "0 ACTIVE"], follow=["255 ", "0 done"])
+    done = launch(box, "tpu.sh", *RUN, "--spot", *["--queued"] * queued)
     assert done.returncode == 0, done.stderr
     once = ["create", "scp", "install", "start", "follow"]
-    assert verbs(room) == [*once, "delete", *once]
+    assert verbs(box) == [*once, "delete", *once]
     assert "again, from the last checkpoint in gs://bucket/b run" in done.stderr
-    delete = next(argv for argv in calls(room) if "delete" in argv)
+    delete = next(argv for argv in calls(box) if "delete" in argv)
     assert ("--force" in delete) == queued and "--quiet" in delete
-    starts = [argv for argv in calls(room) if "worker.sh start" in argv[-1]]
+    starts = [argv for argv in calls(box) if "worker.sh start" in argv[-1]]
     assert starts[0] == starts[1], "the same command, so that the run goes on"
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 1])
-def test_the_code_of_a_failed_training_is_final(room, code):
-    answers(room, describe=["0 READY"], follow=[f"{code} "])
-    assert launch(room, "tpu.sh", *RUN).returncode == code
-    assert verbs(room) == ["scp", "install", "start", "follow"]
+def test_the_code_of_a_failed_training_is_final(box, code):
+    answers(box, describe=["0 READY"], follow=[f"{code} "])
+    assert launch(box, "tpu.sh", *RUN).returncode == code
+    assert verbs(box) == ["scp", "install", "start", "follow"]
 
 
 @pytest.mark.parametrize("code", [5, 75, 134, 255])
-def test_what_may_pass_is_tried_again_but_not_for_ever(room, code):
-    answers(room, describe=["0 READY"], follow=[f"{code} "])
-    done = launch(room, "tpu.sh", *RUN, "--restarts", "2")
+def test_what_may_pass_is_tried_again_but_not_for_ever(box, code):
+    answers(box, describe=["0 READY"], follow=[f"{code} "])
+    done = launch(box, "tpu.sh", *RUN, "--restarts", "2")
     assert done.returncode == code and "given up after 3 attempts" in done.stderr
-    assert verbs(room) == [*["scp", "install", "start", "follow", "stop"] * 2, "scp", "install", "start", "follow"]
+    assert verbs(box) == [*["scp", "install", "start", "follow", "stop"] * 2, "scp", "install", "start", "follow"]
 
 
 @pytest.mark.parametrize(("failing", "code"), [("create", 1), ("scp", 3), ("install", 3), ("start", 3)])
-def test_a_failing_step_ends_the_script(room, failing, code):
-    answers(room, describe=["1 ", "0 READY"], **{failing: ["3 "]})
-    assert launch(room, "tpu.sh", *RUN).returncode == code
-    assert verbs(room)[-1] == failing
+def test_a_failing_step_ends_the_script(box, failing, code):
+    answers(box, describe=["1 ", "0 READY"], **{failing: ["3 "]})
+    assert launch(box, "tpu.sh", *RUN).returncode == code
+    assert verbs(box)[-1] == failing
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_a_dry_run_prints_what_would_be_called(room, queued):
+def test_a_dry_run_prints_what_would_be_called(box, queued):
     more = ["--spot", *["--queued"] * queued, "--copy", "gs://b/c d", "c d", "--", "--config.x=it's; rm -rf /"]
-    done = launch(room, "tpu.sh", *RUN, "--dry-run", *more)
-    assert done.returncode == 0 and not calls(room, looks=True)
-    answers(room, describe=["1 ", "0 READY"], queue_describe=["1 ", "0 ACTIVE"])
-    assert launch(room, "tpu.sh", *RUN, *more).returncode == 0
+    done = launch(box, "tpu.sh", *RUN, "--dry-run", *more)
+    assert done.returncode == 0 and not calls(box, looks=True)
+    answers(box, describe=["1 ", "0 READY"], queue_describe=["1 ", "0 ACTIVE"])
+    assert launch(box, "tpu.sh", *RUN, *more).returncode == 0
 
     def same_folder(argv):
         return [re.sub(r".*/(maskgil_jax-[0-9a-f]+\.tar\.gz)$", r"\1", word) for word in argv]
 
     printed = [same_folder(shlex.split(line)) for line in done.stdout.splitlines()]
-    assert printed == [same_folder(argv) for argv in calls(room)] and len(printed) == 6
+    assert printed == [same_folder(argv) for argv in calls(box)] and len(printed) == 6
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_delete_stop_logs(room, queued):
-    answers(room, queue_describe=["0 ACTIVE" if queued else "1 "], follow=["3 "])
-    assert launch(room, "tpu.sh", "delete", *TPU).returncode == 0
-    assert launch(room, "tpu.sh", "stop", *TPU).returncode == 0
-    assert launch(room, "tpu.sh", "logs", *TPU).returncode == 3
-    delete, stop, logs = calls(room)
+def test_delete_stop_logs(box, queued):
+    answers(box, queue_describe=["0 ACTIVE" if queued else "1 "], follow=["3 "])
+    assert launch(box, "tpu.sh", "delete", *TPU).returncode == 0
+    assert launch(box, "tpu.sh", "stop", *TPU).returncode == 0
+    assert launch(box, "tpu.sh", "logs", *TPU).returncode == 3
+    delete, stop, logs = calls(box)
     assert delete[3] == ("queued-resources" if queued else "tpu-vm") and delete[4:6] == ["delete", "b-run"]
     assert "--worker=all" in stop and "--worker=0" in logs
 
@@ -211,7 +209,7 @@ def test_delete_stop_logs(room, queued):
         ([*RUN, "--copy", "gs://a"], "--copy: needs SRC and DST"),
     ],
 )
-def test_wrong_usage_is_named(room, arguments, message):
-    done = launch(room, "tpu.sh", *arguments)
+def test_wrong_usage_is_named(box, arguments, message):
+    done = launch(box, "tpu.sh", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
-    assert not calls(room, looks=True)
+    assert not calls(box, looks=True)

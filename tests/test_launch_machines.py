@@ -15,53 +15,53 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def room(tmp_path):
+def box(tmp_path):
     return make_room(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ worker.sh
-def worker(room, *arguments, script=""):
-    fake = room / "train"
+def worker(box, *arguments, script=""):
+    fake = box / "train"
     if script:
         fake.write_text(f"#!/usr/bin/env bash\n{script}\n")
         fake.chmod(0o755)
-    return launch(room, "worker.sh", *arguments, MASKGIL=str(fake), MASKGIL_RUN_DIR=str(room / "run"))
+    return launch(box, "worker.sh", *arguments, MASKGIL=str(fake), MASKGIL_RUN_DIR=str(box / "run"))
 
 
-def test_a_worker_trains_in_the_background_and_tells_the_code(room):
+def test_a_worker_trains_in_the_background_and_tells_the_code(box):
     script = 'echo "[$LIBTPU_INIT_ARGS]"; printf "<%s>" "$JAX_COMPILATION_CACHE_DIR" "$@"; sleep 2; exit 3'
-    started = worker(room, "start", "gs://b/w x", "--config", "a b", script=script)
-    assert started.returncode == 0 and not (room / "run" / "code").exists(), started.stderr
-    pid = (room / "run" / "pid").read_text()
-    worker(room, "start", "gs://b/w x", "--config", "a b")  # runs already: nothing happens
-    followed = worker(room, "follow")
+    started = worker(box, "start", "gs://b/w x", "--config", "a b", script=script)
+    assert started.returncode == 0 and not (box / "run" / "code").exists(), started.stderr
+    pid = (box / "run" / "pid").read_text()
+    worker(box, "start", "gs://b/w x", "--config", "a b")  # runs already: nothing happens
+    followed = worker(box, "follow")
     assert followed.returncode == 3
     assert "<gs://b/w x/xla_cache><train><--config><a b>" in followed.stdout
     assert "--xla_tpu_enable_async_collective_fusion=true" in followed.stdout
-    assert pid == (room / "run" / "pid").read_text()
+    assert pid == (box / "run" / "pid").read_text()
 
 
-def test_a_worker_is_stopped_gently(room):
+def test_a_worker_is_stopped_gently(box):
     script = "trap 'echo saved; exit 0' TERM; echo up; while true; do sleep 0.1; done"
-    worker(room, "start", "gs://b/w", script=script)
-    log, deadline = room / "run" / "log", time.monotonic() + 20
+    worker(box, "start", "gs://b/w", script=script)
+    log, deadline = box / "run" / "log", time.monotonic() + 20
     while "up" not in (log.read_text() if log.exists() else ""):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert worker(room, "stop").returncode == 0
-    followed = worker(room, "follow")
+    assert worker(box, "stop").returncode == 0
+    followed = worker(box, "follow")
     assert followed.returncode == 0 and "saved" in followed.stdout
-    assert worker(room, "stop").returncode == 0  # nothing runs any more
+    assert worker(box, "stop").returncode == 0  # nothing runs any more
 
 
 # ------------------------------------------------------------------------------------------------ gpu.sh, slurm.sbatch, xpk.sh
-def test_gpu_runs_the_command_with_flags(room):
-    done = launch(room, "gpu.sh", "--config", "c.py", "--workdir", "runs/a b", "--config.x=1", XLA_FLAGS="--mine")
+def test_gpu_runs_the_command_with_flags(box):
+    done = launch(box, "gpu.sh", "--config", "c.py", "--workdir", "runs/a b", "--config.x=1", XLA_FLAGS="--mine")
     assert done.returncode == 0, done.stderr
-    assert calls(room) == [["maskgil", "train", "--config", "c.py", "--workdir", "runs/a b", "--config.x=1"]]
-    dry = launch(room, "gpu.sh", "--dry-run", "--config", "c.py", "--workdir=runs/a b", XLA_FLAGS="--mine")
+    assert calls(box) == [["maskgil", "train", "--config", "c.py", "--workdir", "runs/a b", "--config.x=1"]]
+    dry = launch(box, "gpu.sh", "--dry-run", "--config", "c.py", "--workdir=runs/a b", XLA_FLAGS="--mine")
     words = shlex.split(dry.stdout)
-    assert words[3:] == ["maskgil", "train", "--config", "c.py", "--workdir=runs/a b"] and len(calls(room)) == 1
+    assert words[3:] == ["maskgil", "train", "--config", "c.py", "--workdir=runs/a b"] and len(calls(box)) == 1
     assert words[0].startswith("XLA_FLAGS=--xla_gpu") and words[0].endswith(" --mine"), "what the caller sets stands last"
     assert words[2] == "JAX_COMPILATION_CACHE_DIR=runs/a b/xla_cache"
 
@@ -74,14 +74,14 @@ def test_xla_knows_the_flags_for_gpus():
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(0, 1), (2, 1), (3, 1), (75, 3), (5, 3), (134, 3)])
-def test_gpu_tries_again_what_may_pass(room, code, attempts):
-    answers(room, maskgil=[f"{code} "])
-    done = launch(room, "gpu.sh", "--restarts", "2", "--config", "c", "--workdir", "w", RETRY_SECONDS="0")
-    assert done.returncode == code and len(calls(room)) == attempts
+def test_gpu_tries_again_what_may_pass(box, code, attempts):
+    answers(box, maskgil=[f"{code} "])
+    done = launch(box, "gpu.sh", "--restarts", "2", "--config", "c", "--workdir", "w", RETRY_SECONDS="0")
+    assert done.returncode == code and len(calls(box)) == attempts
 
 
-def test_gpu_hands_signals_on_and_waits_for_the_last_save(room):
-    fake = room / "train"
+def test_gpu_hands_signals_on_and_waits_for_the_last_save(box):
+    fake = box / "train"
     fake.write_text(
         "#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\necho up\nwhile true; do sleep 0.1; done\n"
     )
@@ -98,51 +98,51 @@ def test_gpu_hands_signals_on_and_waits_for_the_last_save(room):
     assert run.returncode == 75, "asked to stop, it does not try again"
 
 
-def test_gpu_does_not_start_again_when_stopped_between_two_attempts(room):
-    answers(room, maskgil=["75 "])
-    env = {**os.environ, "PATH": f"{room / 'bin'}:{os.environ['PATH']}", "RETRY_SECONDS": "60"}
+def test_gpu_does_not_start_again_when_stopped_between_two_attempts(box):
+    answers(box, maskgil=["75 "])
+    env = {**os.environ, "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "RETRY_SECONDS": "60"}
     argv = ["bash", str(LAUNCH / "gpu.sh"), "--config", "c", "--workdir", "w"]
     run = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
     assert "attempt 2 of 4 in 60 s" in run.stderr.readline()
     run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=20) == 75 and len(calls(room)) == 1
+    assert run.wait(timeout=20) == 75 and len(calls(box)) == 1
 
 
 @pytest.mark.parametrize(("code", "queued_again"), [(0, False), (3, False), (75, True), (134, True)])
-def test_slurm_puts_the_job_back(room, code, queued_again):
-    answers(room, srun=[f"{code} "])
-    done = launch(room, "slurm.sbatch", "--config", "a b", "--workdir", "w", SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7")
+def test_slurm_puts_the_job_back(box, code, queued_again):
+    answers(box, srun=[f"{code} "])
+    done = launch(box, "slurm.sbatch", "--config", "a b", "--workdir", "w", SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7")
     assert done.returncode == code, done.stderr
-    first, *rest = calls(room)
+    first, *rest = calls(box)
     assert first[:1] + first[3:] == ["srun", "bash", "launch/gpu.sh", "--restarts", "0", "--config", "a b", "--workdir", "w"]
     assert rest == ([["scontrol", "requeue", "7"]] if queued_again else [])
-    elsewhere = launch(room, "slurm.sbatch", SLURM_SUBMIT_DIR=str(room), SLURM_JOB_ID="7")
+    elsewhere = launch(box, "slurm.sbatch", SLURM_SUBMIT_DIR=str(box), SLURM_JOB_ID="7")
     assert elsewhere.returncode == 2 and "call sbatch from the root of the clone" in elsewhere.stderr
 
 
-def test_slurm_puts_a_job_back_that_ran_out_of_time(room):
-    (room / "bin" / "srun").write_text(
+def test_slurm_puts_a_job_back_that_ran_out_of_time(box):
+    (box / "bin" / "srun").write_text(
         "#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 0' TERM\necho up\nwhile true; do sleep 0.1; done\n"
     )
     run = subprocess.Popen(
         ["bash", str(LAUNCH / "slurm.sbatch"), "--config", "c", "--workdir", "w"],
-        env={**os.environ, "PATH": f"{room / 'bin'}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"},
+        env={**os.environ, "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert run.stdout.readline() == "up\n"
     run.send_signal(signal.SIGTERM)
     assert run.communicate(timeout=20)[0] == "saved\n" and run.returncode == 0
-    assert calls(room) == [["scontrol", "requeue", "7"]]
+    assert calls(box) == [["scontrol", "requeue", "7"]]
 
 
-def test_xpk_submits_one_workload(room):
+def test_xpk_submits_one_workload(box):
     options = ["--cluster", "c", "--name", "n", "--zone", "z", "--type", "v5litepod-256", "--workdir", "gs://b/w x"]
     options += ["--config", "configs/c2i_b.py", "--slices", "2"]
-    dry = launch(room, "xpk.sh", *options, "--dry-run", "--", "--config.x=a b")
-    assert dry.returncode == 0 and not calls(room)
-    assert launch(room, "xpk.sh", *options, "--", "--config.x=a b").returncode == 0
-    (submit,) = calls(room)
+    dry = launch(box, "xpk.sh", *options, "--dry-run", "--", "--config.x=a b")
+    assert dry.returncode == 0 and not calls(box)
+    assert launch(box, "xpk.sh", *options, "--", "--config.x=a b").returncode == 0
+    (submit,) = calls(box)
     assert shlex.split(dry.stdout) == submit
     assert submit[:3] == ["xpk", "workload", "create"] and submit[submit.index("--num-slices") + 1] == "2"
     words = shlex.split(submit[submit.index("--command") + 1])
@@ -154,5 +154,5 @@ def test_xpk_submits_one_workload(room):
         "--config.mesh.dcn_data=2",
         "--config.x=a b",
     ]
-    done = launch(room, "xpk.sh", *options[2:])
+    done = launch(box, "xpk.sh", *options[2:])
     assert done.returncode == 2 and "--cluster: missing" in done.stderr

@@ -1,4 +1,4 @@
-"""The token law: both ways of drawing follow the softmax, and top-k and top-p keep what a sort would keep."""
+"""Sampling of tokens: both ways follow the softmax, and top-k and top-p keep what a sort would keep."""
 
 import jax
 import jax.numpy as jnp

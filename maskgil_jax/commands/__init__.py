@@ -1,1 +1,1 @@
-"""One module per sub-command of `maskgil`: `add` declares its options, `run` hands them to the room that does the work."""
+"""One module per sub-command of `maskgil`: `add` declares its options, `run` calls the package that does the work."""

@@ -101,13 +101,13 @@ def draws(keys, steps, length):
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     i = jnp.arange(steps)
     even, odd, again = (jax.vmap(fold, (0, None))(keys, data) for data in (2 * i, 2 * i + 1, 2 * steps + i))
-    every = lambda law, keys, shape: jax.vmap(jax.vmap(lambda key: law(key, shape)))(keys)  # noqa: E731
+    every = lambda scaled, keys, shape: jax.vmap(jax.vmap(lambda key: scaled(key, shape)))(keys)  # noqa: E731
     return {
         "codes": every(jax.random.gumbel, even, (length, CODES)),
         "scores": every(jax.random.gumbel, odd, (length,)),
         "random": every(jax.random.uniform, jax.random.clone(odd), (length,)),
         "again": every(jax.random.uniform, again, (length,)),
-        "doubt": every(jax.random.gumbel, jax.random.clone(again), (length,)),
+        "remask": every(jax.random.gumbel, jax.random.clone(again), (length,)),
         "shift": jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 3 * steps), (), 0, length))(keys),
     }
 
@@ -160,12 +160,12 @@ def twin(stub, labels, noise, cfg, tokens_bl, grid=GRID):
             cond, uncond = (stub_logits(tables, tokens[None], np.array([c]), np)[0] for c in (label, CLASSES))
             logits = cond if scale == 1 else uncond + scale * (cond - uncond)
             end = cfg.temperature if cfg.temperature_end is None else cfg.temperature_end
-            law = logits / np.float32(cfg.temperature + (end - cfg.temperature) * done or 1)
-            drawn = law + noise["codes"][b, i] if cfg.temperature else law
+            scaled = logits / np.float32(cfg.temperature + (end - cfg.temperature) * done or 1)
+            drawn = scaled + noise["codes"][b, i] if cfg.temperature else scaled
             if cfg.top_k:
-                drawn = np.where(law >= np.sort(law)[:, -cfg.top_k, None], drawn, -np.inf)
+                drawn = np.where(scaled >= np.sort(scaled)[:, -cfg.top_k, None], drawn, -np.inf)
             picks = drawn.argmax(axis=-1)
-            log_p = law[np.arange(len(tokens)), picks] - np.log(np.exp(law.astype(np.float64)).sum(axis=-1))
+            log_p = scaled[np.arange(len(tokens)), picks] - np.log(np.exp(scaled.astype(np.float64)).sum(axis=-1))
             rank = halton_ranks(grid)
             scores = {
                 "confidence": log_p + cfg.choice_temperature * (1 - done) * noise["scores"][b, i],
@@ -176,7 +176,7 @@ def twin(stub, labels, noise, cfg, tokens_bl, grid=GRID):
             }[cfg.order]
             masked, made = ([p for p in places if given[p] == CODES and (tokens[p] == CODES) == m] for m in (True, False))
             again = twin_again(cfg, len(made), len(masked) - counts[i]) if twin_remasks(cfg, i) else 0
-            chance = noise["doubt"][b, i] - sure if cfg.remask_pick == "confidence" else noise["again"][b, i]
+            chance = noise["remask"][b, i] - sure if cfg.remask_pick == "confidence" else noise["again"][b, i]
             for p in sorted(made, key=lambda p: (-chance[p], p))[:again]:
                 tokens[p] = CODES
             for p in sorted(masked, key=lambda p: (-scores[p], p))[: counts[i] + again]:

@@ -12,15 +12,15 @@ LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 # Every call is a JSON line. What it answers is the next line of the file answers/KIND, "exit code, output"; the last one stays.
 STUB = """#!{python} -SE
 import json, os, pathlib, sys
-room = pathlib.Path({room!r})
+box = pathlib.Path({box!r})
 argv = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
-with open(room / "calls", "a") as calls:
+with open(box / "calls", "a") as calls:
     calls.write(json.dumps(argv) + "\\n")
 kind = argv[0]
 if kind == "gcloud":
     kind = argv[4] if argv[4] != "ssh" else next(w for w in {over_ssh!r} if w in argv[-1])
     kind = ("queue_" if argv[3] == "queued-resources" else "") + kind
-file = room / "answers" / kind
+file = box / "answers" / kind
 lines = file.read_text().splitlines() if file.exists() else ["0 "]
 if len(lines) > 1:
     file.write_text("\\n".join(lines[1:]) + "\\n")
@@ -44,24 +44,24 @@ def make_room(tmp_path):
     (tmp_path / "answers").mkdir()
     for name in ("gcloud", "ssh", "xpk", "maskgil", "srun", "scontrol"):
         stub = tmp_path / "bin" / name
-        stub.write_text(STUB.format(python=sys.executable, room=str(tmp_path), over_ssh=OVER_SSH))
+        stub.write_text(STUB.format(python=sys.executable, box=str(tmp_path), over_ssh=OVER_SSH))
         stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
     return tmp_path
 
 
-def answers(room, **lines):
+def answers(box, **lines):
     for kind, answer in lines.items():
         kind = f"worker.sh {kind}" if f"worker.sh {kind}" in OVER_SSH else kind
-        (room / "answers" / kind).write_text("\n".join(answer) + "\n")
+        (box / "answers" / kind).write_text("\n".join(answer) + "\n")
 
 
-def launch(room, script, *arguments, **variables):
-    env = {**os.environ, **SHORT_ARCHIVE, "PATH": f"{room / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(room), **variables}
+def launch(box, script, *arguments, **variables):
+    env = {**os.environ, **SHORT_ARCHIVE, "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(box), **variables}
     return subprocess.run(["bash", str(LAUNCH / script), *arguments], env=env, capture_output=True, text=True, timeout=60)
 
 
-def calls(room, *, looks=False):
+def calls(box, *, looks=False):
     """What the stubs were called with; looking at the state of things (describe) changes nothing and is left out."""
-    file = room / "calls"
+    file = box / "calls"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [argv for argv in lines if looks or "describe" not in argv]
