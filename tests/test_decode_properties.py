@@ -113,6 +113,7 @@ def test_decode_fills_the_canvas_for_any_number_of_steps(steps, order):
         np.testing.assert_array_equal(out[tokens != CODES], tokens[tokens != CODES])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["fori", "unrolled"])
 def test_decode_is_the_same_alone_in_a_batch_and_on_eight_devices(loop):
     labels, keys, tokens = batch(b=8)

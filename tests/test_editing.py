@@ -220,6 +220,7 @@ def test_trajectory_ends_with_the_images(pipeline):
     np.testing.assert_array_equal(steps[0][seen], steps[1][seen])
 
 
+@pytest.mark.slow
 def test_editing_on_several_devices_is_the_same(pipeline, images, corner):
     spread = pipeline.over()
     for edit in (

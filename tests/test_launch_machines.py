@@ -120,6 +120,7 @@ def test_slurm_puts_the_job_back(box, code, queued_again):
     assert elsewhere.returncode == 2 and "call sbatch from the root of the clone" in elsewhere.stderr
 
 
+@pytest.mark.slow
 def test_slurm_puts_a_job_back_that_ran_out_of_time(box):
     (box / "bin" / "srun").write_text(
         "#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 0' TERM\necho up\nwhile true; do sleep 0.1; done\n"
