@@ -44,7 +44,7 @@ def generated_set(
     """
     mesh, condition = local_mesh() if mesh is None else mesh, pipeline.conditioner.encode(labels)
     require(0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed}")
-    ids_n, count = np.asarray(labels), batch_size_of(condition)
+    ids_n, count = np.asarray(condition.label_b), batch_size_of(condition)  # class numbers, also of names
     how, size = cfg or pipeline.cfg, split_batch(batch_size, mesh)
     grid = tuple(pipeline.generator.cfg.grid)
     factor = pipeline.tokenizer.cfg.downsample
