@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from maskgil_jax.config import height_width
-from maskgil_jax.files.atomic import writing
+from maskgil_jax.files.sample_formats import write_records
 
 FORMAT = "maskgil-codes-1"
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -99,24 +99,8 @@ def write_shard(path: Path, records: list[bytes]) -> dict:
 
     Raises an OSError if that fails (disk full, ...), and deletes the temporary file.
     """
-    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-
-    try:
-        with writing(path, sync=True) as part:
-            part.touch()  # raises for a folder without write permission, which the writer does not report
-            writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
-            for record in records:
-                writer.write(record)
-            writer.close()
-            reader = ArrayRecordReader(str(part))
-            found = reader.num_records()
-            reader.close()
-            if found != len(records):
-                raise OSError(f"{found} of {len(records)} records were written")
-            entry = {"name": path.name, "records": len(records), **sum_file(part)}
-    except RuntimeError as error:  # raised by the writer for a failing disk
-        raise OSError(str(error)) from None
-    return entry
+    write_records(path, records)
+    return {"name": path.name, "records": len(records), **sum_file(path)}
 
 
 def sum_file(path: Path) -> dict:
