@@ -48,7 +48,7 @@ def draw(workdir: pathlib.Path, weights: Any, text_weights: Any = None, *, repor
     with _stage(f"classes: {PER_CLASS * len(shown_classes(pipeline))} images, after compiling the sampler"):
         names = ",".join(shown_classes(pipeline))
         command = f'maskgil sample --weights {weights} --labels "{names}" --per-class {PER_CLASS}'
-        add("samples", "Images by class", f"One class a row: {names}.", samples(pipeline), command)
+        add("samples", "Images by class", f"One class a row: {names.replace(',', ', ')}.", samples(pipeline), command)
     if text_weights is not None:
         with _stage("prompts: images of two sizes, after compiling a sampler for each"):
             text_pipeline = load(text_weights)
