@@ -17,7 +17,7 @@ import numpy as np
 from maskgil_jax.files.hub import INDEX, SHARD_NAME, WHOLE, is_tensor_file
 
 SHARD_BYTES = 5 * 10**9  # bytes of tensors in one file; a larger tensor gets its own file
-_NAMES = {"float32": "F32", "float16": "F16"}
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def write_tensors(
@@ -65,7 +65,8 @@ def _write_file(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         while written < size and (piece := next(pieces, None)) is not None:
-            file.write(np.ascontiguousarray(piece, np.dtype(dtype).newbyteorder("<")).data)
+            array = np.ascontiguousarray(piece, np.dtype(dtype).newbyteorder("<"))
+            file.write(array.reshape(-1).view(np.uint8).data)  # as bytes, since buffers know no bfloat16
             written += piece.nbytes
         file.flush()
         os.fsync(file.fileno())

@@ -201,7 +201,7 @@ def load_tokenizer(path) -> Any:
 
 def load_generator(path) -> Any:
     """Loads a generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
-    return _load(path, "generator", ("llama", "bert", "adaln", "maskgit", "uvit")).build()
+    return _load(path, "generator", ("llama", "bert", "adaln", "maskgit", "uvit", "chameleon")).build()
 
 
 def load_network(path, family: str) -> Any:
