@@ -76,7 +76,7 @@ def test_convert_refuses_folders_that_do_not_name_the_codes(tmp_path):
     for name, change in {"gap": {"IMGIMGBZ": None}, "newline": {"<reserved08799>": None}}.items():
         names = {key: value for key, value in NAMES.items() if key not in change}
         folder = save_folder(tmp_path / name, weights, config={"vocabulary_map": names}, names_in="nothing")
-        with pytest.raises(BadWeightFile, match="its vocabulary (names 3 codes|has no <reserved08799>)"):
+        with pytest.raises(BadWeightFile, match=r"its vocabulary (names 3 codes|has no <reserved08799>)"):
             convert(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

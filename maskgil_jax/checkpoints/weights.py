@@ -116,7 +116,7 @@ def save_weights(
     def arrays() -> Iterator[np.ndarray]:
         for name, leaf in leaves.items():
             array = np.asarray(leaf).astype(dtype)
-            _require_finite(str(path), name, array, f" in {dtype}")
+            require_finite(str(path), name, array, f" in {dtype}")
             yield array
 
     config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(metadata or {})}
@@ -125,7 +125,8 @@ def save_weights(
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
-def _require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
+def require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
+    """Raises a ValueError that names the tensor if it holds NaN or infinity."""
     finite = np.isfinite(array)
     if not finite.all():
         raise ValueError(f"{where}: {name} holds {np.count_nonzero(~finite)} values that are not finite{suffix}")
@@ -169,7 +170,7 @@ def load_weights(path, part: str | None = None) -> Weights:
     flat = {}
     for name in tensors:
         array = tensors[name]
-        _require_finite(str(tensors.file), name, array)
+        require_finite(str(tensors.file), name, array)
         flat[name] = array.astype(np.float32, copy=False)
     return Weights(cfg, unflatten(flat), metadata, tensors.file.parent)
 

@@ -11,7 +11,7 @@ def add(command) -> None:
 
 def run(args, rest) -> None:
     """maskgil pack"""
-    from maskgil_jax.pipelines.pipeline import pack
+    from maskgil_jax.pipelines.packing import pack
 
     pack(args.weights, args.out)
     print(f"weights: {args.out}")

@@ -66,9 +66,9 @@ def convert(
     """Converts a published weight file (or folder of shards) into the weights folder `out`.
 
     family: None identifies it by the names. key: outer key of the file to take (None: the usual ones, EMA first). dtype: of the
-    values written: "float32", "float16" or "bfloat16". options: what no tensor states, e.g. {"heads": 12, "grid": (24, 24)}, or what
-    settles a contradiction between tensors and a configuration inside or next to the file. shard_bytes: a larger network is
-    written as several files. Tensors are read and written one by one; memory in use is a few times the largest tensor.
+    values written, "float32", "float16" or "bfloat16". options: what no tensor states, e.g. {"heads": 12, "grid": (24, 24)},
+    or what settles a contradiction between tensors and a configuration inside or next to the file. shard_bytes: a larger
+    network is written as several files. Tensors are read and written one by one; memory in use is a few times the largest.
     Raises: BadWeightFile (a ValueError) with all problems of the file; ConfigError for a wrong option, if `out` exists and is
     anything but an earlier conversion of the same file, or if it does not fit on its disk. Nothing is left behind then.
     """

@@ -158,9 +158,8 @@ def resolve_options(options: Mapping[str, Any], family: Family, stated: Mapping[
         for theirs, ours in (*OPTION_NAMES.items(), ("image_size", "image_size")):
             value = said.get(theirs)
             whole = _whole(value) or (ours == "image_ids" and isinstance(value, tuple))
-            if (ours in family.settable or theirs == "image_size") and whole:
-                given.setdefault(ours, value)
-            elif ours in family.fixed and type(value) is type(family.fixed[ours]):
+            used = whole and (ours in family.settable or theirs == "image_size")
+            if used or (ours in family.fixed and type(value) is type(family.fixed[ours])):
                 given.setdefault(ours, value)
         if "image_size" in said and _whole(factor := said.get("downsample_size")) and _whole(side := said["image_size"]):
             given.setdefault("grid", (side // factor,) * 2)

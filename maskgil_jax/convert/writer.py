@@ -36,7 +36,12 @@ def source_hash_of(out: pathlib.Path) -> str | None:
 
 
 def write(
-    checkpoint: Checkpoint, plan: Plan, out: pathlib.Path, dtype: str, shard_bytes: int, compared_with: list[str],
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: pathlib.Path,
+    dtype: str,
+    shard_bytes: int,
+    compared_with: list[str],
     beside: Sequence[pathlib.Path] = (),
 ) -> None:
     """Writes the weights folder `out`, with copies of the files `beside`.

@@ -176,8 +176,8 @@ def check_condition(cfg: Any, condition, batch: int) -> None:
     if isinstance(condition, TokenCondition):
         shape = condition.ids_bt.shape
         if condition.mask_bt.shape != shape or len(shape) != 2 or shape[0] != batch or not 1 <= shape[1] <= cfg.text_tokens:
-            expected = f"({batch}, 1 to {cfg.text_tokens})"
-            raise ConfigError(f"condition: expected ids and a mask {expected}, got {shape} and {condition.mask_bt.shape}")
+            wanted = f"({batch}, 1 to {cfg.text_tokens})"
+            raise ConfigError(f"condition: expected ids and a mask {wanted}, got {shape} and {condition.mask_bt.shape}")
         return
     expected = (batch, cfg.text_tokens, cfg.text_dim)
     if condition.features_btd.shape != expected or condition.mask_bt.shape != expected[:2]:

@@ -53,7 +53,7 @@ def sizes(sizes: Sizes) -> dict[str, Any]:
             f"model.layers.0.self_attn.q_norm.weight: heads {head_dim} wide do not divide {width} queries and {kv_width} keys"
         )
     heads, kv_heads = width // head_dim, kv_width // head_dim
-    found = {name: sizes.given.get(name) for name in ("image_ids", *_TOKENS)}
+    found: dict[str, Any] = {name: sizes.given.get(name) for name in ("image_ids", *_TOKENS)}
     if missing := [name for name, value in found.items() if value is None]:
         raise Problem(
             f"{missing[0]}: the weights do not say which token stands for which code; put config.json with its "
