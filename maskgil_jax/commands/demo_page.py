@@ -15,7 +15,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 figure { margin: 0 0 2.5rem; }
 figure img { max-width: 100%; image-rendering: pixelated; background: white; border-radius: 4px; }
-pre { overflow-x: auto; padding: .6rem; border-radius: 4px; background: color-mix(in srgb, currentColor 8%, transparent); }
+pre { white-space: pre-wrap; padding: .6rem; border-radius: 4px; background: color-mix(in srgb, currentColor 8%, transparent); }
 table { border-collapse: collapse; margin-bottom: 2.5rem; }
 td, th { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
   border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
