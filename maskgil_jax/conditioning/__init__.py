@@ -7,10 +7,18 @@ from typing import Any
 from maskgil_jax.conditioning.base import Conditioner
 from maskgil_jax.conditioning.classes import ClassConditioner
 from maskgil_jax.conditioning.pooled_text import PooledTextConditioner
-from maskgil_jax.conditioning.text import TextConditioner, stored_texts, text_conditioner
+from maskgil_jax.conditioning.text import TextConditioner, online_texts, stored_texts, text_conditioner
 from maskgil_jax.config import require
 
-__all__ = ["ClassConditioner", "Conditioner", "PooledTextConditioner", "TextConditioner", "conditioner_of", "stored_texts"]
+__all__ = [
+    "ClassConditioner",
+    "Conditioner",
+    "PooledTextConditioner",
+    "TextConditioner",
+    "conditioner_of",
+    "online_texts",
+    "stored_texts",
+]
 
 
 def conditioner_of(cfg: Any, metadata: dict[str, Any], text_encoder: Any = None) -> Conditioner:

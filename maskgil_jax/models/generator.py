@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, GeneratorConfig
-from maskgil_jax.models.condition import ClassCondition, GuidedCondition, PooledTextCondition, SizedCondition, TextCondition
+from maskgil_jax.models.condition import (
+    ClassCondition,
+    GuidedCondition,
+    PooledTextCondition,
+    SizedCondition,
+    TextCondition,
+    check_sizes,
+)
 from maskgil_jax.models.layers import layers_unrolled
 
 
@@ -182,6 +189,7 @@ def check_inputs(cfg: GeneratorConfig, tokens_bl: jax.Array, condition, grid: tu
             raise ConfigError(
                 "condition: sizes of single images need a bidirectional Llama with 2-D positions and rope_scaling none"
             )
+        check_sizes(condition, tokens_bl.shape[1], getattr(cfg, "patch", 1))
         condition = condition.condition
     check_condition(cfg, condition, tokens_bl.shape[0])
     if tokens_bl.ndim != 2 or tokens_bl.shape[1] != grid[0] * grid[1]:
