@@ -20,10 +20,18 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
+from helpers.launch_stubs import write_stubs
 from helpers.tiny_world import classifier_folder, extractor, pipeline_folder, tiny_preset  # noqa: F401
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from maskgil_jax.data.sources import emoji as demo
+
+# Property tests: the same few examples in every run by default; HYPOTHESIS_PROFILE=long searches for new ones.
+_SLOW_OK = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+settings.register_profile("default", derandomize=True, max_examples=30, deadline=None, suppress_health_check=_SLOW_OK)
+settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=_SLOW_OK)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -34,6 +42,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 def emoji():
     """The held-out drawings, by group."""
     return demo.emoji("test", "group")
+
+
+@pytest.fixture
+def box(tmp_path):
+    """A folder with stubs of gcloud, ssh, xpk, maskgil, srun and scontrol."""
+    return write_stubs(tmp_path)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""maskgil plan: does it fit, and how long would it take, on a machine that is not here."""
+"""maskgil plan: memory, FLOPs and estimated time of a run on a machine that is not attached."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ def add(command) -> None:
     sub = command(
         "plan",
         run,
-        "Compile the train step of a run file (or sampling) for a TPU that need not be here: memory, FLOPs, estimated time. "
-        "Exit code 3: it does not fit.",
+        "Compile the train step of a run file (or sampling) for a TPU that is not attached: memory, FLOPs, estimated time. "
+        "Exit code 3: it does not fit into memory.",
         overrides=True,
     )
     sub.add_argument("--config", required=True, metavar="FILE", help="run file, e.g. configs/c2i_b.py")
     sub.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, v6e:1x1 ... (extra [tpu]), or cpu:8")
-    sub.add_argument("--decode", type=int, metavar="BATCH", help="plan sampling of this many images at once instead")
+    sub.add_argument("--decode", type=int, metavar="BATCH", help="plan sampling of a batch of this size instead of training")
     sub.add_argument("--tokenizer", default="VQ-16", help="preset whose codebook and grid are assumed (default: VQ-16)")
     sub.add_argument("--codebook-size", type=int, help="default: the tokenizer preset's")
     sub.add_argument("--num-classes", type=int, default=1000)
-    sub.add_argument("--top", type=int, default=0, metavar="N", help="also list the N instructions that take longest")
+    sub.add_argument("--top", type=int, default=0, metavar="N", help="also list the N slowest instructions")
     sub.add_argument(
         "--quick",
         action="store_true",
-        help="compile with least effort: sooner, but no estimate by cycles, and traffic is overstated",
+        help="compile with the lowest effort: faster, but without an estimate by cycles, and memory traffic is overestimated",
     )
-    sub.add_argument("--json", metavar="FILE", help="also write the figures here")
+    sub.add_argument("--json", metavar="FILE", help="also write the figures to this file")
 
 
 def run(args, rest) -> int:
@@ -43,14 +43,14 @@ def run(args, rest) -> int:
 
 
 def plan(args, config, tokenizer) -> int:
-    """Builds, compiles, prints; the exit code."""
+    """Compiles the program and prints the figures; returns the exit code."""
     import jax
 
     if not args.topology.startswith("cpu"):
-        jax.config.update("jax_platforms", "cpu")  # a TPU is compiled for, not used
-    elif (wanted := args.topology[4:]).isdigit() and int(wanted) > jax.config.values["jax_num_cpu_devices"]:
-        with contextlib.suppress(RuntimeError):  # too late: JAX has its devices already
-            jax.config.update("jax_num_cpu_devices", int(wanted))
+        jax.config.update("jax_platforms", "cpu")  # compiled for a TPU without using one
+    elif (count := args.topology[4:]).isdigit() and int(count) > jax.config.values["jax_num_cpu_devices"]:
+        with contextlib.suppress(RuntimeError):  # the backend is already initialised
+            jax.config.update("jax_num_cpu_devices", int(count))
 
     from maskgil_jax.conditioning import ClassConditioner
     from maskgil_jax.files.atomic import write_json
