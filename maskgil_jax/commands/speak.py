@@ -35,7 +35,7 @@ def run(args, rest) -> None:
     from maskgil_jax.pipelines.pipeline import load
     from maskgil_jax.pipelines.words import request_of_words
 
-    require((args.file is None) != args.microphone, "FILE, --microphone: give one of them")
+    require((args.file is None) == args.microphone, "FILE, --microphone: give one of them")
     check_model(args.speech)
     prepare_jax()
     pipeline = with_cli_options(load(args.weights, rope_scaling=args.rope_scaling, text_encoder=args.text_encoder), args)

@@ -9,7 +9,7 @@ from maskgil_jax.web.page_actions import PageActions
 PREVIEW_PIXELS = 384
 DETECT = "detect"
 CSS = """
-.gradio-container {max-width: 1080px !important; margin: 0 auto}
+.gradio-container {width: 100% !important; max-width: 1080px !important; margin: 0 auto}
 #heading h1 {margin: .2rem 0}
 #preview img, #gallery img {object-fit: contain}
 .stages {font-variant-numeric: tabular-nums}
@@ -23,7 +23,9 @@ button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:fo
 @media (max-width: 640px) {
   .gradio-container {padding: .5rem !important}
   #main {flex-direction: column}
+  #main > * {width: 100%; min-width: 0 !important}
   button.lg {min-height: 44px}
+  button[role="tab"] {padding: .25rem .6rem !important}
 }
 """
 
