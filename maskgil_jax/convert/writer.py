@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,15 @@ def source_hash_of(out: pathlib.Path) -> str | None:
 
 
 def write(
-    checkpoint: Checkpoint, plan: Plan, out: pathlib.Path, dtype: str, shard_bytes: int, compared_with: list[str]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: pathlib.Path,
+    dtype: str,
+    shard_bytes: int,
+    compared_with: list[str],
+    beside: Sequence[pathlib.Path] = (),
 ) -> None:
-    """Writes the weights folder `out`.
+    """Writes the weights folder `out`, with copies of the files `beside`.
 
     Raises: BadWeightFile with all problems of the values. ConfigError if `out` exists and was not converted from this file, or
     does not fit on its disk. Nothing is left behind in either case.
@@ -65,6 +72,8 @@ def write(
     shapes = {path: tuple(leaf.shape) for path, leaf in sorted(flatten(abstract_params(plan.cfg)).items())}
     with replace_folder(out) as folder:
         write_tensors(folder, shapes, dtype, _pieces(checkpoint, plan, shapes, dtype), shard_bytes)
+        for file in beside:
+            shutil.copyfile(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
 
 
