@@ -14,7 +14,7 @@ from PIL import Image
 
 from maskgil_jax import cli
 from maskgil_jax.config import ConfigError
-from maskgil_jax.pipelines.pipeline import MAX_TOKENS
+from maskgil_jax.pipelines.sizes import MAX_TOKENS
 from maskgil_jax.text_encoders import load_text_encoder
 
 LONG = "red cat " * 1250  # 10,000 characters

@@ -30,11 +30,11 @@ from maskgil_jax.pipelines import editing
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.pipelines.parts import ar_conditioner_of, built, check_tokenizer, decoding_of, load_generator_part, scaled
+from maskgil_jax.pipelines.sizes import grid_of_size
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.rng import keys_of_seeds
 
 MAX_BATCH = 64  # images that a call without `batch_size` generates at once
-MAX_TOKENS = 65_536  # of an image: 4096x4096 pixels at 16 pixels a token
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -208,19 +208,7 @@ class Pipeline:
 
     def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
-        trained, token, patch = self.generator.cfg.grid, self.tokenizer.cfg.downsample, getattr(self.generator.cfg, "patch", 1)
-        cell = token * patch
-        if height is None and width is None:
-            return _limited(tuple(grid or trained), token)
-        require(grid is None, f"grid: give it or height and width, got {grid} and {height} x {width}")
-        height = trained[0] * cell if height is None else height
-        width = trained[1] * cell if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            whole = isinstance(side, (int, np.integer)) and side >= cell and side % cell == 0
-            near = max(cell, round(side / cell) * cell) if isinstance(side, (int, float)) else cell
-            what = "a token" if patch == 1 else f"{patch} tokens"
-            require(whole, f"{name}: must be a multiple of {cell} pixels, the size of {what}, got {side!r}; e.g. {near}")
-        return _limited((height // token, width // token), token)
+        return grid_of_size(self.generator.cfg, self.tokenizer.cfg.downsample, height, width, grid)
 
     @renamed(places="indices")
     def batches(
@@ -309,16 +297,6 @@ class Pipeline:
         if not isinstance(cfg, type(self.cfg)):
             raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
         return changed(cfg, changes)
-
-
-def _limited(grid: tuple[int, int], token: int) -> tuple[int, int]:
-    """`grid`, if its tokens can be attended to at once."""
-    rows, columns = grid
-    require(
-        rows * columns <= MAX_TOKENS,
-        f"size: {rows * token}x{columns * token} pixels are {rows * columns} tokens, more than {MAX_TOKENS}; choose less",
-    )
-    return grid
 
 
 def load(
