@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -66,15 +67,19 @@ def open_data(config, tokenizer: Weights, mesh: Mesh) -> GeneratorData:
 
 def open_encoder(config, mesh: Mesh | None) -> Any:
     """The frozen text encoder of the `text_encoder` section, its parameters on the mesh; None without a path."""
+    options = encoder_options(config)
+    return load_text_encoder(mesh=mesh, **options) if options["path"] else None
+
+
+def encoder_options(config) -> dict[str, Any]:
+    """The `text_encoder` section of a run file, checked; its path is empty if captions are not encoded in the step."""
     section = config.get("text_encoder")
     options = from_dict(TextEncoderConfig, section.to_dict() if section else {}, "config.text_encoder")
-    if not options.path:
-        return None
+    stored = config.data.get("texts")
     require(
-        not config.data.get("texts"), "config.text_encoder.path: config.data.texts holds features already; give one of them"
+        not (options.path and stored), "config.text_encoder.path: config.data.texts holds features already; give one of them"
     )
-    chosen = {name: getattr(options, name) for name in ("layer", "max_tokens", "padding", "template", "dtype")}
-    return load_text_encoder(options.path, mesh=mesh, **chosen)
+    return dataclasses.asdict(options)
 
 
 def _captioned_images(config, encoder: Any, grid: tuple[int, int], size: tuple[int, int]) -> GeneratorData:
