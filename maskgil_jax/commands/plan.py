@@ -107,7 +107,7 @@ def plan_hybrid(args, masked, mesh, chip) -> int:
     from maskgil_jax.config import CHAMELEON_PRESETS, choose, require
     from maskgil_jax.files.atomic import write_json
     from maskgil_jax.networks import count_params
-    from maskgil_jax.planning.hybrid import HybridPlan, as_table, step_program
+    from maskgil_jax.planning.hybrid import STEPS, HybridPlan, as_table, causal_program
     from maskgil_jax.planning.report import make_plan
 
     require(chip is not None, "--ar: needs a topology of TPUs, whose times are estimated")
@@ -121,11 +121,11 @@ def plan_hybrid(args, masked, mesh, chip) -> int:
         f"--ar: {args.ar} has {ar_cfg.codebook_size} codes, the run file's network {cfg.codebook_size}; see --codebook-size",
     )
     options = dict(low_effort=args.quick)
-    step, prompt = (
-        make_plan(step_program(ar_cfg, mesh, args.decode, grid, guided=True, codes=codes), mesh.size, chip, **options)
-        for codes in (1, 2)
+    steps, prompt = (
+        make_plan(causal_program(ar_cfg, mesh, args.decode, grid, guided=True, steps=count), mesh.size, chip, **options)
+        for count in (STEPS, 0)
     )
-    found = HybridPlan(step, prompt, make_plan(masked, mesh.size, chip, **options), grid, whole_rows=True)
+    found = HybridPlan(steps, prompt, make_plan(masked, mesh.size, chip, **options), grid, whole_rows=True)
     heading = [
         ("program", f"hybrid decoding of {args.decode} images with guidance: {args.ar} before {args.config}"),
         ("devices", f"{mesh.size} ({args.topology}), mesh " + " x ".join(f"{a}={s}" for a, s in mesh.shape.items())),
@@ -137,7 +137,6 @@ def plan_hybrid(args, masked, mesh, chip) -> int:
     ]
     print(as_table(found, chip, heading))
     if args.json:
-        kinds = [kind for kind in ("roofline", "cycles") if kind in found.step.estimates(chip)]
-        figures = {kind: {str(ratio): value for ratio, value in found.seconds(chip, kind).items()} for kind in kinds}
+        figures = {kind: {str(ratio): s for ratio, s in shares.items()} for kind, shares in found.seconds(chip).items()}
         write_json(args.json, {"program": dict(heading), "topology": args.topology, "peak": found.peak(), "seconds": figures})
     return 0 if found.peak() <= chip.memory else 3
