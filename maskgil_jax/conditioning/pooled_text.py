@@ -24,7 +24,7 @@ class PooledTextConditioner:
     pooled: int
     micro: int = 5
     encoder: Callable[[Sequence[str]], PooledTextCondition] | None = None
-    batch_keys = ("text_features", "text_mask", "text_pooled", "micro")
+    batch_keys, frozen = ("text_features", "text_mask", "text_pooled", "micro"), None
 
     def encode(self, requests: Any) -> Any:
         """Prompts -> their `PooledTextCondition`. A condition is returned as it is."""
@@ -38,7 +38,7 @@ class PooledTextConditioner:
             raise ConfigError("prompts: no text encoder is loaded with this generator; give a PooledTextCondition")
         return self.encoder(list(prompts))
 
-    def from_batch(self, batch: dict) -> PooledTextCondition:
+    def from_batch(self, batch: dict, frozen: Any = None) -> PooledTextCondition:
         return PooledTextCondition(*(batch[name] for name in self.batch_keys))
 
     def examples(self, count: int) -> PooledTextCondition:

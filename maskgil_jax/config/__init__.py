@@ -24,6 +24,7 @@ from .generators import (
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
 from .orders import ORDERS
 from .schedules import SCHEDULES
+from .serving import ServeConfig
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 from .uvit import UVIT_PRESETS, UViTConfig
 
@@ -59,6 +60,7 @@ __all__ = [
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
+    "ServeConfig",
     "UViTConfig",
     "VQConfig",
     "check_flash_length",

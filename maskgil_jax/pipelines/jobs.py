@@ -12,8 +12,6 @@ import logging
 import math
 import pathlib
 import shutil
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -40,11 +38,11 @@ from maskgil_jax.files.sample_formats import (
 from maskgil_jax.networks import fingerprint, params_of
 from maskgil_jax.pipelines.pipeline import Pipeline
 from maskgil_jax.pipelines.prompts import PromptRequest, as_requests, draw_prompts, size_order
+from maskgil_jax.runtime.progress import Progress
 
 __all__ = ["FORMATS", "balanced_labels", "read_samples", "sample_to_folder"]
 
 _log = logging.getLogger(__name__)
-_LOG_SECONDS = 30.0  # between two progress lines without a terminal
 
 
 def balanced_labels(ids: np.ndarray, *, num: int | None = None, per_class: int | None = None) -> np.ndarray:
@@ -228,17 +226,8 @@ def _prompt_images(pipeline: Pipeline, requests, parts: list[np.ndarray], seed, 
 
 
 def _with_progress(batches: Iterable[np.ndarray], todo: int, total: int) -> Iterator[np.ndarray]:
-    """Yields the batches and shows progress: a bar on a terminal, elsewhere a log line every half minute."""
-    from tqdm import tqdm
-
-    began = logged = time.monotonic()
-    done, terminal = 0, sys.stderr.isatty()
-    with tqdm(total=total, initial=total - todo, unit="image", disable=not terminal) as bar:
+    """Yields the batches and shows progress."""
+    with Progress("sampling", total, done=total - todo, log=_log) as progress:
         for batch in batches:
-            done += len(batch)
-            bar.update(len(batch))
-            now = time.monotonic()
-            if not terminal and now - logged > _LOG_SECONDS:
-                logged, rate = now, done / (now - began)
-                _log.info("%d/%d images, %.2f images/s, %.0f min left", done, todo, rate, (todo - done) / rate / 60)
+            progress.update(len(batch))
             yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ import optax
 from clu.metrics import Average
 
 from maskgil_jax import networks
-from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_metadata, save_weights
-from maskgil_jax.conditioning import ClassConditioner, Conditioner, stored_texts
+from maskgil_jax.checkpoints.weights import extra, load_weights, read_metadata, save_weights
+from maskgil_jax.conditioning import Conditioner
 from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
@@ -27,14 +27,10 @@ from maskgil_jax.config import (
     GeneratorConfig,
     choose,
     from_dict,
-    height_width,
     require,
     to_dict,
 )
 from maskgil_jax.config.training import Objective
-from maskgil_jax.data.code_store import CodeStore, code_batches
-from maskgil_jax.data.images import image_batches, open_images
-from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
@@ -42,8 +38,10 @@ from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
+from maskgil_jax.training.generator_data import open_data
 from maskgil_jax.training.identity import text_identity
-from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
+from maskgil_jax.training.init_from import init_from
+from maskgil_jax.training.loop import data_identity, fit, open_mesh
 from maskgil_jax.training.losses import chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
@@ -145,11 +143,12 @@ def jitted_step(
     *,
     conditioner: Conditioner,
 ):
-    """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated.
+    """The program (state, batch, key, tokenizer, texts) -> (state, metrics); the state is donated.
 
-    batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`. The
-    grid is that of the codes: another one compiles another program. With "rows" and "columns", int (b,), the codes are those
-    of images of several sizes, each at the start of a padded canvas (`SizedCondition`): one program for all of them.
+    batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`.
+    texts: the conditioner's `frozen` arrays. The grid is that of the codes: another one compiles another program. With
+    "rows" and "columns", int (b,), the codes are those of images of several sizes, each at the start of a padded canvas
+    (`SizedCondition`): one program for all of them.
     """
 
     # The Pallas kernels read the sharding from the abstract mesh.
@@ -158,10 +157,10 @@ def jitted_step(
     )
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
-    def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer):
+    def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer, texts=None):
         codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
         grid, codes_bl = codes.shape[1:], codes.reshape(codes.shape[0], -1).astype(jnp.int32)
-        step_key, condition = jax.random.fold_in(key, state.step), conditioner.from_batch(batch)
+        step_key, condition = jax.random.fold_in(key, state.step), conditioner.from_batch(batch, texts)
         if "rows" in batch:
             condition = SizedCondition(condition, batch["rows"], batch["columns"])
         examples = corrupt_batch(step_key, codes_bl, condition, cfg, objective)
@@ -179,30 +178,6 @@ def jitted_step(
             return new, metrics | step_metrics(grads, state.params, new.params, new.opt_state)
 
     return train_step
-
-
-def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]], Conditioner, tuple[int, int], Any]:
-    """The training data: (function start_step -> batches of what the step takes, conditioner, grid, source or store)."""
-    data, factor = config.data, tokenizer.cfg.downsample
-    size = height, width = height_width(data.image_size, "config.data.image_size")
-    require(
-        height % factor == 0 and width % factor == 0,
-        f"config.data.image_size: {data.image_size} is not a multiple of the tokenizer's downsampling factor {factor}",
-    )
-    grid = (height // factor, width // factor)
-    if data.codes:
-        store = CodeStore(data.codes)
-        store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
-        texts = TextStore(data.texts) if data.get("texts") else None
-        conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
-        batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
-        return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid, store
-    require(not data.get("texts"), "config.data.texts: needs config.data.codes, a code store of the same images")
-    source = open_images(data.path, split=data.split, label=data.label, size=size, data_dir=data.data_dir or None)
-    options = dict(size=size, crop=data.crop, flip=data.flip)
-    conditioner = ClassConditioner(tuple(source.class_names))
-    batches = functools.partial(image_batches, source, loader_config(config), **options)
-    return with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid, source
 
 
 def sample_preview(params, tokenizer, condition, key, *, cfg: GeneratorConfig, decode_cfg, grid: tuple[int, int]) -> np.ndarray:
@@ -227,7 +202,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
     tokenizer = load_weights(config.tokenizer, "tokenizer")
-    batches, conditioner, grid, source = open_data(config, tokenizer)
+    batches, conditioner, grid, source = open_data(config, tokenizer, mesh)
     tokenizer_network = place(tokenizer.build(), replicated(mesh))
 
     # model and optimizer
@@ -242,6 +217,9 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
 
     def init_params(key: jax.Array) -> dict:
         return networks.params_of(networks.create(cfg, key)) | fixed
+
+    def start_from(state: TrainState) -> TrainState:
+        return init_from(config.init_from, state, tokenizer_hash=tokenizer.hash, keep=fixed)
 
     # previews: the same conditions at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -281,7 +259,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         make_step=functools.partial(
             jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay, conditioner=conditioner
         ),
-        frozen=(step_key, None if config.data.codes else tokenizer_network),
+        frozen=(step_key, None if config.data.codes else tokenizer_network, conditioner.frozen),
         batches=batches,
         fingerprint_inputs={
             "model": cfg,
@@ -294,6 +272,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         },
         sample_fn=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
         eval_fn=evaluate if evaluator else None,
+        start_from=start_from if config.get("init_from") else None,
     )
 
     weights, parameters = open_folder(workdir) / "weights", to_host(state.averaged)
