@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from maskgil_jax.checkpoints.placed import load_placed
 from maskgil_jax.checkpoints.weights import Weights, load_weights, open_weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
 from maskgil_jax.config import CausalConfig, ChameleonConfig, ConfigError, DecodeConfig, from_dict, is_causal, require
-from maskgil_jax.runtime.mesh import place, replicated
+from maskgil_jax.runtime.mesh import place, replicated, shardings
 
 
 def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None = None) -> Weights:
@@ -23,10 +24,17 @@ def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None =
 
 
 def built(weights: Weights, mesh: Mesh | None) -> Any:
-    """The network; on a mesh whole on every device, unless its weights lie on the mesh already."""
-    network = weights.build()
-    spread = isinstance(weights.cfg, ChameleonConfig)
-    return network if mesh is None or spread else place(network, replicated(mesh))
+    """The network; on a mesh sharded by the path rules, or whole on every device where the mesh does not divide an axis.
+
+    A Chameleon's weights lie on the mesh already.
+    """
+    if mesh is None or isinstance(weights.cfg, ChameleonConfig):
+        return weights.build()
+    try:
+        layout = shardings(weights.params, mesh)
+    except ValueError:
+        layout = jax.tree.map(lambda _: replicated(mesh), weights.params)
+    return dataclasses.replace(weights, params=jax.tree.map(place, weights.params, layout)).build()
 
 
 def scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:

@@ -316,8 +316,8 @@ def load(
     "ntk" (`models.rope.angles_1d`); default what the folder says.
     text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
     says, read at the first prompt. It must be the one of training.
-    mesh: devices that share the images (axes data, fsdp) and a Chameleon's weights (fsdp, tensor); other networks are whole on
-    each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
+    mesh: devices that share the images (axes data, fsdp) and the weights (fsdp, tensor); networks that it does
+    not divide are whole on each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
