@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
+from maskgil_jax.checkpoints.weights import extra, load_weights, save_weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
@@ -18,18 +18,18 @@ from maskgil_jax.config import (
     GeneratorConfig,
     choose,
     decode_preset,
-    from_dict,
     is_causal,
     renamed,
     require,
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
-from maskgil_jax.models.condition import GuidedCondition, repeat, take
+from maskgil_jax.models.condition import GuidedCondition, repeat, take, without_null
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import editing
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
+from maskgil_jax.pipelines.stored import check_tokenizer, stored_decoding, with_scaling
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.rng import keys_of_seeds
 
@@ -175,10 +175,10 @@ class Pipeline:
             return condition
         kind = self.generator.cfg.condition
         require(kind != "class", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
-        negative, count = self.conditioner.encode(negative_prompts), rows_of(condition)
+        negative, count = without_null(self.conditioner.encode(negative_prompts)), rows_of(condition)
         given = rows_of(negative)
         require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")
-        return GuidedCondition(condition, take(negative, np.arange(count) % given))
+        return GuidedCondition(without_null(condition), take(negative, np.arange(count) % given))
 
     def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
@@ -291,8 +291,19 @@ def pack(path, out) -> None:
     save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
 
 
-def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = None) -> Pipeline:
+def load(
+    path,
+    ar=None,
+    *,
+    rope_scaling: str | None = None,
+    text_encoder: Any = None,
+    cache_dir: Any = None,
+    variant: str | None = None,
+) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
+
+    A pipeline folder of diffusers with aMUSEd, and a generator's published file with its tokenizer's beside it, are converted
+    once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax). variant: of a diffusers folder's files, "fp16".
 
     ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
     rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
@@ -302,48 +313,24 @@ def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = 
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
+    from maskgil_jax.convert.published import prepared
+
+    path = prepared(path, cache_dir, variant=variant)
     tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
     parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
     for part, sound in parts:
         require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
-    _check_tokenizer(path, generator, tokenizer)
-    generator = _scaled(path, generator, rope_scaling)
-    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder), _decoding(generator)
+    check_tokenizer(path, generator, tokenizer)
+    generator = with_scaling(path, generator, rope_scaling)
+    conditioner = conditioner_of(generator.cfg, generator.about, text_encoder, generator.path)
+    cfg = stored_decoding(generator)
     if ar is None:
         return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path))
     causal = load_weights(ar, "generator")
     require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
     require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
-    _check_tokenizer(ar, causal, tokenizer, str(path))
-    same = conditioner_of(causal.cfg, causal.about, getattr(conditioner, "encoder", None)) == conditioner
+    check_tokenizer(ar, causal, tokenizer, str(path))
+    same = conditioner_of(causal.cfg, causal.about, getattr(conditioner, "encoder", None), causal.path) == conditioner
     require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
-    ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
+    ar_cfg, causal = stored_decoding(causal), with_scaling(ar, causal, rope_scaling)
     return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path), causal.build(), ar_cfg)
-
-
-def _scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
-    """The generator of `path` with another `rope_scaling`, if any is given."""
-    if rope_scaling is None:
-        return generator
-    require(
-        generator.cfg.rope_scaling is not None,
-        f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
-    )
-    return dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
-
-
-def _check_tokenizer(path, generator: Weights, tokenizer: Weights, holder: str = "this folder") -> None:
-    """Refuses the generator of `path` if its codes are not those of this tokenizer, which lies in `holder`."""
-    if generator.cfg.codebook_size != tokenizer.cfg.codebook_size:
-        raise ConfigError(
-            f"{path}: the generator has {generator.cfg.codebook_size} codes, the tokenizer {tokenizer.cfg.codebook_size}"
-        )
-    trained_with = generator.about.get("tokenizer_hash")
-    if trained_with and trained_with != tokenizer.hash:
-        raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, {holder} has {tokenizer.hash}")
-
-
-def _decoding(generator: Weights) -> Any:
-    """The decoding options stored with a generator, of the kind its network needs."""
-    kind = CausalConfig if is_causal(generator.cfg) else DecodeConfig
-    return from_dict(kind, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")
