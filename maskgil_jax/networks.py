@@ -14,6 +14,7 @@ from flax import nnx, traverse_util
 from maskgil_jax.config import (
     AdaLNConfig,
     BertConfig,
+    ChameleonConfig,
     ClassifierConfig,
     InceptionConfig,
     LlamaConfig,
@@ -26,6 +27,7 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.bert import Bert
+from maskgil_jax.models.chameleon import Chameleon
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.inception import InceptionV3
 from maskgil_jax.models.llama import Llama
@@ -43,6 +45,7 @@ FAMILIES = {
     "maskgit": (MaskGITConfig, MaskGIT),
     "adaln": (AdaLNConfig, AdaLN),
     "uvit": (UViTConfig, UViT),
+    "chameleon": (ChameleonConfig, Chameleon),
     "vqgan": (VQConfig, VQGAN),
     "maskgit_vqgan": (MaskGITVQConfig, MaskGITVQGAN),
     "magvit2": (MagvitConfig, Magvit2),

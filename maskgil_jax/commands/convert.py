@@ -24,7 +24,7 @@ def add(command) -> None:
     sub.add_argument("--list", action=ListFamilies, nargs=0, help="list the known families of files and exit")
     sub.add_argument("--family", help="family of the file (default: identified by its tensor names)")
     sub.add_argument("--key", help="outer key of the file to take, e.g. model (default: the usual ones, EMA first)")
-    sub.add_argument("--dtype", help="type of the values written: float32 or float16 (default: float32)")
+    sub.add_argument("--dtype", help="type of the values written: float32, float16 or bfloat16 (default: float32)")
     sub.add_argument(
         "--variant", help="files of a pipeline folder to take, e.g. fp16 (default: the plain ones if there are any)"
     )

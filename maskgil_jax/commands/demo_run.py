@@ -57,7 +57,7 @@ def draw(workdir: pathlib.Path, weights: Any, text_weights: Any = None, *, repor
                 asked = " ".join(f'--prompt "{prompt}"' for prompt in prompts)
                 command = f"maskgil sample --weights {text_weights} --height {height} --width {width} {asked}"
                 title = f"Images by prompt, {width} x {height}"
-                add(f"prompts_{width}x{height}", title, "; ".join(prompts) + ".", contact_sheet(images, 4), command)
+                add(f"prompts_{width}x{height}", title, "; ".join(prompts) + ".", contact_sheet(images, columns=4), command)
     with _stage("inpainting: 8 images with a hole"):
         caption = "Held-out drawings; the same with a hole; the hole filled in, given the class."
         command = inpaint_command(pipeline, sets["test"], workdir, weights)
@@ -132,8 +132,8 @@ def holes(source, count: int = 8) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Drawings, uint8 (b, h, w, 3), the mask of their right half, bool (h, w), and their class names."""
     records = [source[int(i)] for i in np.linspace(0, len(source) - 1, count)]
     images = np.stack([record["image"] for record in records])
-    mask = np.zeros(images.shape[1:3], bool)
-    mask[:, mask.shape[1] // 2 :] = True
+    mask = np.zeros(images[0].shape[:2], bool)
+    mask[:, images.shape[2] // 2 :] = True
     return images, mask, [source.class_names[record["label"]] for record in records]
 
 

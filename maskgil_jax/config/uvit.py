@@ -45,10 +45,7 @@ class UViTConfig(GeneratorConfig):
             self.channels % self.block_heads == 0,
             f"channels: {self.channels} is not a multiple of block_heads {self.block_heads}",
         )
-        require(self.res_blocks >= 1, f"res_blocks: must be at least 1, got {self.res_blocks}")
         require(self.micro_dim % 2 == 0, f"micro_dim: must be even (cosines and sines), got {self.micro_dim}")
-        for name in ("text_tokens", "text_dim", "pooled_dim", "micro_values"):
-            require(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         self.check_grid(self.grid)
 
     def check_grid(self, grid: tuple[int, int]) -> None:

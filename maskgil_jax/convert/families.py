@@ -24,7 +24,7 @@ from maskgil_jax.config import (
 from .engine import Table
 from .readers.checkpoint import Problem, sanitize
 from .sizes import Sizes
-from .tables import amused, besnier, feature_networks, google, halton, llama, magvit2, vqgan
+from .tables import amused, besnier, chameleon, feature_networks, google, halton, llama, magvit2, vqgan
 
 MIT = "MIT"
 GOOGLE = "Apache-2.0, the licence of the code they were published with"
@@ -227,6 +227,15 @@ FAMILIES: dict[str, Family] = {
         title="aMUSEd's VQ tokenizer (vqvae/diffusion_pytorch_model.safetensors)",
         required_keys=(r"encoder\.down_blocks\.0\.resnets\.", r"quantize\.embedding\.weight$"),
         **amused.VQ,
+    ),
+    "chameleon": Family(
+        title="Chameleon's or Lumina-mGPT's language model (folder of model-*.safetensors with config.json)",
+        required_keys=(
+            r"model\.embed_tokens\.weight$",
+            r"model\.layers\.0\.self_attn\.q_norm\.bias$",
+            r"lm_head\.weight$",
+        ),
+        **chameleon.LANGUAGE_MODEL,
     ),
     "halton": Family(
         title="Halton-MaskGIT's Transformer, tiny to large (ImageNet_256_base.pth, ImageNet_384_large.pth ...)",

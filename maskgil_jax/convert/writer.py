@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,14 @@ def write(
     dtype: str,
     shard_bytes: int,
     compared_with: list[str],
+    beside: Sequence[pathlib.Path] = (),
     *,
     metadata: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the weights folder `out`. metadata, origin: further entries of `config.json` and of `source` in it.
+    """Writes the weights folder `out`, with copies of the files `beside`.
+
+    metadata, origin: further entries of `config.json`, and of `source` in it.
 
     Raises: BadWeightFile with all problems of the values. ConfigError if `out` exists and was not converted from this file, or
     does not fit on its disk. Nothing is left behind in either case.
@@ -75,6 +79,8 @@ def write(
     shapes = {path: tuple(leaf.shape) for path, leaf in sorted(flatten(abstract_params(plan.cfg)).items())}
     with replace_folder(out) as folder:
         write_tensors(folder, shapes, dtype, _pieces(checkpoint, plan, shapes, dtype), shard_bytes)
+        for file in beside:
+            shutil.copyfile(file, folder / file.name)
         (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 

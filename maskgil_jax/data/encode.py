@@ -7,7 +7,6 @@ import errno
 import itertools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from maskgil_jax.files.atomic import clear, write_json
 from maskgil_jax.files.lock import NAME as LOCK_NAME
 from maskgil_jax.files.lock import folder_lock
 from maskgil_jax.files.paths import free_bytes, is_remote, size_text
+from maskgil_jax.runtime.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -219,17 +219,13 @@ def _encoded(
     encode_fn, source, todo: dict[str, range], settings: dict, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator:
     """Yields the packed records of each remaining shard, in order."""
-    from tqdm import tqdm
-
     if not todo:
         return
     cropped = grain.MapDataset.source(_Cropped(source, list(todo.values()), settings))
     total, before = settings["num_images"], settings["num_images"] - len(cropped)
-    quiet = not progress or not sys.stderr.isatty()
-    with (
-        contextlib.closing(read_ahead(cropped, num_workers)) as reader,
-        tqdm(total=total, initial=before, desc="encoding", unit="image", disable=quiet) as bar,
-    ):
+    variants = len(settings["variants"])
+    shown = Progress("encoding", total, done=before, log=_log) if progress else contextlib.nullcontext()
+    with contextlib.closing(read_ahead(cropped, num_workers)) as reader, shown as bar:
         for images in todo.values():
             labels, ids, codes, rows = [], [], [], []
             for record in itertools.islice(reader, len(images)):
@@ -239,9 +235,13 @@ def _encoded(
                 while len(rows) >= batch_size:
                     codes.append(_encode(encode_fn, rows[:batch_size], batch_size, settings))
                     del rows[:batch_size]
-                bar.update()
+                    if bar:
+                        bar.update(before + len(codes) * batch_size // variants - bar.done)
             if rows:
                 codes.append(_encode(encode_fn, rows, batch_size, settings))
+            before += len(images)
+            if bar:
+                bar.update(before - bar.done)
             codes_nvhw = np.concatenate(codes).reshape(len(images), -1, *settings["grid"])
             yield [
                 code_format.pack(codes_vhw, label, name, settings["variants"], settings["dtype"])

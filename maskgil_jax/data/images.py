@@ -6,6 +6,7 @@ have `s.fingerprint` (identity of the image names), `s.content_hash` and `s.cont
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from maskgil_jax.data.loader import batches
 from maskgil_jax.data.sources.emoji import TILE, emoji
 from maskgil_jax.data.sources.folder import ImageFolder
 from maskgil_jax.data.transforms import RandomFlip, crop_transform
+
+_log = logging.getLogger(__name__)
 
 
 def open_images(
@@ -51,6 +54,21 @@ def open_images(
         f"for the whole of {spec} use train or all",
     )
     return ImageFolder(spec)
+
+
+def open_held_out(source, spec: str | os.PathLike, *, split: str, **options):
+    """The images by which a training is judged: those of `split`, opened as `open_images` does, or the training's `source`.
+
+    A folder without sub-folders for splits has no other images; that is logged unless `split` is "all".
+    """
+    folder = Path(os.fspath(spec))
+    if os.fspath(spec) == "emoji" or os.fspath(spec).startswith("tfds:") or not folder.is_dir():
+        return open_images(spec, split=split, **options)
+    if any(name and next((folder / name).glob("*/"), None) is not None for name in (split, "train")):
+        return open_images(spec, split=split, **options)
+    if split != "all":
+        _log.info("%s: has no folder %r of held-out images; those of the training are shown", spec, split)
+    return source
 
 
 def image_batches(

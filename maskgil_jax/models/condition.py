@@ -46,6 +46,27 @@ class PooledTextCondition:
 
 
 @flax.struct.dataclass
+class TokenCondition:
+    """A prompt as tokens of the generator's own vocabulary. `ids_bt`: int (b, t); `mask_bt`: bool (b, t), False at padding,
+    which stands on the left. t is at most the generator's `text_tokens`.
+    """
+
+    ids_bt: Any
+    mask_bt: Any
+
+
+@flax.struct.dataclass
+class HybridCondition:
+    """What the two networks of hybrid decoding are conditioned on, where they read the same request differently.
+
+    `condition`: of the masked network; `ar`: of the causal one.
+    """
+
+    condition: Any
+    ar: Any
+
+
+@flax.struct.dataclass
 class SizedCondition:
     """A condition with the size of each image, for a batch of images of several sizes on one padded canvas.
 

@@ -120,6 +120,19 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
+def constrain_heads(cache_bnshk: jax.Array, like: jax.Array) -> jax.Array:
+    """Inside a jitted function: a cache of keys or values, split over the batch and over heads on the mesh of `like`.
+
+    Axes that the mesh does not divide are left whole. Without a mesh, the cache is returned unconstrained.
+    """
+    mesh = _mesh_of(like)
+    if mesh is None:
+        return cache_bnshk
+    batch = ("data", "fsdp") if cache_bnshk.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    heads = "tensor" if cache_bnshk.shape[3] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(cache_bnshk, NamedSharding(mesh, P(batch, None, None, heads)))
+
+
 def gather_embeddings(params: dict) -> dict:
     """Inside a jitted function: replicates the tables of look-ups (`.../embedding`) on every device.
 

@@ -117,6 +117,7 @@ def fit(
     agree({**run_options(config), "made with": plain(fingerprint_inputs)})
     with contextlib.ExitStack() as stack:
         own_workdir(workdir, stack)
+        _log.info("%s: compiling; the first step takes longest, and times below are without it", name)
         state, state_sharding = sharded_init(init, init_key, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
         if lead:
@@ -168,10 +169,10 @@ def fit(
                     events("first_step", step=step)
 
                 if sample_fn and config.sample_every and (last or step % config.sample_every == 0):
-                    with jax.transfer_guard("allow"), watchdog.paused():
+                    with jax.transfer_guard("allow"), watchdog.paused(), log.clock.paused("pictures", config.sample_every):
                         writer.write_images(step, sample_fn(state))
                 if eval_fn and (last or step % config.evaluate.every == 0):
-                    with jax.transfer_guard("allow"), watchdog.paused():
+                    with jax.transfer_guard("allow"), watchdog.paused(), log.clock.paused("figures", config.evaluate.every):
                         writer.write_scalars(step, eval_fn(step, state))
 
                 stopped = signals.stop_at(step) and not last
@@ -179,7 +180,7 @@ def fit(
                     events("signal", step=step)
                     log.write()
                 if last or stopped or step % config.checkpoint.every == 0 or not checkpoints.check():
-                    with watchdog.paused():
+                    with watchdog.paused(), log.clock.paused("checkpoint", config.checkpoint.every):
                         save(checkpoints, step, state, fingerprint_inputs, config, log.score, wait=last or stopped)
                 if stopped:
                     events("stop", step=step, reason="signal")
