@@ -9,13 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, TokenConditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
     ConfigError,
     DecodeConfig,
-    GeneratorConfig,
     choose,
     decode_preset,
     is_causal,
@@ -29,7 +27,15 @@ from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import editing
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
-from maskgil_jax.pipelines.parts import ar_conditioner_of, built, check_tokenizer, decoding_of, load_generator_part, scaled
+from maskgil_jax.pipelines.parts import (
+    ar_conditioner_of,
+    built,
+    check_tokenizer,
+    decoding_of,
+    load_generator_part,
+    open_parts,
+    scaled,
+)
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.rng import keys_of_seeds
 
@@ -317,13 +323,9 @@ def load(
     text_encoder: Any = None,
     mesh: Any = None,
     kernels: str | None = None,
-    cache_dir: Any = None,
-    variant: str | None = None,
+    **published: Any,
 ) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
-
-    A pipeline folder of diffusers with aMUSEd, and a generator's published file with its tokenizer's beside it, are converted
-    once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax). variant: of a diffusers folder's files, "fp16".
 
     ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding;
     of a text-conditional one, the text encoder may be another.
@@ -334,17 +336,14 @@ def load(
     mesh: devices that share the images (axes data, fsdp) and a Chameleon's weights (fsdp, tensor); other networks are whole on
     each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
 
+    published: options of published files. A pipeline folder of diffusers with aMUSEd, and a generator's file with its
+    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax). variant:
+    of a diffusers folder's files, "fp16". lora: a LoRA file, `lora_scale` (1.0) times whose changes are added to the weights.
+
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
-    from maskgil_jax.convert.published import prepared
-
-    path = prepared(path, cache_dir, variant=variant)
-    tokenizer = load_weights(path, "tokenizer")
-    generator = load_generator_part(path, mesh=mesh, kernels=kernels if ar is None else None)
-    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
-    for part, sound in parts:
-        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
-    check_tokenizer(path, generator, tokenizer)
+    own = kernels if ar is None else None
+    path, tokenizer, generator = open_parts(path, mesh=mesh, kernels=own, **published)
     generator = scaled(path, generator, rope_scaling)
     conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder, generator.path), decoding_of(generator)
     if ar is None:
