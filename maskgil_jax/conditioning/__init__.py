@@ -6,8 +6,8 @@ from typing import Any
 
 from maskgil_jax.conditioning.base import Conditioner
 from maskgil_jax.conditioning.classes import ClassConditioner
-from maskgil_jax.conditioning.pooled_text import PooledTextConditioner, beside, pooled_conditioner
-from maskgil_jax.conditioning.text import TextConditioner, stored_texts, text_conditioner
+from maskgil_jax.conditioning.pooled_text import PooledTextConditioner, beside, pooled_conditioner, pooled_texts
+from maskgil_jax.conditioning.text import TextConditioner, online_texts, stored_texts, text_conditioner
 from maskgil_jax.conditioning.tokens import TokenConditioner, token_conditioner
 from maskgil_jax.config import require
 
@@ -18,6 +18,8 @@ __all__ = [
     "TextConditioner",
     "TokenConditioner",
     "conditioner_of",
+    "online_texts",
+    "pooled_texts",
     "stored_texts",
 ]
 

@@ -35,7 +35,7 @@ class ClassConditioner:
     """Conditions on one of `class_names`. An integer is a class number; text is a name, or a number if no class has it."""
 
     class_names: tuple[str, ...]
-    batch_keys = ("label",)
+    batch_keys, frozen = ("label",), None
 
     def encode(self, requests: Labels) -> ClassCondition:
         """Labels -> their condition. A `ClassCondition` is checked and returned, so a request is converted once."""
@@ -75,7 +75,7 @@ class ClassConditioner:
         require(0 <= number < count, f"labels: {number} is out of range; classes are 0..{count - 1}")
         return number
 
-    def from_batch(self, batch: dict) -> ClassCondition:
+    def from_batch(self, batch: dict, frozen: Any = None) -> ClassCondition:
         return ClassCondition(batch["label"])
 
     def examples(self, count: int) -> ClassCondition:

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
@@ -22,16 +24,26 @@ class PooledTextConditioner:
     encoder: texts -> `PooledTextCondition`; None: the one that `about` names, loaded at the first prompt. about: the entry
     "text_encoder" of `config.json`: path, and name and hash if known; empty without an encoder, when only a
     `PooledTextCondition` can be asked for. size: (height, width) in pixels of the training images, which the encoder states.
+    captions: of `examples`. online: training batches hold token ids, and the encoder computes in the train step.
     """
 
     tokens: int
     width: int
     pooled: int
     micro: int = 5
-    encoder: Callable[[Sequence[str]], PooledTextCondition] | None = dataclasses.field(default=None, compare=False)
+    encoder: Any = dataclasses.field(default=None, compare=False)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     size: tuple[int, int] = (512, 512)
-    batch_keys = ("text_features", "text_mask", "text_pooled", "micro")
+    captions: tuple[str, ...] = dataclasses.field(default=("",), compare=False)
+    online: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        return ("text_ids", "text_mask") if self.online else ("text_features", "text_mask", "text_pooled", "micro")
+
+    @property
+    def frozen(self) -> Any:
+        return (self.encoder.params, self._null) if self.online else None
 
     def encode(self, requests: Any) -> Any:
         """Prompts -> their conditions with that of "" for guidance. A condition is returned as it is."""
@@ -71,12 +83,17 @@ class PooledTextConditioner:
         )
         return condition
 
-    def from_batch(self, batch: dict) -> PooledTextCondition:
-        return PooledTextCondition(*(batch[name] for name in self.batch_keys))
+    def from_batch(self, batch: dict, frozen: Any = None) -> PooledTextCondition:
+        if not self.online:
+            return PooledTextCondition(*(batch[name] for name in self.batch_keys))
+        params, null = frozen
+        condition = self._checked(self.encoder.condition(params, batch["text_ids"]))
+        rows = condition.pooled_bp.shape[0]
+        return GuidedCondition(condition, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])), null))
 
     def examples(self, count: int) -> Any:
         if self.encoder is not None or self.about.get("path"):
-            return self.encode([""] * count)
+            return self.encode([self.captions[i % len(self.captions)] for i in range(count)])
         features = np.zeros((count, self.tokens, self.width), np.float32)
         pooled, micro = (np.zeros((count, size), np.float32) for size in (self.pooled, self.micro))
         return PooledTextCondition(features, np.ones((count, self.tokens), bool), pooled, micro)
@@ -85,7 +102,7 @@ class PooledTextConditioner:
         return {}
 
     def network_options(self) -> dict[str, Any]:
-        sizes = {"text_tokens": self.tokens, "text_dim": self.width, "pooled_dim": self.pooled}
+        sizes: dict[str, Any] = {"text_tokens": self.tokens, "text_dim": self.width, "pooled_dim": self.pooled}
         return sizes | {"micro_values": self.micro}
 
     def metadata(self) -> dict[str, Any]:
@@ -106,6 +123,13 @@ def pooled_conditioner(cfg: Any, metadata: Mapping[str, Any], text_encoder: Any 
         about, text_encoder = {"path": str(text_encoder)}, load_pooled_clip(text_encoder, (height, width))
     sizes = (cfg.text_tokens, cfg.text_dim, cfg.pooled_dim, cfg.micro_values)
     return PooledTextConditioner(*sizes, text_encoder, dict(about), (height, width))
+
+
+def pooled_texts(encoder: Any, captions: Sequence[str] = ()) -> PooledTextConditioner:
+    """The conditioner of a training whose step runs a frozen `PooledTextEncoder`; `captions` are its examples."""
+    sizes = (encoder.max_tokens, encoder.width, encoder.pooled)
+    about, captions = dict(encoder.about), tuple(captions) or ("",)
+    return PooledTextConditioner(*sizes, 5, encoder, about, encoder.size, captions, online=True)
 
 
 def beside(about: Any, folder: pathlib.Path | None) -> Any:

@@ -34,7 +34,9 @@ class DataConfig:
     drop_remainder: bool = option(True, "leave out the records at the end of the data that do not fill a batch")
     data_dir: str = option("", "tfds only: folder of the prepared data")
     codes: str = option("", "code store made by maskgil encode; empty: images are encoded while training")
-    texts: str = option("", "text store of the captions of `codes` (data.text_store); empty: the condition is the class")
+    texts: str = option("", "text store of the captions of `codes` (data.text_store), instead of a text_encoder")
+    images: str = option("", "folder that the names in a .jsonl or .json file of captions are relative to; empty: the file's")
+    buckets: int = option(0, "side of the size buckets that `codes` were encoded with; 0: whatever sizes they have", low=0)
 
     def __post_init__(self):
         check_ranges(self)
@@ -225,6 +227,21 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+    """The `text_encoder` section: a frozen encoder of captions, which computes in the train step."""
+
+    path: str = option("", "Hugging Face folder, hf://owner/repo, or minilm; empty: the condition is the class, or data.texts")
+    layer: int | None = option(None, "which of the hidden states; -2: before the last layer and norm; unset: the last")
+    max_tokens: int = option(128, "positions of a text; longer captions are cut", low=1)
+    padding: str = option("right", "side of the padding", choices=("right", "left"))
+    template: str = option("", "text put in front of every caption")
+    dtype: str = option("float32", "of parameters and products", choices=("float32", "bfloat16"))
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Options at the top of every run file of a training."""
 
@@ -245,6 +262,7 @@ class GeneratorRun(RunConfig):
 
     tokenizer: str = option("", "weights folder of the tokenizer")
     sample_count: int = option(16, "images of a picture", low=1)
+    init_from: str = option("", "weights folder of a generator whose parameters of the same shape are the first ones")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +290,10 @@ _SHARED = {
 }
 # task -> (dataclass of the options at the top, dataclass of each section). `model` and `decode` depend on the network.
 SECTIONS: dict[str, tuple[type, dict[str, type]]] = {
-    "generator": (GeneratorRun, {**_SHARED, "objective": Objective, "evaluate": EvaluateConfig, "lora": LoraConfig}),
+    "generator": (
+        GeneratorRun,
+        {**_SHARED, "text_encoder": TextEncoderConfig, "objective": Objective, "evaluate": EvaluateConfig, "lora": LoraConfig},
+    ),
     "tokenizer": (
         TokenizerRun,
         {

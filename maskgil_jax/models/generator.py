@@ -18,6 +18,7 @@ from maskgil_jax.models.condition import (
     SizedCondition,
     TextCondition,
     TokenCondition,
+    check_sizes,
 )
 from maskgil_jax.models.layers import layers_unrolled
 
@@ -200,6 +201,7 @@ def check_inputs(cfg: GeneratorConfig, tokens_bl: jax.Array, condition, grid: tu
             raise ConfigError(
                 "condition: sizes of single images need a bidirectional Llama with 2-D positions and rope_scaling none"
             )
+        check_sizes(condition, tokens_bl.shape[1], getattr(cfg, "patch", 1))
         condition = condition.condition
     check_condition(cfg, condition, tokens_bl.shape[0])
     if tokens_bl.ndim != 2 or tokens_bl.shape[1] != grid[0] * grid[1]:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from maskgil_jax.config import require
-from maskgil_jax.config.encoders import CLIPTextConfig
+from maskgil_jax.config.encoders import CLIPTextConfig, TextEncoderOptions
 from maskgil_jax.models.condition import PooledTextCondition
 from maskgil_jax.text_encoders.clip import text_apply, text_layers
 from maskgil_jax.text_encoders.clip_model import CLIP, load_clip, projected_end
@@ -47,34 +48,42 @@ class PooledTextEncoder:
         self.clip, self.cfg, self.size, self._source = clip, cfg, size, source
         self.width, self.pooled, self.max_tokens = cfg.width, cfg.projection, cfg.positions
         self.name = f"clip-{cfg.depth}x{cfg.width}-pooled"
-        self._tokenizer = TextTokenizer(clip.folder, cfg.positions, clip.pad_id)
+        self.tokenizer = TextTokenizer(clip.folder, cfg.positions, clip.pad_id)
+        self.params, self.options = clip.params["text"], TextEncoderOptions(layer=-2, max_tokens=cfg.positions)
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """What the features depend on, as plain values for `config.json`."""
-        leaves, _ = jax.tree_util.tree_flatten_with_path(self.clip.params["text"])
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self.params)
         digests = {jax.tree_util.keystr(path): sample_digest(np.asarray(leaf)) for path, leaf in leaves}
         return {"path": self._source, "name": self.name, "hash": encoder_hash(digests, self.clip.folder)}
 
+    def condition(self, params: dict, ids_bt: jax.Array) -> PooledTextCondition:
+        """The condition of token ids as a pure function, without gradients."""
+        states_btd, pooled_bp = jax.lax.stop_gradient(_outputs(params, ids_bt, cfg=self.cfg))
+        return PooledTextCondition(states_btd, jnp.ones(ids_bt.shape, bool), pooled_bp, jnp.asarray(self._micro(len(ids_bt))))
+
+    def _micro(self, count: int) -> np.ndarray:
+        height, width = self.size
+        return np.tile(np.array([width, height, 0, 0, AESTHETIC], np.float32), (count, 1))
+
     def __call__(self, texts: Sequence[str]) -> PooledTextCondition:
         """The conditions of the texts. All positions of a text are real to the network, padding too, as published."""
-        ids_bt = self._tokenizer(texts)[0]
+        ids_bt = self.tokenizer(texts)[0]
         parts = []
         for start in range(0, len(ids_bt), ROWS):
             some = ids_bt[start : start + ROWS]
             count = len(some)
             more = (1 << (count - 1).bit_length()) - count  # a power of two: few batch sizes are compiled
-            out = _outputs(self.clip.params["text"], np.pad(some, ((0, more), (0, 0)), mode="edge"), cfg=self.cfg)
+            out = _outputs(self.params, np.pad(some, ((0, more), (0, 0)), mode="edge"), cfg=self.cfg)
             parts.append([x[:count] for x in out])
         states_btd, pooled_bp = (jnp.concatenate(both) if len(parts) > 1 else both[0] for both in zip(*parts))
-        height, width = self.size
-        micro_bm = np.tile(np.array([width, height, 0, 0, AESTHETIC], np.float32), (len(ids_bt), 1))
-        return PooledTextCondition(states_btd, np.ones(ids_bt.shape, bool), pooled_bp, micro_bm)
+        return PooledTextCondition(states_btd, np.ones(ids_bt.shape, bool), pooled_bp, self._micro(len(ids_bt)))
 
 
-def load_pooled_clip(path, size: tuple[int, int], *, dtype: str = "float32") -> PooledTextEncoder:
+def load_pooled_clip(path, size: tuple[int, int], *, dtype: str = "float32", mesh: Mesh | None = None) -> PooledTextEncoder:
     """Reads a CLIP text network with projection, and its tokenizer, from a Hugging Face folder or "hf://owner/repo".
 
-    size: (height, width) of the images. Raises: ConfigError, one line that names the folder and the file, key or tensor.
+    size: (height, width) of the images. mesh: of `make_mesh`. Raises: ConfigError, one line that names the folder and the file, key or tensor.
     """
-    return PooledTextEncoder(load_clip(path, dtype=dtype), size, os.fspath(path))
+    return PooledTextEncoder(load_clip(path, dtype=dtype, mesh=mesh), size, os.fspath(path))
