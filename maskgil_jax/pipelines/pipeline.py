@@ -36,6 +36,7 @@ from maskgil_jax.pipelines.parts import (
     open_parts,
     scaled,
 )
+from maskgil_jax.pipelines.sizes import grid_of_size
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.rng import keys_of_seeds
 
@@ -214,17 +215,7 @@ class Pipeline:
 
     def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
-        trained, cell = self.generator.cfg.grid, self.tokenizer.cfg.downsample
-        if height is None and width is None:
-            return tuple(grid or trained)
-        require(grid is None, f"grid: give it or height and width, got {grid} and {height} x {width}")
-        height = trained[0] * cell if height is None else height
-        width = trained[1] * cell if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            whole = isinstance(side, (int, np.integer)) and side >= cell and side % cell == 0
-            near = max(cell, round(side / cell) * cell) if isinstance(side, (int, float)) else cell
-            require(whole, f"{name}: must be a multiple of {cell} pixels, the size of a token, got {side!r}; e.g. {near}")
-        return height // cell, width // cell
+        return grid_of_size(self.generator.cfg, self.tokenizer.cfg.downsample, height, width, grid)
 
     @renamed(places="indices")
     def batches(

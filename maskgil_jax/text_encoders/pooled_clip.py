@@ -84,6 +84,7 @@ class PooledTextEncoder:
 def load_pooled_clip(path, size: tuple[int, int], *, dtype: str = "float32", mesh: Mesh | None = None) -> PooledTextEncoder:
     """Reads a CLIP text network with projection, and its tokenizer, from a Hugging Face folder or "hf://owner/repo".
 
-    size: (height, width) of the images. mesh: of `make_mesh`. Raises: ConfigError, one line that names the folder and the file, key or tensor.
+    size: (height, width) of the images. mesh: of `make_mesh`. Raises: ConfigError, one line that names the folder and the file,
+    key or tensor.
     """
     return PooledTextEncoder(load_clip(path, dtype=dtype, mesh=mesh), size, os.fspath(path))
