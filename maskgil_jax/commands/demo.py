@@ -24,8 +24,15 @@ def add(command) -> None:
         help="folder of pictures and page; with --train also of the run, which a second call continues (default: runs/demo)",
     )
     sub.add_argument("--train", action="store_true", help="train from nothing, about ten minutes on two CPU cores")
-    sub.add_argument("--weights", type=path, help="class-conditional pipeline folder to draw with (default: the shipped 'emoji')")
-    sub.add_argument("--text-weights", type=path, default="emoji_text", help="text-conditional pipeline folder for the prompt sheet (default: the shipped 'emoji_text')")
+    sub.add_argument(
+        "--weights", type=path, help="class-conditional pipeline folder to draw with (default: the shipped 'emoji')"
+    )
+    sub.add_argument(
+        "--text-weights",
+        type=path,
+        default="emoji_text",
+        help="text-conditional pipeline folder for the prompt sheet (default: the shipped 'emoji_text')",
+    )
     sub.add_argument("--report", action=argparse.BooleanOptionalAction, default=True, help="compute the table of figures")
 
 

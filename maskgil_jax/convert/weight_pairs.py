@@ -97,7 +97,7 @@ def convert_pair(
         if getattr(plan.cfg, "condition", "") == "text":
             known = (path.absolute().parent / name for name in _T5)
             text_encoder = text_encoder or next((folder for folder in known if folder.is_dir()), None)
-            entry = {"max_tokens": plan.cfg.text_tokens, "padding": "left"}
+            entry: dict[str, Any] = {"max_tokens": plan.cfg.text_tokens, "padding": "left"}
             if text_encoder is not None:
                 entry["path"] = _absolute(text_encoder)
             metadata["text_encoder"] = entry

@@ -124,8 +124,8 @@ def _codes(config, tokenizer: Weights, encoder: Any, grid: tuple[int, int]) -> G
     store = CodeStore(data.codes)
     store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
     texts = TextStore(data.texts) if data.get("texts") else None
-    conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
-    batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
+    conditioner: Conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
+    batches: Callable[..., Iterator[dict]] = functools.partial(code_batches, store, loader_config(config), texts=texts)
     if encoder is not None:
         conditioner = _online(encoder, example_captions(store))
         batches = _with_tokens(batches, TokenizeCaption(encoder.tokenizer, encoder.options.template))
