@@ -104,8 +104,8 @@ def convert_pair(
         second = convert(path, part / "generator", dtype=dtype, options=options, metadata=metadata, origin=about)
     parts = tuple(dataclasses.replace(one, path=out / one.path.name) for one in (first, second))
     lines: tuple[str, ...] = ()
-    if entry := metadata.get("text_encoder"):
-        lines = (f"text encoder: {entry.get('path', 'none recorded; give load(..., text_encoder=FOLDER of flan-t5-xl)')}",)
+    if recorded := metadata.get("text_encoder"):
+        lines = (f"text encoder: {recorded.get('path', 'none recorded; give load(..., text_encoder=FOLDER of flan-t5-xl)')}",)
     return ConvertedPipeline(out, parts, lines)
 
 
