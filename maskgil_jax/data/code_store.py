@@ -141,7 +141,7 @@ class _RandomVariant(grain.transforms.RandomMap):
 
 
 class _Padded(grain.transforms.Map):
-    """Writes the codes of an image to the start of a canvas, in the image's own raster order, and adds its "rows", "columns"."""
+    """Writes the codes of an image, in its own raster order, to the start of a canvas; adds "rows" and "columns"."""
 
     def __init__(self, canvas: tuple[int, int]):
         self._canvas = canvas

@@ -5,13 +5,45 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from maskgil_jax.checkpoints.placed import load_placed
 from maskgil_jax.checkpoints.weights import Weights, load_weights, open_weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
-from maskgil_jax.config import CausalConfig, ChameleonConfig, ConfigError, DecodeConfig, from_dict, is_causal, require
-from maskgil_jax.runtime.mesh import place, replicated
+from maskgil_jax.config import (
+    CausalConfig,
+    ChameleonConfig,
+    ConfigError,
+    DecodeConfig,
+    GeneratorConfig,
+    from_dict,
+    is_causal,
+    require,
+)
+from maskgil_jax.convert.lora import merged
+from maskgil_jax.convert.published import prepared
+from maskgil_jax.runtime.mesh import place, replicated, shardings
+
+
+def open_parts(
+    path,
+    *,
+    mesh: Mesh | None,
+    kernels: str | None,
+    cache_dir: Any = None,
+    variant: str | None = None,
+    lora: Any = None,
+    lora_scale: float = 1.0,
+) -> tuple[Any, Weights, Weights]:
+    """(folder, tokenizer, generator) of a pipeline, read and compared with each other; see `pipeline.load`."""
+    path = prepared(path, cache_dir, variant=variant)
+    tokenizer, generator = load_weights(path, "tokenizer"), load_generator_part(path, mesh=mesh, kernels=kernels)
+    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
+    for part, sound in parts:
+        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
+    check_tokenizer(path, generator, tokenizer)
+    return path, tokenizer, generator if lora is None else merged(generator, lora, lora_scale)
 
 
 def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None = None) -> Weights:
@@ -23,10 +55,17 @@ def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None =
 
 
 def built(weights: Weights, mesh: Mesh | None) -> Any:
-    """The network; on a mesh whole on every device, unless its weights lie on the mesh already."""
-    network = weights.build()
-    spread = isinstance(weights.cfg, ChameleonConfig)
-    return network if mesh is None or spread else place(network, replicated(mesh))
+    """The network; on a mesh sharded by the path rules, or whole on every device where the mesh does not divide an axis.
+
+    A Chameleon's weights lie on the mesh already.
+    """
+    if mesh is None or isinstance(weights.cfg, ChameleonConfig):
+        return weights.build()
+    try:
+        layout = shardings(weights.params, mesh)
+    except ValueError:
+        layout = jax.tree.map(lambda _: replicated(mesh), weights.params)
+    return dataclasses.replace(weights, params=jax.tree.map(place, weights.params, layout)).build()
 
 
 def scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
