@@ -11,6 +11,7 @@ from helpers.chameleon_pipeline import CFG, save_chameleon
 from helpers.text_folders import with_tokenizer
 from helpers.tiny_pipeline import save_pipeline
 from helpers.tiny_text_pipeline import TEXT_LLAMA, TOKENS, save_text_pipeline
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from maskgil_jax import cli
@@ -22,6 +23,7 @@ from maskgil_jax.decoding.masked import decode
 from maskgil_jax.models.condition import HybridCondition
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.pipelines.pipeline import load
+from maskgil_jax.runtime.mesh import make_mesh
 from maskgil_jax.text_encoders.load import load_text_encoder
 
 PROMPTS = ["a red cat", "two dog on the sun"]
@@ -81,6 +83,14 @@ def test_ratio_zero_is_the_masked_network_and_one_the_causal(hybrid, folders):
     assert causal.cfg == CausalConfig(guidance=4.0, top_k=12) and isinstance(causal.conditioner, TokenConditioner)
     other = causal(prompts=PROMPTS[::-1], seed=4)
     assert (other[::-1] != causal(prompts=PROMPTS, seed=4)).any(), "the prompt matters"
+
+
+def test_networks_on_a_mesh_decode_the_same_tokens(folders, hybrid):
+    mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
+    many = load(folders[0], ar=folders[1], mesh=mesh)
+    assert many.generator.layers.mlp.up.kernel[...].sharding.spec == P(None, "fsdp", "tensor")
+    condition = many.shard(conditions(hybrid))
+    np.testing.assert_array_equal(many.tokens(condition, jax.random.key(3), ar_ratio=0.5), tokens(hybrid, 0.5))
 
 
 def test_known_tokens_are_kept_by_both_networks(hybrid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from maskgil_jax.checkpoints.placed import load_placed
@@ -22,7 +23,7 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.convert.lora import merged
 from maskgil_jax.convert.published import prepared
-from maskgil_jax.runtime.mesh import place, replicated
+from maskgil_jax.runtime.mesh import place, replicated, shardings
 
 
 def open_parts(
@@ -54,10 +55,17 @@ def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None =
 
 
 def built(weights: Weights, mesh: Mesh | None) -> Any:
-    """The network; on a mesh whole on every device, unless its weights lie on the mesh already."""
-    network = weights.build()
-    spread = isinstance(weights.cfg, ChameleonConfig)
-    return network if mesh is None or spread else place(network, replicated(mesh))
+    """The network; on a mesh sharded by the path rules, or whole on every device where the mesh does not divide an axis.
+
+    A Chameleon's weights lie on the mesh already.
+    """
+    if mesh is None or isinstance(weights.cfg, ChameleonConfig):
+        return weights.build()
+    try:
+        layout = shardings(weights.params, mesh)
+    except ValueError:
+        layout = jax.tree.map(lambda _: replicated(mesh), weights.params)
+    return dataclasses.replace(weights, params=jax.tree.map(place, weights.params, layout)).build()
 
 
 def scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:

@@ -324,8 +324,8 @@ def load(
     "ntk" (`models.rope.angles_1d`); default what the folder says.
     text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
     says, read at the first prompt. It must be the one of training.
-    mesh: devices that share the images (axes data, fsdp) and a Chameleon's weights (fsdp, tensor); other networks are whole on
-    each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
+    mesh: devices that share the images (axes data, fsdp) and the weights (fsdp, tensor); networks that it does
+    not divide are whole on each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
 
     published: options of published files. A pipeline folder of diffusers with aMUSEd, and a generator's file with its
     tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax). variant:

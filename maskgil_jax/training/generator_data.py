@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -67,18 +68,24 @@ def open_data(config, tokenizer: Weights, mesh: Mesh) -> GeneratorData:
 
 def open_encoder(config, mesh: Mesh | None) -> Any:
     """The frozen text encoder of the `text_encoder` section, its parameters on the mesh; None without a path."""
-    section = config.get("text_encoder")
-    options = from_dict(TextEncoderConfig, section.to_dict() if section else {}, "config.text_encoder")
-    if not options.path:
+    options = encoder_options(config)
+    if not options["path"]:
         return None
-    require(
-        not config.data.get("texts"), "config.text_encoder.path: config.data.texts holds features already; give one of them"
-    )
     if config.model.get("family") == "uvit":
         size = height_width(config.data.image_size, "config.data.image_size")
-        return load_pooled_clip(options.path, size, dtype=options.dtype, mesh=mesh)
-    chosen = {name: getattr(options, name) for name in ("layer", "max_tokens", "padding", "template", "dtype")}
-    return load_text_encoder(options.path, mesh=mesh, **chosen)
+        return load_pooled_clip(options["path"], size, dtype=options["dtype"], mesh=mesh)
+    return load_text_encoder(mesh=mesh, **options)
+
+
+def encoder_options(config) -> dict[str, Any]:
+    """The `text_encoder` section of a run file, checked; its path is empty if captions are not encoded in the step."""
+    section = config.get("text_encoder")
+    options = from_dict(TextEncoderConfig, section.to_dict() if section else {}, "config.text_encoder")
+    stored = config.data.get("texts")
+    require(
+        not (options.path and stored), "config.text_encoder.path: config.data.texts holds features already; give one of them"
+    )
+    return dataclasses.asdict(options)
 
 
 def _captioned_images(config, encoder: Any, grid: tuple[int, int], size: tuple[int, int]) -> GeneratorData:
@@ -117,8 +124,8 @@ def _codes(config, tokenizer: Weights, encoder: Any, grid: tuple[int, int]) -> G
     store = CodeStore(data.codes)
     store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
     texts = TextStore(data.texts) if data.get("texts") else None
-    conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
-    batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
+    conditioner: Conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
+    batches: Callable[..., Iterator[dict]] = functools.partial(code_batches, store, loader_config(config), texts=texts)
     if encoder is not None:
         conditioner = _online(encoder, example_captions(store))
         batches = _with_tokens(batches, TokenizeCaption(encoder.tokenizer, encoder.options.template))
