@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax.checkpoints.weights import Weights
-from maskgil_jax.conditioning import ClassConditioner, Conditioner, online_texts, stored_texts
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, online_texts, pooled_texts, stored_texts
 from maskgil_jax.config import from_dict, height_width, require
 from maskgil_jax.config.training import TextEncoderConfig
 from maskgil_jax.data.buckets import buckets
@@ -21,6 +21,7 @@ from maskgil_jax.data.images import captioned_batches, image_batches, open_image
 from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.text_encoders.caption_tokens import TOKEN_FIELDS, TokenizeCaption
 from maskgil_jax.text_encoders.load import load_text_encoder
+from maskgil_jax.text_encoders.pooled_clip import PooledTextEncoder, load_pooled_clip
 from maskgil_jax.training.loop import loader_config, with_arrays
 
 EXAMPLES = 64  # captions that previews show
@@ -69,7 +70,12 @@ def open_data(config, tokenizer: Weights, mesh: Mesh) -> GeneratorData:
 def open_encoder(config, mesh: Mesh | None) -> Any:
     """The frozen text encoder of the `text_encoder` section, its parameters on the mesh; None without a path."""
     options = encoder_options(config)
-    return load_text_encoder(mesh=mesh, **options) if options["path"] else None
+    if not options["path"]:
+        return None
+    if config.model.get("family") == "uvit":
+        size = height_width(config.data.image_size, "config.data.image_size")
+        return load_pooled_clip(options["path"], size, dtype=options["dtype"], mesh=mesh)
+    return load_text_encoder(mesh=mesh, **options)
 
 
 def encoder_options(config) -> dict[str, Any]:
@@ -98,8 +104,13 @@ def _captioned_images(config, encoder: Any, grid: tuple[int, int], size: tuple[i
         transforms=[tokens],
         fields=TOKEN_FIELDS,
     )
-    conditioner = online_texts(encoder, example_captions(source))
+    conditioner = _online(encoder, example_captions(source))
     return GeneratorData(with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid, source)
+
+
+def _online(encoder: Any, captions: list[str]) -> Conditioner:
+    """The conditioner of a training whose step runs the encoder."""
+    return pooled_texts(encoder, captions) if isinstance(encoder, PooledTextEncoder) else online_texts(encoder, captions)
 
 
 def example_captions(source: Any) -> list[str]:
@@ -119,7 +130,7 @@ def _codes(config, tokenizer: Weights, encoder: Any, grid: tuple[int, int]) -> G
     conditioner: Conditioner
     if encoder is not None:
         require(store.captioned, f"config.text_encoder.path: {store.path} holds no captions; encode the images with --captions")
-        conditioner = online_texts(encoder, example_captions(store))
+        conditioner = _online(encoder, example_captions(store))
         batches = _with_tokens(batches, TokenizeCaption(encoder.tokenizer, encoder.options.template))
     elif texts is not None:
         conditioner = stored_texts(texts)
