@@ -7,8 +7,8 @@ from typing import Any
 from maskgil_jax.conditioning.base import Conditioner
 from maskgil_jax.conditioning.classes import ClassConditioner
 from maskgil_jax.conditioning.pooled_text import PooledTextConditioner
-from maskgil_jax.conditioning.tokens import TokenConditioner, token_conditioner
 from maskgil_jax.conditioning.text import TextConditioner, online_texts, stored_texts, text_conditioner
+from maskgil_jax.conditioning.tokens import TokenConditioner, token_conditioner
 from maskgil_jax.config import require
 
 __all__ = [
