@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -129,8 +130,13 @@ def unflatten(flat: dict) -> dict:
 
 def fingerprint(params: dict) -> str:
     """A hash of names, shapes and float32 values: the identity of a tokenizer, kept with everything made by it."""
+    return fingerprint_of(sorted(flatten(params).items()))
+
+
+def fingerprint_of(arrays: Iterable[tuple[str, Any]]) -> str:
+    """`fingerprint` of (path, array) pairs in the order of their paths, of which one is in memory at a time."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(flatten(params).items()):
+    for name, leaf in arrays:
         array = np.ascontiguousarray(np.asarray(leaf, np.float32))
         digest.update(f"{name}{array.shape}".encode())
         digest.update(array.tobytes())

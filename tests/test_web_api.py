@@ -168,7 +168,8 @@ def test_large_upload_is_refused_in_flat_memory(served):
 
 
 def test_large_chunked_upload_is_refused(served):
-    body = (b"x" * 50_000 for _ in range(10))
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    body = (head if part == 0 else b"x" * 50_000 for part in range(10))
     headers = {"Content-Type": "multipart/form-data; boundary=x", "Transfer-Encoding": "chunked"}
     assert post(served, "/v1/images/edits", body, headers.items())[0] == 413
 

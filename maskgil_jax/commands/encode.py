@@ -82,7 +82,7 @@ def run(args, rest) -> None:
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
-    """Sizes (height, width) of "64x64,64x96", or the buckets of a side, "256". The square, or the first, is the default size."""
+    """Sizes (height, width) of "64x64,64x96", or the buckets of a side such as "256", the square first."""
     from maskgil_jax.data.buckets import buckets
 
     if text.isdecimal():

@@ -57,7 +57,7 @@ def plan(args, config, tokenizer) -> int:
         with contextlib.suppress(RuntimeError):  # the backend is already initialised
             jax.config.update("jax_num_cpu_devices", int(count))
 
-    from maskgil_jax.conditioning import ClassConditioner
+    from maskgil_jax.conditioning import ClassConditioner, Conditioner, TextConditioner
     from maskgil_jax.files.atomic import write_json
     from maskgil_jax.networks import count_params
     from maskgil_jax.planning.chips import open_topology
@@ -65,11 +65,20 @@ def plan(args, config, tokenizer) -> int:
     from maskgil_jax.planning.report import as_text, make_plan
     from maskgil_jax.runtime.mesh import AXES, make_mesh
     from maskgil_jax.runtime.platform import target_platform
+    from maskgil_jax.text_encoders.abstract import abstract_text_encoder
+    from maskgil_jax.training.generator_data import encoder_options
 
     devices, chip = open_topology(args.topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     codes = args.codebook_size or tokenizer.codebook_size
-    conditioner = ClassConditioner(tuple(map(str, range(args.num_classes))))
+    conditioner: Conditioner = ClassConditioner(tuple(map(str, range(args.num_classes))))
+    condition, in_step = f"{args.num_classes} classes", [] if config.data.codes or args.decode else ["images tokenised"]
+    if (options := encoder_options(config))["path"]:
+        encoder = abstract_text_encoder(mesh=mesh, **options)
+        online = not args.decode
+        conditioner = TextConditioner(encoder.max_tokens, encoder.width, encoder if online else None, {}, online=online)
+        condition = f"captions of {encoder.max_tokens} tokens by {encoder.name}"
+        in_step += [f"captions encoded in {options['dtype']}"] if online else []
     cfg = network_options(config, codebook_size=codes, conditioner=conditioner, downsample=tokenizer.downsample)
     with target_platform("tpu" if chip else jax.default_backend()):
         if args.decode:
@@ -78,7 +87,8 @@ def plan(args, config, tokenizer) -> int:
             if args.ar:
                 return plan_hybrid(args, program, mesh, chip)
         else:
-            program = train_program(config, cfg, conditioner, mesh)
+            in_images = None if config.data.codes else dataclasses.replace(tokenizer, codebook_size=codes)
+            program = train_program(config, cfg, conditioner, mesh, in_images)
         found = make_plan(program, mesh.size, chip, top=args.top, low_effort=args.quick)
     rows, columns = cfg.grid
     model = config.model
@@ -89,8 +99,10 @@ def plan(args, config, tokenizer) -> int:
             "network",
             f"{model.family} {model.preset}, {count_params(cfg) / 1e6:.1f}M parameters, {cfg.dtype}, remat {cfg.remat}",
         ),
-        ("assumed", f"{rows}x{columns} codes of {codes} ({args.tokenizer}), {args.num_classes} classes; JAX {jax.__version__}"),
+        ("assumed", f"{rows}x{columns} codes of {codes} ({args.tokenizer}), {condition}; JAX {jax.__version__}"),
     ]
+    if in_step:
+        heading.append(("in the step", ", ".join(in_step)))
     print(as_text(found, chip, heading))
     if args.json:
         figures = dataclasses.asdict(found) | {"program": dict(heading), "topology": args.topology, "quick": args.quick}

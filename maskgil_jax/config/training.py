@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -88,6 +89,29 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """The `lora` section of a generator: low-rank factors are trained beside the frozen weights of `init_from`."""
+
+    rank: int = option(0, "rank of the factors; 0: all weights are trained", low=0)
+    alpha: float | None = option(
+        None, "the change of a weight is alpha / rank times the product; unset: rank", low=0.0, open_low=True
+    )
+    targets: str = option(r"attn\w*/(q|k|v|o)/kernel$", "regular expression of the paths of the matrices that get factors")
+
+    def __post_init__(self):
+        check_ranges(self)
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ConfigError(f"targets: {self.targets!r} is no regular expression ({error})") from None
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +292,7 @@ _SHARED = {
 SECTIONS: dict[str, tuple[type, dict[str, type]]] = {
     "generator": (
         GeneratorRun,
-        {**_SHARED, "text_encoder": TextEncoderConfig, "objective": Objective, "evaluate": EvaluateConfig},
+        {**_SHARED, "text_encoder": TextEncoderConfig, "objective": Objective, "evaluate": EvaluateConfig, "lora": LoraConfig},
     ),
     "tokenizer": (
         TokenizerRun,

@@ -38,7 +38,7 @@ class PooledTextCondition:
     """A text as aMUSEd takes it: the states of a frozen encoder, an embedding of the whole text, and numbers about the image.
 
     `features_btd`: float (b, t, d); `mask_bt`: bool (b, t), True at real tokens; `pooled_bp`: float (b, p). `micro_bm`: float
-    (b, 5), the micro-conditioning: height, width, top and left of the crop, aesthetic score. The generator's options are
+    (b, 5), the micro-conditioning: width, height, two numbers of the crop, aesthetic score. The generator's options are
     `text_tokens`, `text_dim`, `pooled_dim` and `micro_values`.
     """
 
@@ -92,6 +92,11 @@ class GuidedCondition:
 
     condition: Any
     negative: Any
+
+
+def without_null(condition: Any) -> Any:
+    """The condition itself, of one that may bring along its null condition."""
+    return condition.condition if isinstance(condition, GuidedCondition) else condition
 
 
 def token_places(condition: SizedCondition, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:

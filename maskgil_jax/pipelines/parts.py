@@ -11,8 +11,39 @@ from jax.sharding import Mesh
 from maskgil_jax.checkpoints.placed import load_placed
 from maskgil_jax.checkpoints.weights import Weights, load_weights, open_weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
-from maskgil_jax.config import CausalConfig, ChameleonConfig, ConfigError, DecodeConfig, from_dict, is_causal, require
+from maskgil_jax.config import (
+    CausalConfig,
+    ChameleonConfig,
+    ConfigError,
+    DecodeConfig,
+    GeneratorConfig,
+    from_dict,
+    is_causal,
+    require,
+)
+from maskgil_jax.convert.lora import merged
+from maskgil_jax.convert.published import prepared
 from maskgil_jax.runtime.mesh import place, replicated, shardings
+
+
+def open_parts(
+    path,
+    *,
+    mesh: Mesh | None,
+    kernels: str | None,
+    cache_dir: Any = None,
+    variant: str | None = None,
+    lora: Any = None,
+    lora_scale: float = 1.0,
+) -> tuple[Any, Weights, Weights]:
+    """(folder, tokenizer, generator) of a pipeline, read and compared with each other; see `pipeline.load`."""
+    path = prepared(path, cache_dir, variant=variant)
+    tokenizer, generator = load_weights(path, "tokenizer"), load_generator_part(path, mesh=mesh, kernels=kernels)
+    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
+    for part, sound in parts:
+        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
+    check_tokenizer(path, generator, tokenizer)
+    return path, tokenizer, generator if lora is None else merged(generator, lora, lora_scale)
 
 
 def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None = None) -> Weights:

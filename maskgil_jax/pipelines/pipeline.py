@@ -9,13 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, TokenConditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
     ConfigError,
     DecodeConfig,
-    GeneratorConfig,
     choose,
     decode_preset,
     is_causal,
@@ -24,12 +22,21 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
-from maskgil_jax.models.condition import GuidedCondition, HybridCondition, repeat, take
+from maskgil_jax.models.condition import GuidedCondition, HybridCondition, repeat, take, without_null
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import editing
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
-from maskgil_jax.pipelines.parts import ar_conditioner_of, built, check_tokenizer, decoding_of, load_generator_part, scaled
+from maskgil_jax.pipelines.parts import (
+    ar_conditioner_of,
+    built,
+    check_tokenizer,
+    decoding_of,
+    load_generator_part,
+    open_parts,
+    scaled,
+)
+from maskgil_jax.pipelines.sizes import grid_of_size
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.rng import keys_of_seeds
 
@@ -200,24 +207,15 @@ class Pipeline:
             return condition
         kind = self.generator.cfg.condition
         require(kind != "class", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
-        negative, count = (conditioner or self.conditioner).encode(negative_prompts), rows_of(condition)
+        negative = without_null((conditioner or self.conditioner).encode(negative_prompts))
+        count = rows_of(condition)
         given = rows_of(negative)
         require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")
-        return GuidedCondition(condition, take(negative, np.arange(count) % given))
+        return GuidedCondition(without_null(condition), take(negative, np.arange(count) % given))
 
     def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
-        trained, cell = self.generator.cfg.grid, self.tokenizer.cfg.downsample
-        if height is None and width is None:
-            return tuple(grid or trained)
-        require(grid is None, f"grid: give it or height and width, got {grid} and {height} x {width}")
-        height = trained[0] * cell if height is None else height
-        width = trained[1] * cell if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            whole = isinstance(side, (int, np.integer)) and side >= cell and side % cell == 0
-            near = max(cell, round(side / cell) * cell) if isinstance(side, (int, float)) else cell
-            require(whole, f"{name}: must be a multiple of {cell} pixels, the size of a token, got {side!r}; e.g. {near}")
-        return height // cell, width // cell
+        return grid_of_size(self.generator.cfg, self.tokenizer.cfg.downsample, height, width, grid)
 
     @renamed(places="indices")
     def batches(
@@ -316,6 +314,7 @@ def load(
     text_encoder: Any = None,
     mesh: Any = None,
     kernels: str | None = None,
+    **published: Any,
 ) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
@@ -328,14 +327,14 @@ def load(
     mesh: devices that share the images (axes data, fsdp) and the weights (fsdp, tensor); networks that it does
     not divide are whole on each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
 
+    published: options of published files. A pipeline folder of diffusers with aMUSEd, and a generator's file with its
+    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax). variant:
+    of a diffusers folder's files, "fp16". lora: a LoRA file, `lora_scale` (1.0) times whose changes are added to the weights.
+
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
-    tokenizer = load_weights(path, "tokenizer")
-    generator = load_generator_part(path, mesh=mesh, kernels=kernels if ar is None else None)
-    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
-    for part, sound in parts:
-        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
-    check_tokenizer(path, generator, tokenizer)
+    own = kernels if ar is None else None
+    path, tokenizer, generator = open_parts(path, mesh=mesh, kernels=own, **published)
     generator = scaled(path, generator, rope_scaling)
     conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder, generator.path), decoding_of(generator)
     if ar is None:

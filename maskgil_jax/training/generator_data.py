@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskgil_jax.checkpoints.weights import Weights
-from maskgil_jax.conditioning import ClassConditioner, Conditioner, online_texts, stored_texts
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, online_texts, pooled_texts, stored_texts
 from maskgil_jax.config import from_dict, height_width, require
 from maskgil_jax.config.training import TextEncoderConfig
 from maskgil_jax.data.caption_sets import open_captions
@@ -19,6 +20,7 @@ from maskgil_jax.data.images import captioned_batches, image_batches, open_image
 from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.text_encoders.caption_tokens import TOKEN_FIELDS, TokenizeCaption
 from maskgil_jax.text_encoders.load import load_text_encoder
+from maskgil_jax.text_encoders.pooled_clip import PooledTextEncoder, load_pooled_clip
 from maskgil_jax.training.loop import loader_config, with_arrays
 
 EXAMPLES = 64  # captions that previews show
@@ -66,15 +68,24 @@ def open_data(config, tokenizer: Weights, mesh: Mesh) -> GeneratorData:
 
 def open_encoder(config, mesh: Mesh | None) -> Any:
     """The frozen text encoder of the `text_encoder` section, its parameters on the mesh; None without a path."""
+    options = encoder_options(config)
+    if not options["path"]:
+        return None
+    if config.model.get("family") == "uvit":
+        size = height_width(config.data.image_size, "config.data.image_size")
+        return load_pooled_clip(options["path"], size, dtype=options["dtype"], mesh=mesh)
+    return load_text_encoder(mesh=mesh, **options)
+
+
+def encoder_options(config) -> dict[str, Any]:
+    """The `text_encoder` section of a run file, checked; its path is empty if captions are not encoded in the step."""
     section = config.get("text_encoder")
     options = from_dict(TextEncoderConfig, section.to_dict() if section else {}, "config.text_encoder")
-    if not options.path:
-        return None
+    stored = config.data.get("texts")
     require(
-        not config.data.get("texts"), "config.text_encoder.path: config.data.texts holds features already; give one of them"
+        not (options.path and stored), "config.text_encoder.path: config.data.texts holds features already; give one of them"
     )
-    chosen = {name: getattr(options, name) for name in ("layer", "max_tokens", "padding", "template", "dtype")}
-    return load_text_encoder(options.path, mesh=mesh, **chosen)
+    return dataclasses.asdict(options)
 
 
 def _captioned_images(config, encoder: Any, grid: tuple[int, int], size: tuple[int, int]) -> GeneratorData:
@@ -92,8 +103,13 @@ def _captioned_images(config, encoder: Any, grid: tuple[int, int], size: tuple[i
         transforms=[tokens],
         fields=TOKEN_FIELDS,
     )
-    conditioner = online_texts(encoder, example_captions(source))
+    conditioner = _online(encoder, example_captions(source))
     return GeneratorData(with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid, source)
+
+
+def _online(encoder: Any, captions: list[str]) -> Conditioner:
+    """The conditioner of a training whose step runs the encoder."""
+    return pooled_texts(encoder, captions) if isinstance(encoder, PooledTextEncoder) else online_texts(encoder, captions)
 
 
 def example_captions(source: Any) -> list[str]:
@@ -108,10 +124,10 @@ def _codes(config, tokenizer: Weights, encoder: Any, grid: tuple[int, int]) -> G
     store = CodeStore(data.codes)
     store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
     texts = TextStore(data.texts) if data.get("texts") else None
-    conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
-    batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
+    conditioner: Conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
+    batches: Callable[..., Iterator[dict]] = functools.partial(code_batches, store, loader_config(config), texts=texts)
     if encoder is not None:
-        conditioner = online_texts(encoder, example_captions(store))
+        conditioner = _online(encoder, example_captions(store))
         batches = _with_tokens(batches, TokenizeCaption(encoder.tokenizer, encoder.options.template))
     arrays = with_arrays(batches, ("codes", *conditioner.batch_keys), optional=("rows", "columns"))
     return GeneratorData(arrays, conditioner, grid, store)

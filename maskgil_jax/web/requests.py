@@ -13,8 +13,8 @@ import numpy as np
 
 import maskgil_jax
 from maskgil_jax.config import ConfigError, DecodeConfig, ServeConfig, choose, require
+from maskgil_jax.pipelines.words import PromptReader
 from maskgil_jax.web.drawing import Drawing
-from maskgil_jax.web.prompts import PromptReader
 
 FORMATS = ("png", "webp", "jpeg")
 # Fields that clients of the images API send, and that mean nothing here.
@@ -45,15 +45,15 @@ class RequestReader:
         self.steps = allowed_steps(pipeline, cfg)
         self.ar_ratios = (0.0, *cfg.ar_ratios) if pipeline.ar is not None else (0.0,)
 
-    def images(self, fields: Mapping[str, Any]) -> ImageRequest:
-        """The request of /v1/images/generations."""
+    def images(self, fields: Mapping[str, Any], nearest: bool = False) -> ImageRequest:
+        """The request of /v1/images/generations. nearest: see `PromptReader.read`."""
         require(isinstance(fields, Mapping), "body: expected a JSON object")
         for name in fields:
             choose("field", name, FIELDS)
         model = fields.get("model")
         require(model in (None, self.model), f"model: {model!r:.80} is not served here; it is {self.model!r}")
         prompt = self._prompt(fields)
-        request, shown = self.prompts.read(prompt)
+        request, shown = self.prompts.read(prompt, nearest)
         negative = self._text(fields, "negative_prompt", required=False)
         require(negative is None or not self.prompts.by_class, "negative_prompt: these weights draw classes, and take no text")
         require(fields.get("stream") in (None, False), "stream: is not supported; ask without it")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from maskgil_jax.config import ServeConfig
 from maskgil_jax.web.drawing import Drawing
 from maskgil_jax.web.engine import Engine
 from maskgil_jax.web.measures import Measures
+from maskgil_jax.web.page_actions import STRENGTH
 from maskgil_jax.web.requests import RequestReader
 
 logger = logging.getLogger(__name__)
@@ -41,10 +45,9 @@ def create_server(
     engine = Engine(pipeline, cfg, measures)
     reader = RequestReader(pipeline, cfg, model)
     if warm_up:
-        request = 0 if reader.prompts.by_class else "a red circle"
         progress("preparing the words of requests")
         reader.prompts.warm_up()
-        engine.drawer.warm_up([Drawing(request, 0, pipeline.cfg, pipeline.grid_of(*reader.sizes[0]))], progress)
+        engine.drawer.warm_up(_usual(reader), progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
@@ -73,3 +76,14 @@ def create_server(
     server = uvicorn.Server(options)
     server.engine = engine
     return server
+
+
+def _usual(reader: RequestReader) -> list[Drawing]:
+    """What is compiled at the start: the stored number of steps at the first size, drawn and edited."""
+    request = 0 if reader.prompts.by_class else "a red circle"
+    drawing = Drawing(request, 0, reader.pipeline.cfg, reader.pipeline.grid_of(*reader.sizes[0]))
+    if not reader.pipeline.masked:
+        return [drawing]
+    image_hwc = np.zeros((*reader.sizes[0], 3), np.uint8)
+    edit = dataclasses.replace(drawing, image_hwc=image_hwc, mask_hw=image_hwc[..., 0] == 0)
+    return [drawing, edit, dataclasses.replace(edit, mask_hw=None, strength=STRENGTH)]

@@ -30,8 +30,11 @@ class PromptReader:
         """Whether the generator draws classes, not texts."""
         return isinstance(self.conditioner, ClassConditioner)
 
-    def read(self, text: str) -> tuple[str | int, str]:
-        """(the request, what is drawn in words). Raises a `ConfigError` that names near classes if no class is meant."""
+    def read(self, text: str, nearest: bool = False) -> tuple[str | int, str]:
+        """(the request, what is drawn in words). Raises a `ConfigError` that names near classes if no class is meant.
+
+        nearest: take the nearest class, however unlike the words it is.
+        """
         if not self.by_class:
             return text, text
         words = text.strip()
@@ -39,7 +42,7 @@ class PromptReader:
         if number is None and words.isdecimal():
             number = int(self.conditioner.label_ids(words)[0])
         if number is None:
-            number = self._meant(words)
+            number = self._meant(words, nearest)
         return number, self.names[number]
 
     def warm_up(self) -> None:
@@ -48,12 +51,12 @@ class PromptReader:
             self._similar("flower")
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  (a reader lives as long as its server)
-    def _meant(self, words: str) -> int:
+    def _meant(self, words: str, nearest: bool) -> int:
         if not words or not self._load():
             return int(self.conditioner.label_ids(words)[0])  # no class has this name: the error of the conditioner
         cosine_n = self._similar(words)
         best = np.argsort(-cosine_n)[:3]
-        if cosine_n[best[0]] < SIMILAR:
+        if cosine_n[best[0]] < SIMILAR and not nearest:
             near = ", ".join(repr(self.names[i]) for i in best)
             raise ConfigError(
                 f"prompt: these weights draw {len(self.names)} classes, and {words[:60]!r} is like none of them; "
@@ -85,3 +88,9 @@ class PromptReader:
         assert self._names_nd is not None
         with self._lock:
             return self._names_nd @ self._vectors([words])[0]
+
+
+def request_of_words(pipeline: Any, text: str) -> tuple[dict[str, Any], str]:
+    """(labels= or prompts= of a call that draws the words, what is drawn in words)."""
+    request, shown = PromptReader(pipeline).read(text, nearest=True)
+    return ({"labels": [request]} if isinstance(request, int) else {"prompts": [request]}), shown
