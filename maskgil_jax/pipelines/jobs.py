@@ -99,7 +99,7 @@ def sample_to_folder(
         asked: dict[str, Any] = {"labels": runs}
     else:
         require(format in IMAGE_FORMATS, f"--format: images of prompts are {' or '.join(IMAGE_FORMATS)}, got {format!r}")
-        require(grid is None, "prompts: have sizes of their own, so no grid")
+        require(grid is None, "grid: prompts have sizes of their own")
         kind = pipeline.generator.cfg.condition
         require(kind != "class", f"prompts: this generator is conditioned on a {kind}; give labels")
         requests = as_requests(prompts)
