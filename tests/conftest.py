@@ -20,8 +20,8 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
 from helpers.tiny_world import classifier_folder, extractor, pipeline_folder, tiny_preset  # noqa: F401
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from maskgil_jax.data.sources import emoji as demo

@@ -157,7 +157,10 @@ def test_damaged_image_is_read_or_refused_in_one_line(kind, cut, flips, seed):
     read_or_refused(bytes(raw[: round(cut * len(raw))]), ".img")
 
 
-@given(raw=st.binary(max_size=64), start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"RIFF"]))
+@given(
+    raw=st.binary(max_size=64),
+    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"RIFF"]),
+)
 @example(raw=b"", start=b"")
 def test_bytes_that_are_no_image_are_refused_in_one_line(raw, start):
     read_or_refused(start + raw)
@@ -171,7 +174,20 @@ def test_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
 
 
 ENTRIES = st.sampled_from(
-    ["image", "image", "image", "wrong ending", "empty", "cut", "text", "hidden", "link", "broken link", "link to folder", "loop"]
+    [
+        "image",
+        "image",
+        "image",
+        "wrong ending",
+        "empty",
+        "cut",
+        "text",
+        "hidden",
+        "link",
+        "broken link",
+        "link to folder",
+        "loop",
+    ]
 )
 
 

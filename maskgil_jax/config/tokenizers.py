@@ -6,7 +6,6 @@ import dataclasses
 
 from .base import check_ranges, choose, option, require
 
-
 MAX_LEVELS = 16  # of a tokenizer, each of which halves the image
 
 

@@ -75,9 +75,12 @@ class CodeStore:
             raise IndexError(i)
         try:
             record = code_format.unpack(self._records[i], self.grid, self.manifest["dtype"])
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: image {i} cannot be read ({error}); check the store with verify()") from None
+        except (ValueError, RuntimeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"{self.path}: image {i} cannot be read ({reason}); check the store with verify()") from None
         codes = record["codes"]
+        if not 0 <= record["label"] < max(1, len(self.class_names)):
+            raise ValueError(f"{self.path}: image {i} has class {record['label']}, class_names has {len(self.class_names)}")
         if len(codes) != len(self.variants) or codes.min() < 0 or codes.max() >= self.codebook_size:
             raise ValueError(
                 f"{self.path}: image {i} has {len(codes)} variants of codes {codes.min()}..{codes.max()}; "
