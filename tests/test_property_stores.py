@@ -184,7 +184,7 @@ def check(store, manifest, path) -> None:
         keys = [str(key) for key in path if isinstance(key, str)]
         named = [*keys, "format"] if keys else ["format", "JSON", "not"]
         files = [entry["name"] for entry in store[2].get("shards", [])]
-        assert any(key in refusal for key in [*named, *files, "shards", "num"]), (path, refusal)
+        assert any(key in refusal for key in [*named, *files, "shards", "num", "missing"]), (path, refusal)
 
 
 @given(data=st.data())
@@ -202,7 +202,7 @@ def test_text_that_is_no_manifest_is_refused_in_one_line(store, text):
 
 @given(data=st.data())
 def test_damaged_shard_is_read_or_refused_in_one_line(store, data):
-    kind, folder, _, _ = store
+    _, folder, _, _ = store
     name = data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir() if p.suffix != ".json")))
     with with_manifest(store, json.dumps(store[2])) as copy:
         raw = (copy / name).read_bytes()

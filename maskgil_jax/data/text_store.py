@@ -39,6 +39,7 @@ from maskgil_jax.config.base import shown
 from maskgil_jax.data.code_format import MANIFEST, PROGRESS, shard_name, sum_file, write_shard
 from maskgil_jax.files.atomic import write_json
 from maskgil_jax.files.manifests import Kind, check_shards, check_types, read_object
+from maskgil_jax.files.records import RecordFiles
 
 FORMAT = "maskgil-texts-1"
 _HEAD = struct.Struct("<HH")
@@ -145,8 +146,6 @@ class TextStore:
     """
 
     def __init__(self, path: str | os.PathLike):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self.path = Path(path)
         require((self.path / MANIFEST).is_file(), f"{path}: not a finished text store (no {MANIFEST})")
         manifest = _read(self.path / MANIFEST)
@@ -162,7 +161,7 @@ class TextStore:
         listed, expected = sum(entry["records"] for entry in manifest["shards"]), manifest["num_texts"]
         sound = 1 <= listed == expected
         require(sound, f"{self.path / MANIFEST}: shards hold {listed} texts, num_texts is {expected}")
-        self._records = ArrayRecordDataSource([str(self.path / entry["name"]) for entry in manifest["shards"]])
+        self._records = RecordFiles([self.path / entry["name"] for entry in manifest["shards"]], self.path)
         found = len(self._records)
         require(found == expected, f"{self.path}: shards hold {found} texts, the manifest says {expected}")
         self.texts: str = manifest["texts"]
@@ -185,13 +184,11 @@ class TextStore:
             size, tokens = _HEAD.unpack_from(record)
             start = _HEAD.size + size
             name = bytes(record[_HEAD.size : start]).decode("utf-8")
-        except (RuntimeError, struct.error, ValueError, IndexError) as error:
+        except (struct.error, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ConfigError(f"{self.path}: text {number} cannot be read ({reason}); write the store again") from None
         expected = start + tokens * self.width * _BFLOAT16.itemsize
-        require(
-            len(record) == expected, f"{self.path}: text {number} has {len(record)} bytes, expected {expected} by its width"
-        )
+        require(len(record) == expected, f"{self.path}: text {number} has {len(record)} bytes, expected {expected}")
         require(tokens <= self.max_tokens, f"{self.path}: text {number} has {tokens} tokens, max_tokens is {self.max_tokens}")
         return name, np.frombuffer(record, _BFLOAT16, offset=start).reshape(tokens, self.width)
 
