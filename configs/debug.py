@@ -1,4 +1,4 @@
-"""A run of seconds on any machine, to see that everything works; learns nothing worth looking at.
+"""A run of seconds on any machine to test an installation. Its samples are noise.
 
 maskgil train --config configs/debug.py --workdir runs/debug
 """
@@ -9,7 +9,7 @@ from maskgil_jax.configs import demo
 
 
 def get_config() -> ConfigDict:
-    """`demo.py` with a two-layer network and twenty steps; images are encoded on the fly by the shipped tokenizer."""
+    """`demo.py` with a two-layer network and twenty steps. The shipped tokenizer encodes images in the train step."""
     config = demo.get_config()
     config.batch_size = 16
     config.total_steps = 20

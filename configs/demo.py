@@ -15,12 +15,12 @@ def get_config() -> ConfigDict:
     config.total_steps = 1000
     config.tokenizer = "demo"
     config.data.update(path="emoji", label="subgroup", image_size=64, crop="center", flip=False, num_workers=0, codes="")
-    # Recomputing saves memory that so small a network does not need.
+    # Rematerialisation saves memory that a small network does not need.
     config.model.update(preset="small", dtype="float32", remat="none", patch=2)
-    # Smoothed targets leave a tenth of the probability to codes that do not fit, and sampling at temperature 1 takes them.
+    # Label smoothing trains a tenth of the probability onto wrong codes, which sampling at temperature 1 then draws.
     config.objective.label_smoothing = 0.0
     config.optimizer.update(learning_rate=2e-3, weight_decay=1e-2, warmup_steps=50, decay="cosine", ema_decay=0.99)
-    # Halton's order spreads the tokens of a step over the picture: neighbours are not drawn blindly of each other.
+    # The Halton order spreads the tokens of a step over the image: neighbours are not drawn independently of each other.
     config.decode.update(order="halton", choice_temperature=0.0, guidance=4.0, temperature=0.9)
     config.evaluate.update(count=256, features="demo", reference="emoji", split="test", best="agreement")
     # Gradients are clipped, so a few large ones are harmless; skipping them would keep a short run where they are large.

@@ -4,9 +4,9 @@ maskgil encode --tokenizer runs/emoji_tokenizer/weights --data.path emoji --out 
 maskgil train --config configs/emoji.py --workdir runs/emoji
 maskgil pack runs/emoji/weights packed
 
-The learning rate is constant and the weights are averaged, so a run can be stopped and continued as long as there is time. To
-end it, decay the rate over its last fifth: the same command with --config.optimizer.decay=cosine and a --config.total_steps a
-fifth above the step reached.
+The learning rate is constant and weights are averaged (EMA), so a run can be stopped at any step and continued later. To finish
+it, decay the learning rate: continue with --config.optimizer.decay=cosine and --config.total_steps a fifth above the current
+step.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from maskgil_jax.configs import demo
 
 
 def get_config() -> ConfigDict:
-    """`demo.py` with 5.2M parameters, for hours."""
+    """`demo.py` with 5.2M parameters and 60,000 steps."""
     config = demo.get_config()
     config.batch_size = 32
     config.total_steps = 60_000

@@ -2,8 +2,8 @@
 
 maskgil train --config configs/study.py:llamagen-bi_llama --workdir runs/llamagen-bi_llama
 
-TOKENIZER-GENERATOR, with "-norm" behind it for the same network with QK-Norm and Post-Norm (LLaMAs only). The tokenizer is
-read from weights/TOKENIZER and the codes from codes/imagenet_TOKENIZER (`maskgil encode`); both can be changed.
+The argument is TOKENIZER-GENERATOR; the suffix "-norm" adds QK-Norm and Post-Norm (LLaMAs only). The tokenizer is read
+from weights/TOKENIZER and the codes from codes/imagenet_TOKENIZER (`maskgil encode`); both can be changed.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ GENERATORS = {
     "bi_llama": dict(family="llama", preset="B"),  # 87M, 98M, 111M, 488M
     "causal_llama": dict(family="llama", preset="B", causal=True),
 }
-# Of the scales in the two tables (3.0, 2.5, 2.0) the one with the lowest FID; 3.0 where nothing is said.
+# The scale with the lowest FID of those in the two tables (3.0, 2.5, 2.0); 3.0 where the paper gives none.
 GUIDANCE = {("llamagen", "bi_llama"): 2.0, ("llamagen", "bi_transformer"): 2.5, ("llamagen", "causal_llama"): 2.5}
 GUIDANCE |= {("chameleon", "bi_llama"): 2.5}
 IMAGENET_IMAGES = 1_281_167

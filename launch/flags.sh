@@ -1,24 +1,24 @@
 # shellcheck shell=bash
-# Compiler and runtime flags per platform; sourced by the other scripts here. What the caller has already set stands last and so
-# wins. None of these change results; remove one by setting it to the other value, e.g. XLA_FLAGS=--xla_...=false.
+# Compiler and runtime flags per platform; sourced by the other scripts here. Flags that the caller has set are appended, so
+# they override these. None of these changes results. To disable one, set the opposite value, e.g. XLA_FLAGS=--xla_...=false.
 
-# Makes the first program of a restarted run start at once: compiled programs are kept in the run's own folder (which may be
-# gs://...), so that every machine of the next attempt finds them.
+# Sets the persistent compilation cache to a folder inside the workdir (which may be gs://...), so that a restarted run reuses
+# the compiled programs on every machine.
 compilation_cache() {
     export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${1%/}/xla_cache}"
 }
 
 tpu_flags() {
     local flags=(
-        # All-gathers of fsdp-sharded parameters run while the layer before computes, instead of in front of their layer.
+        # Overlaps the all-gathers of fsdp-sharded parameters with the computation of the preceding layer.
         --xla_enable_async_all_gather=true
         --xla_tpu_enable_async_collective_fusion=true
         --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
-        # A collective may stretch over several computations, not just its neighbour: our matrix products are short.
+        # Lets a collective overlap with several computations, because single matrix products here are short.
         --xla_tpu_enable_async_collective_fusion_multiple_steps=true
         --xla_tpu_overlap_compute_collective_tc=true
-        # The gradient sum over the data axis starts with the last layer while the backward pass still runs, for arrays of
-        # unlike sizes too (embeddings beside stacked layers).
+        # Overlaps the all-reduce of gradients over the data axis with the backward pass, also for arrays of different sizes
+        # (embeddings and stacked layers).
         --xla_tpu_enable_data_parallel_all_reduce_opt=true
         --xla_tpu_data_parallel_opt_different_sized_ops=true
     )
@@ -27,14 +27,14 @@ tpu_flags() {
 
 gpu_flags() {
     local flags=(
-        # Collectives are started as early and awaited as late as the data allow.
+        # Schedules collectives to overlap with computation.
         --xla_gpu_enable_latency_hiding_scheduler=true
-        # Gradients of one layer are tens of megabytes: gathered into messages of 256 MiB they use NVLink better than one by one.
+        # Combines the collectives of several layers into messages of 256 MiB, which use more of NVLink's bandwidth.
         --xla_gpu_all_reduce_combine_threshold_bytes=268435456
         --xla_gpu_all_gather_combine_threshold_bytes=268435456
         --xla_gpu_reduce_scatter_combine_threshold_bytes=268435456
     )
     export XLA_FLAGS="${flags[*]}${XLA_FLAGS:+ $XLA_FLAGS}"
-    # 0.75 by default; the rest is enough for NCCL and CUDA themselves.
+    # JAX's default is 0.75. The remaining 10% suffice for NCCL and CUDA.
     export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
 }

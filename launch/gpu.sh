@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# One machine with GPUs, or one of several: sets the flags of flags.sh, trains, and tries again after what may pass.
+# Trains on one machine with GPUs, or on one of several: sets the flags of flags.sh and restarts after temporary failures.
 set -euo pipefail
 
 usage() {
     cat <<'END'
 usage: launch/gpu.sh [--dry-run] [--restarts N] --config FILE --workdir DIR [other options of `maskgil train`]
 
-Trains on all GPUs of this machine. The run is continued when it ends with code 75 (try later), 5 (a step hung) or 134 (another
-machine died, and JAX aborted), at most N times (default 3). SIGTERM and Ctrl-C are handed on to the training as SIGTERM.
+Trains on all GPUs of this machine. It is restarted from its last checkpoint when it exits with code 75 (temporary failure), 5
+(a step hung) or 134 (another machine died and JAX aborted), at most N times. SIGTERM and Ctrl-C reach the training as SIGTERM.
 
   --dry-run     print the environment and the command instead of running them
-  --restarts N  how often to try again (default 3)
+  --restarts N  maximum number of restarts (default 3)
 
 Several machines: the same command on each, with --coordinator HOST:PORT --num-processes N --process-id I; under SLURM use
-launch/slurm.sbatch. MASKGIL names another command than `maskgil`, e.g. MASKGIL=.venv/bin/maskgil.
+launch/slurm.sbatch. MASKGIL sets the command that replaces `maskgil`, e.g. MASKGIL=.venv/bin/maskgil.
 END
 }
 
@@ -64,25 +64,25 @@ if $dry_run; then
 fi
 
 child="" stopped=false
-hand_on() {
+forward_signal() {
     stopped=true
     [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
-trap hand_on TERM INT # TERM for both: what a script starts in the background ignores INT
+trap forward_signal TERM INT # TERM for both, because background processes of a script ignore INT
 for ((attempt = 0; ; attempt++)); do
     "${command[@]}" &
     child=$!
     code=0
     wait "$child" || code=$?
-    while kill -0 "$child" 2>/dev/null; do # a signal ends `wait` early; the training may still be saving
+    while kill -0 "$child" 2>/dev/null; do # a signal interrupts `wait`; the training may still be saving
         code=0
         wait "$child" || code=$?
     done
     if [[ $code != 75 && $code != 5 && $code != 134 ]] || $stopped || ((attempt >= restarts)); then
         exit "$code"
     fi
-    echo "gpu.sh: ended with code $code; attempt $((attempt + 2)) of $((restarts + 1)) in ${RETRY_SECONDS:-30} s" >&2
-    for ((second = 0; second < ${RETRY_SECONDS:-30}; second++)); do # a signal is heeded at the end of a `sleep`
+    echo "gpu.sh: exit code $code; attempt $((attempt + 2)) of $((restarts + 1)) in ${RETRY_SECONDS:-30} s" >&2
+    for ((second = 0; second < ${RETRY_SECONDS:-30}; second++)); do # traps run when the current `sleep` ends
         $stopped || sleep 1
     done
     if $stopped; then exit "$code"; fi

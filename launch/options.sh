@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Errors and options of the scripts here; sourced by them. It runs where `gcloud` does, so bash 3.2 must be enough.
+# Error messages and option parsing of the scripts here; sourced by them. Compatible with bash 3.2, the one of macOS.
 
 say() { echo "${0##*/}: $*" >&2; }
 fail() {
@@ -8,11 +8,11 @@ fail() {
 }
 
 # parse_options VALUED SWITCHES ARG...
-# Each option sets the variable of its name (dashes become underscores), which the caller has given its default: those of the
-# list VALUED to the word that follows, those of the list SWITCHES to true. "NAME:2" in VALUED takes two words, which are added
-# to the array `pairs`. What stands behind `--` becomes the array `arguments`. --help calls the caller's `usage`.
+# Each option sets the variable of its name (dashes become underscores), which the caller has set to its default: options in the
+# list VALUED to the next word, options in the list SWITCHES to true. "NAME:2" in VALUED takes two words, which are added to the
+# array `pairs`. All words after `--` become the array `arguments`. --help calls the caller's `usage`.
 parse_options() {
-    local valued=" $1 " switches=" $2 " word # (a local called like an option would hide it)
+    local valued=" $1 " switches=" $2 " word # (a local with an option's name would shadow it)
     shift 2
     # shellcheck disable=SC2034  # the callers read both
     pairs=() arguments=()
@@ -38,18 +38,18 @@ parse_options() {
         elif [[ $switches == *" $word "* ]]; then
             printf -v "${word//-/_}" true
         else
-            fail "unknown option '$1'; see --help (options of the training go after --)"
+            fail "unknown option '$1'; see --help (options of \`maskgil train\` go after --)"
         fi
         shift
     done
 }
 
-# need NAME...: fails unless each of these options was given; the workdir has to lie in a bucket.
+# need NAME...: fails unless each of these options was given; the workdir must be in a bucket.
 need() {
     local option
     for option in "$@"; do
         if [[ $option == workdir ]]; then
-            [[ ${!option} == gs://* ]] || fail "--workdir: expected gs://bucket/folder, which outlives the machines; got '${!option}'"
+            [[ ${!option} == gs://* ]] || fail "--workdir: expected gs://bucket/folder (local disks are lost with the TPU), got '${!option}'"
         else
             [[ -n ${!option} ]] || fail "--$option: missing; see --help"
         fi

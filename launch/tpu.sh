@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU, of one machine or many, from any machine with `gcloud`; goes on after every preemption.
+# Trains on a Cloud TPU of one or many hosts, from any machine with `gcloud`; resumes after every preemption.
 set -euo pipefail
 
 usage() {
@@ -7,29 +7,29 @@ usage() {
 usage: launch/tpu.sh COMMAND --name NAME --zone ZONE [options] [-- ARG...]
 
 commands
-  run      create the TPU if it is not there, install, train, print the log of worker 0; after a preemption do it all again
-  logs     print the log of worker 0 of a training that runs
-  stop     ask the training to save and end
+  run      create the TPU if it does not exist, install, train, print the log of worker 0; repeat after a preemption
+  logs     print the log of worker 0 of a running training
+  stop     send SIGTERM: the training saves a checkpoint and exits
   delete   delete the TPU (and its queued resource)
 
 options
   --name NAME        name of the TPU (and of its queued resource)
   --zone ZONE        e.g. us-west4-a
-  --project ID       default: gcloud's own
+  --project ID       default: gcloud's current project
   --type TYPE        for `run`: v5litepod-16, v5p-64, v6e-256, ...
-  --runtime VERSION  of the machines' image (default: told by TYPE)
-  --queued           ask through the queue (queued resources) and wait for it, instead of now or never
-  --spot             cheaper, and may be taken away at any time
-  --workdir DIR      for `run`: gs://bucket/folder; must outlive the machines
+  --runtime VERSION  TPU software version (default: chosen by TYPE)
+  --queued           create a queued resource and wait until it is granted
+  --spot             use spot capacity: cheaper, can be preempted at any time
+  --workdir DIR      for `run`: gs://bucket/folder
   --config FILE      for `run`: run file of the training
   --copy SRC DST     copy gs://... onto every worker before training; may be repeated
-  --restarts N       after how many preemptions or retries to give up (default 50)
-  --poll SECONDS     between looks at a TPU that is being made (default 30)
-  --dry-run          print the commands of an undisturbed run, as they would be called, and call none
-  -- ARG...          go to `maskgil train` as they are, e.g. -- --config.batch_size=1024
+  --restarts N       maximum number of preemptions and restarts (default 50)
+  --poll SECONDS     interval between status requests while a TPU is being created (default 30)
+  --dry-run          print the commands of a run without preemptions instead of executing them
+  -- ARG...          passed to `maskgil train` unchanged, e.g. -- --config.batch_size=1024
 
-The code is that of the current commit, the versions those of requirements.lock. Exit code: the training's own, see
-`maskgil train`; 2 for wrong usage; 1 if a gcloud command failed.
+Installs the current commit with the versions of requirements.lock. Exit code: that of `maskgil train`; 2 for wrong usage;
+1 if a gcloud command failed.
 
 example
   launch/tpu.sh run --name b-run --zone us-west4-a --type v5litepod-64 --spot --queued --workdir gs://bucket/runs/c2i_b \
@@ -60,12 +60,12 @@ parse_options "name zone project type runtime workdir config restarts poll copy:
 [[ $poll =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "--poll: expected seconds, got '$poll'"
 if [[ $command == run ]]; then
     need type config workdir
-    case ${runtime:=$type} in # the image that each generation is documented to boot
+    case ${runtime:=$type} in # the documented software version of each TPU generation
     v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
     v5p-*) runtime=v2-alpha-tpuv5 ;;
     v6e-*) runtime=v2-alpha-tpuv6e ;;
     v[234]-*) runtime=tpu-ubuntu2204-base ;;
-    "$type") fail "--runtime: missing; not known for type '$type'" ;;
+    "$type") fail "--runtime: missing; no default is known for type '$type'" ;;
     esac
 fi
 
@@ -73,7 +73,7 @@ where=(--zone "$zone" ${project:+--project "$project"})
 vm=(gcloud compute tpus tpu-vm)
 queue=(gcloud compute tpus queued-resources)
 
-# Every command that changes something goes through here, so that --dry-run shows exactly what would be called.
+# Runs every command that changes something, so that --dry-run prints exactly what would be executed.
 act() {
     if $dry_run; then
         printf '%q ' "$@"
@@ -83,11 +83,11 @@ act() {
     fi
 }
 
-state() { # of the TPU: READY, CREATING, PREEMPTED, ...; empty if there is none
+state() { # state of the TPU: READY, CREATING, PREEMPTED, ...; empty if it does not exist
     "${vm[@]}" describe "$name" "${where[@]}" '--format=value(state)' 2>/dev/null || true
 }
 
-queue_state() { # of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED, ...
+queue_state() { # state of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED, ...
     "${queue[@]}" describe "$name" "${where[@]}" '--format=value(state.state)' 2>/dev/null || true
 }
 
@@ -110,7 +110,7 @@ create() {
     fi
 }
 
-# Leaves a TPU that is ready: the one that is there, or a new one. What was taken away or failed is deleted first.
+# Waits for a ready TPU: the existing one or a new one. Preempted and failed ones are deleted first.
 have_tpu() {
     local found="" waiting=""
     if $dry_run; then
@@ -123,14 +123,14 @@ have_tpu() {
         case $found/$waiting in
         READY/ | READY/ACTIVE) return 0 ;;
         PREEMPTED/* | TERMINATED/* | STOPPED/* | */FAILED | */SUSPENDED)
-            say "$name is ${found:-gone} ${waiting:+($waiting)}: deleting it"
+            say "$name is ${found:-absent} ${waiting:+($waiting)}: deleting it"
             remove
             ;;
         /)
             say "creating $name ($type)"
             create || return 1
             ;;
-        *) # being made, repaired or deleted
+        *) # being created, repaired or deleted
             say "waiting for $name: ${waiting:-$found}"
             sleep "$poll"
             ;;
@@ -169,7 +169,7 @@ stop)
     exit
     ;;
 delete)
-    # Without --queued too: a TPU made by the queue is deleted with its request.
+    # Also without --queued: a TPU of a queued resource is deleted with it.
     [[ -z $(queue_state) ]] || queued=true
     remove
     exit
@@ -177,8 +177,8 @@ delete)
 esac
 
 root=$(dirname "$here")
-commit=$(git -C "$root" rev-parse HEAD) || fail "$root: not a git clone, so there is no commit to install"
-[[ -z $(git -C "$root" status --porcelain --untracked-files=no) ]] || say "uncommitted changes are not part of what is installed"
+commit=$(git -C "$root" rev-parse HEAD) || fail "$root: not a git clone; its current commit is what gets installed"
+[[ -z $(git -C "$root" status --porcelain --untracked-files=no) ]] || say "warning: uncommitted changes are not installed"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 archive=$scratch/maskgil_jax-$commit.tar.gz
@@ -190,8 +190,8 @@ for ((attempt = 0; ; attempt++)); do
     install "$archive" || code=$?
     ((code)) || train || code=$?
     ((code)) || exit 0
-    # On a TPU that is still there a code is final, but for those that may pass: try later (75), a step hung (5), another worker
-    # died (134: JAX aborts), the connection broke (255).
+    # On a TPU that still exists an exit code is final, except for temporary failures: 75, a step hung (5), another worker died
+    # (134: JAX aborts), the connection was lost (255).
     now=$(state)
     if [[ $now == READY ]]; then
         case $code in
@@ -200,10 +200,10 @@ for ((attempt = 0; ; attempt++)); do
         esac
     fi
     ((attempt < restarts)) || {
-        say "given up after $((attempt + 1)) attempts; the last ended with code $code"
+        say "giving up after $((attempt + 1)) attempts; last exit code $code"
         exit "$code"
     }
-    say "ended with code $code, $name is ${now:-gone}: again, from the last checkpoint in $workdir"
+    say "exit code $code, $name is ${now:-deleted}: restarting from the last checkpoint in $workdir"
     if [[ $now == READY ]]; then on_all 'bash maskgil_jax/launch/worker.sh stop' || true; fi
     sleep "$poll"
 done

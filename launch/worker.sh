@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh runs on the workers of a TPU, on every one the same. It can be used by hand too.
+# Installs and trains on one worker of a TPU. launch/tpu.sh runs it on all workers; it can also be used by hand.
 set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: launch/worker.sh install              a virtual environment with the locked versions
-       launch/worker.sh run WORKDIR ARG...   `maskgil train ARG...` with the flags for TPUs
-       launch/worker.sh start WORKDIR ARG... the same in the background, unless it runs already
+usage: launch/worker.sh install              create a virtual environment with the locked versions
+       launch/worker.sh run WORKDIR ARG...   run `maskgil train ARG...` with the TPU flags
+       launch/worker.sh start WORKDIR ARG... the same in the background, unless already running
        launch/worker.sh follow               print the log until the training ends, then exit with its code
-       launch/worker.sh stop                 SIGTERM, then wait: the training saves and ends (killed after two minutes)
+       launch/worker.sh stop                 send SIGTERM and wait until the training has saved; SIGKILL after two minutes
 
-Log, process id and exit code lie in ~/maskgil_run (MASKGIL_RUN_DIR).
+Log, process id and exit code are in ~/maskgil_run (MASKGIL_RUN_DIR).
 END
 }
 
@@ -27,7 +27,7 @@ running() {
 
 case ${1:-} in
 install)
-    # TPU machines come with an older Python than the package needs; uv brings one along.
+    # The Python of TPU machines is older than the package needs; uv installs a newer one.
     cd "$root"
     command -v uv >/dev/null || python3 -m pip install --quiet --user uv
     export PATH="$HOME/.local/bin:$PATH"
@@ -44,7 +44,7 @@ start)
     shift
     rm -f "$run/code" "$run/pid"
     : >"$run/log"
-    # A session of its own: it lives on when the connection that started it ends.
+    # setsid: the training survives the end of the ssh connection.
     # shellcheck disable=SC2016  # expanded by the inner shell
     setsid bash -c 'run=$1; shift; code=0; "$@" >>"$run/log" 2>&1 & echo $! >"$run/pid"; wait $! || code=$?; echo "$code" >"$run/code"' \
         worker "$run" bash "$here/worker.sh" run "$@" </dev/null >/dev/null 2>&1 &
@@ -56,7 +56,7 @@ follow)
         sleep 0.1
     done
     [[ -s $run/pid ]] || {
-        echo "worker.sh: no training was started here" >&2
+        echo "worker.sh: no training was started on this machine" >&2
         exit 2
     }
     tail -n +1 --pid="$(<"$run/pid")" -s 0.5 -f "$run/log"
@@ -64,7 +64,7 @@ follow)
         [[ -s $run/code ]] && exit "$(<"$run/code")"
         sleep 0.1
     done
-    echo "worker.sh: the training ended without an exit code (was this machine restarted?)" >&2
+    echo "worker.sh: the training ended without an exit code; the machine may have been restarted" >&2
     exit 75
     ;;
 stop)

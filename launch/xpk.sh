@@ -7,18 +7,18 @@ usage() {
 usage: launch/xpk.sh --cluster CLUSTER --name NAME --zone ZONE --type TYPE --workdir gs://bucket/folder --config FILE
                      [--project ID] [--slices N] [--priority P] [--dry-run] [-- ARG...]
 
-Submits a workload: XPK puts the current folder on top of the image python:3.11, each machine installs the locked versions and
-starts `maskgil train`. Kubernetes starts it again after a preemption, or when it ends with a code that may pass (see
-launch/gpu.sh), up to 50 times; it goes on from the last checkpoint in the workdir. With N slices the gradients of N
-data-parallel replicas cross the data-centre network (mesh axis dcn_data=N).
+Submits a workload: XPK adds the current folder to the image python:3.11, each host installs the locked versions and starts
+`maskgil train`. Kubernetes restarts it up to 50 times after a preemption or an exit code of a temporary failure (see
+launch/gpu.sh), and the training resumes from the last checkpoint in the workdir. With N slices, gradients of N data-parallel
+replicas are summed over the data-centre network (mesh axis dcn_data=N).
 
   --type TYPE    e.g. v5litepod-256
   --slices N     default 1
   --priority P   very-low, low, medium (default), high, very-high
-  --dry-run      print the xpk command instead of calling it
-  -- ARG...      go to `maskgil train` as they are
+  --dry-run      print the xpk command instead of executing it
+  -- ARG...      passed to `maskgil train` unchanged
 
-A cluster is made once, by hand:
+Create a cluster once:
   xpk cluster create --cluster CLUSTER --zone ZONE --tpu-type TYPE --num-slices N --spot
 The log: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME,batch.kubernetes.io/job-completion-index=0
 Delete:  xpk workload delete --cluster CLUSTER --zone ZONE --workload NAME

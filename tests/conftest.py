@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
+from helpers.launch_stubs import write_stubs
 from helpers.tiny_world import classifier_folder, extractor, pipeline_folder, tiny_preset  # noqa: F401
 from hypothesis import HealthCheck, settings
 from PIL import Image
@@ -41,6 +42,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 def emoji():
     """The held-out drawings, by group."""
     return demo.emoji("test", "group")
+
+
+@pytest.fixture
+def box(tmp_path):
+    """A folder with stubs of gcloud, ssh, xpk, maskgil, srun and scontrol."""
+    return write_stubs(tmp_path)
 
 
 @pytest.fixture

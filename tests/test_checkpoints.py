@@ -265,7 +265,7 @@ def test_checkpoints_command_lists_and_verifies(tmp_path, capsys):
     (folder / "20" / "record" / "metadata").write_text(json.dumps(record))
     assert cli.main(["checkpoints", str(folder), "--verify"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].endswith("damaged: record: differs from what was written") and lines[2].endswith("whole")
+    assert lines[1].endswith("damaged: record: differs from what was written") and lines[2].endswith("verified")
     for file in (folder / "30" / "state" / "d").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     assert [bool(step.problem) for step in listing(folder, read=True)] == [True, True, True]

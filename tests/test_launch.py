@@ -1,4 +1,4 @@
-"""launch/tpu.sh and what all launch scripts share, against stub programs that write down how they were called."""
+"""launch/tpu.sh, and what all launch scripts have in common, against stub programs that record their calls."""
 
 import os
 import pathlib
@@ -9,17 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers.launch_stubs import LAUNCH, OVER_SSH, answers, calls, launch, make_room
+from helpers.launch_stubs import LAUNCH, OVER_SSH, answers, calls, launch
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
 TPU = ["--name", "b-run", "--zone", "us-west4-a"]
 RUN = ["run", *TPU, "--type", "v5litepod-16", "--workdir", "gs://bucket/b run", "--config", "configs/c2i_b.py", "--poll", "0"]
-
-
-@pytest.fixture
-def box(tmp_path):
-    return make_room(tmp_path)
 
 
 def verbs(box):
@@ -28,7 +23,7 @@ def verbs(box):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck(path):
+def test_scripts_pass_shellcheck(path):
     shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
     if not shellcheck:
         pytest.skip("shellcheck is not installed")
@@ -44,14 +39,14 @@ def test_scripts_stop_at_errors_and_run_no_input(path):
 
 
 @pytest.mark.parametrize("script", ["tpu.sh", "gpu.sh", "xpk.sh", "worker.sh"])
-def test_help(box, script):
+def test_help_prints_usage_and_calls_nothing(box, script):
     done = launch(box, script, "--help", HOME=str(box))
     assert done.returncode == 0 and done.stdout.startswith(f"usage: launch/{script}") and not done.stderr
     assert not calls(box)
 
 
 # ------------------------------------------------------------------------------------------------ tpu.sh
-def test_create_install_train(box):
+def test_tpu_run_creates_installs_and_trains(box):
     answers(box, describe=["1 ", "0 READY"], follow=["0 step 1"])
     more = [
         "--spot",
@@ -92,7 +87,7 @@ def test_create_install_train(box):
     ]
 
 
-def test_the_archive_is_the_commit(box):
+def test_tpu_run_installs_the_current_commit(box):
     """What is copied unpacks to the package, the lock and the script that the workers start."""
     stub = box / "bin" / "gcloud"
     stub.write_text(
@@ -107,13 +102,13 @@ def test_the_archive_is_the_commit(box):
     assert {"requirements.lock", "pyproject.toml", "maskgil_jax/cli.py"} <= set(names)
 
 
-def test_a_tpu_that_is_ready_is_used_again(box):
+def test_tpu_run_reuses_a_ready_tpu(box):
     answers(box, describe=["0 READY"])
     assert launch(box, "tpu.sh", *RUN).returncode == 0
     assert verbs(box) == ["scp", "install", "start", "follow"]
 
 
-def test_a_queued_tpu_is_waited_for(box):
+def test_tpu_run_waits_for_a_queued_resource(box):
     answers(
         box,
         describe=["1 ", "1 ", "0 CREATING", "0 READY"],
@@ -128,14 +123,14 @@ def test_a_queued_tpu_is_waited_for(box):
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_preemption_starts_everything_again(box, queued):
+def test_tpu_run_recreates_and_resumes_after_preemption(box, queued):
     states = ["1 ", "0 READY", "0 PREEMPTED", "0 PREEMPTED", "1 ", "0 READY"]
     answers(box, describe=states, queue_describe=["1 ", "0 ACTIVE", "0 SUSPENDED", "1 ", "0 ACTIVE"], follow=["255 ", "0 done"])
     done = launch(box, "tpu.sh", *RUN, "--spot", *["--queued"] * queued)
     assert done.returncode == 0, done.stderr
     once = ["create", "scp", "install", "start", "follow"]
     assert verbs(box) == [*once, "delete", *once]
-    assert "again, from the last checkpoint in gs://bucket/b run" in done.stderr
+    assert "restarting from the last checkpoint in gs://bucket/b run" in done.stderr
     delete = next(argv for argv in calls(box) if "delete" in argv)
     assert ("--force" in delete) == queued and "--quiet" in delete
     starts = [argv for argv in calls(box) if "worker.sh start" in argv[-1]]
@@ -143,29 +138,29 @@ def test_preemption_starts_everything_again(box, queued):
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 1])
-def test_the_code_of_a_failed_training_is_final(box, code):
+def test_tpu_run_exits_with_the_code_of_a_failed_training(box, code):
     answers(box, describe=["0 READY"], follow=[f"{code} "])
     assert launch(box, "tpu.sh", *RUN).returncode == code
     assert verbs(box) == ["scp", "install", "start", "follow"]
 
 
 @pytest.mark.parametrize("code", [5, 75, 134, 255])
-def test_what_may_pass_is_tried_again_but_not_for_ever(box, code):
+def test_tpu_run_restarts_after_temporary_failures_up_to_the_limit(box, code):
     answers(box, describe=["0 READY"], follow=[f"{code} "])
     done = launch(box, "tpu.sh", *RUN, "--restarts", "2")
-    assert done.returncode == code and "given up after 3 attempts" in done.stderr
+    assert done.returncode == code and "giving up after 3 attempts" in done.stderr
     assert verbs(box) == [*["scp", "install", "start", "follow", "stop"] * 2, "scp", "install", "start", "follow"]
 
 
 @pytest.mark.parametrize(("failing", "code"), [("create", 1), ("scp", 3), ("install", 3), ("start", 3)])
-def test_a_failing_step_ends_the_script(box, failing, code):
+def test_tpu_run_exits_when_a_gcloud_command_fails(box, failing, code):
     answers(box, describe=["1 ", "0 READY"], **{failing: ["3 "]})
     assert launch(box, "tpu.sh", *RUN).returncode == code
     assert verbs(box)[-1] == failing
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_a_dry_run_prints_what_would_be_called(box, queued):
+def test_dry_run_prints_the_commands_and_calls_none(box, queued):
     more = ["--spot", *["--queued"] * queued, "--copy", "gs://b/c d", "c d", "--", "--config.x=it's; rm -rf /"]
     done = launch(box, "tpu.sh", *RUN, "--dry-run", *more)
     assert done.returncode == 0 and not calls(box, looks=True)
@@ -180,7 +175,7 @@ def test_a_dry_run_prints_what_would_be_called(box, queued):
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_delete_stop_logs(box, queued):
+def test_tpu_delete_stop_and_logs_call_gcloud(box, queued):
     answers(box, queue_describe=["0 ACTIVE" if queued else "1 "], follow=["3 "])
     assert launch(box, "tpu.sh", "delete", *TPU).returncode == 0
     assert launch(box, "tpu.sh", "stop", *TPU).returncode == 0
@@ -202,14 +197,14 @@ def test_delete_stop_logs(box, queued):
         (["run", *TPU, "--type", "v5p-8", "--config", "c", "--workdir", "runs/x"], "--workdir: expected gs://"),
         (
             ["run", *TPU, "--type", "v9-8", "--config", "c", "--workdir", "gs://b/x"],
-            "--runtime: missing; not known for type 'v9-8'",
+            "--runtime: missing; no default is known for type 'v9-8'",
         ),
         ([*RUN, "--config.seed=1"], "unknown option '--config.seed=1'"),
         ([*RUN, "--restarts", "many"], "--restarts: expected a number, got 'many'"),
         ([*RUN, "--copy", "gs://a"], "--copy: needs SRC and DST"),
     ],
 )
-def test_wrong_usage_is_named(box, arguments, message):
+def test_wrong_usage_is_one_line_with_code_2(box, arguments, message):
     done = launch(box, "tpu.sh", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not calls(box, looks=True)

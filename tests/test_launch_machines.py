@@ -1,4 +1,4 @@
-"""What runs on the machines themselves, and the scripts for GPUs, SLURM and GKE."""
+"""launch/worker.sh, gpu.sh, slurm.sbatch and xpk.sh against stub programs that record their calls."""
 
 import os
 import pathlib
@@ -9,14 +9,9 @@ import sys
 import time
 
 import pytest
-from helpers.launch_stubs import LAUNCH, answers, calls, launch, make_room
+from helpers.launch_stubs import LAUNCH, answers, calls, launch
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture
-def box(tmp_path):
-    return make_room(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ worker.sh
@@ -28,7 +23,7 @@ def worker(box, *arguments, script=""):
     return launch(box, "worker.sh", *arguments, MASKGIL=str(fake), MASKGIL_RUN_DIR=str(box / "run"))
 
 
-def test_a_worker_trains_in_the_background_and_tells_the_code(box):
+def test_worker_start_trains_in_background_and_follow_returns_its_code(box):
     script = 'echo "[$LIBTPU_INIT_ARGS]"; printf "<%s>" "$JAX_COMPILATION_CACHE_DIR" "$@"; sleep 2; exit 3'
     started = worker(box, "start", "gs://b/w x", "--config", "a b", script=script)
     assert started.returncode == 0 and not (box / "run" / "code").exists(), started.stderr
@@ -41,7 +36,7 @@ def test_a_worker_trains_in_the_background_and_tells_the_code(box):
     assert pid == (box / "run" / "pid").read_text()
 
 
-def test_a_worker_is_stopped_gently(box):
+def test_worker_stop_sends_sigterm_and_waits(box):
     script = "trap 'echo saved; exit 0' TERM; echo up; while true; do sleep 0.1; done"
     worker(box, "start", "gs://b/w", script=script)
     log, deadline = box / "run" / "log", time.monotonic() + 20
@@ -66,7 +61,7 @@ def test_gpu_runs_the_command_with_flags(box):
     assert words[2] == "JAX_COMPILATION_CACHE_DIR=runs/a b/xla_cache"
 
 
-def test_xla_knows_the_flags_for_gpus():
+def test_xla_accepts_the_gpu_flags():
     """A process whose XLA has one of them no longer is ended by it, without an exception; a jaxlib for CPUs knows them all."""
     script = 'source "$0/flags.sh" && gpu_flags && exec "$1" -c "import jax; jax.devices()"'
     done = subprocess.run(["bash", "-c", script, str(LAUNCH), sys.executable], capture_output=True, text=True)
@@ -74,13 +69,13 @@ def test_xla_knows_the_flags_for_gpus():
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(0, 1), (2, 1), (3, 1), (75, 3), (5, 3), (134, 3)])
-def test_gpu_tries_again_what_may_pass(box, code, attempts):
+def test_gpu_restarts_after_temporary_failures(box, code, attempts):
     answers(box, maskgil=[f"{code} "])
     done = launch(box, "gpu.sh", "--restarts", "2", "--config", "c", "--workdir", "w", RETRY_SECONDS="0")
     assert done.returncode == code and len(calls(box)) == attempts
 
 
-def test_gpu_hands_signals_on_and_waits_for_the_last_save(box):
+def test_gpu_forwards_signals_and_waits_for_the_last_save(box):
     fake = box / "train"
     fake.write_text(
         "#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 75' TERM\necho up\nwhile true; do sleep 0.1; done\n"
@@ -95,10 +90,10 @@ def test_gpu_hands_signals_on_and_waits_for_the_last_save(box):
     assert run.stdout.readline() == "up\n"
     run.send_signal(signal.SIGTERM)
     assert run.communicate(timeout=20)[0] == "saved\n"
-    assert run.returncode == 75, "asked to stop, it does not try again"
+    assert run.returncode == 75, "after a stop request it does not restart"
 
 
-def test_gpu_does_not_start_again_when_stopped_between_two_attempts(box):
+def test_gpu_stopped_between_attempts_does_not_restart(box):
     answers(box, maskgil=["75 "])
     env = {**os.environ, "PATH": f"{box / 'bin'}:{os.environ['PATH']}", "RETRY_SECONDS": "60"}
     argv = ["bash", str(LAUNCH / "gpu.sh"), "--config", "c", "--workdir", "w"]
@@ -109,7 +104,7 @@ def test_gpu_does_not_start_again_when_stopped_between_two_attempts(box):
 
 
 @pytest.mark.parametrize(("code", "queued_again"), [(0, False), (3, False), (75, True), (134, True)])
-def test_slurm_puts_the_job_back(box, code, queued_again):
+def test_slurm_requeues_after_temporary_failures(box, code, queued_again):
     answers(box, srun=[f"{code} "])
     done = launch(box, "slurm.sbatch", "--config", "a b", "--workdir", "w", SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7")
     assert done.returncode == code, done.stderr
@@ -121,7 +116,7 @@ def test_slurm_puts_the_job_back(box, code, queued_again):
 
 
 @pytest.mark.slow
-def test_slurm_puts_a_job_back_that_ran_out_of_time(box):
+def test_slurm_requeues_a_job_at_its_time_limit(box):
     (box / "bin" / "srun").write_text(
         "#!/usr/bin/env bash\ntrap 'sleep 0.3; echo saved; exit 0' TERM\necho up\nwhile true; do sleep 0.1; done\n"
     )

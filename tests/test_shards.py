@@ -193,3 +193,33 @@ def test_missing_or_extra_part_raises_naming_it(folder, damage, message):
     with pytest.raises(ValueError, match=message) as error:
         load_weights(folder)
     assert str(error.value).startswith(str(folder)) and "\n" not in str(error.value)
+
+
+def test_int8_weights_are_a_quarter_as_large_and_close(params, tmp_path):
+    save_weights(tmp_path / "float", GPT, params)
+    save_weights(tmp_path / "int8", GPT, params, dtype="int8", shard_bytes=LIMIT)
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors")) for name in ("float", "int8")]
+    assert sizes[1] < 0.35 * sizes[0]
+    loaded = flatten(load_weights(tmp_path / "int8").params)
+    for name, array in flatten(params).items():
+        assert loaded[name].dtype == np.float32 and loaded[name].shape == array.shape
+        assert np.abs(loaded[name] - array).max() <= np.abs(array).max() / 250, name  # half a step of 127, plus float16
+
+
+@pytest.mark.parametrize("change", ["missing", "misshaped"])
+def test_int8_tensor_without_fitting_scales_is_named(tmp_path, change):
+    codes, scales = shards.quantized(np.arange(12.0).reshape(3, 4))
+    scales = {} if change == "missing" else {"a.scales": scales[..., None]}
+    save_file({"a": codes, **scales}, tmp_path / WHOLE)
+    with pytest.raises(ValueError, match=r"a is int8 \(3, 4\), expected a.scales to fit it, found"):
+        Tensors(tmp_path)
+
+
+def test_quantized_takes_the_axis_with_the_smaller_error():
+    array = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
+    array[:, 2] *= 50  # a column of outliers: a scale per row would leave nothing of the others
+    for values, shape in ((array, (1, 9)), (array.T.copy(), (9, 1))):
+        codes, scales = shards.quantized(values)
+        assert scales.shape == shape and codes.dtype == np.int8 and np.abs(codes).max() == 127
+        steps = np.broadcast_to(scales.astype(np.float32), values.shape)
+        assert (np.abs(codes * steps - values) <= 0.51 * steps + 1e-3 * np.abs(values)).all()

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.checkpoints.shards import SHARD_BYTES, Tensors, write_tensors
+from maskgil_jax.checkpoints.shards import SCALES, SHARD_BYTES, Tensors, quantized, write_tensors
 from maskgil_jax.config import ConfigError, choose, from_dict, require, to_dict
 from maskgil_jax.files.atomic import writing
 from maskgil_jax.files.hub import download
@@ -101,31 +101,43 @@ def save_weights(
     shard_bytes: int = SHARD_BYTES,
     about: dict | None = None,
 ) -> None:
-    """Writes a weights folder atomically. `dtype="float16"` halves its size; loading gives float32 again.
+    """Writes a weights folder atomically. `dtype="float16"` halves its size, "int8" quarters it; loading gives float32 again.
 
+    int8: matrices are stored as int8 with a scale per row or column (`shards.quantized`), vectors as float16.
     metadata: further entries of config.json. Parameters of more than `shard_bytes` are written to several files.
     about: old name of metadata, accepted for one version.
     """
     if about is not None:
         _log.warning("save_weights: about= is now called metadata=")
         metadata = {**about, **(metadata or {})}
-    choose("dtype", dtype, ("float32", "float16"))
+    choose("dtype", dtype, ("float32", "float16", "int8"))
     compare_trees(params, abstract_params(cfg), str(path))
     leaves = dict(sorted(flatten(params).items()))
 
+    shapes, dtypes = {}, {}
+    for name, leaf in leaves.items():
+        shapes[name], dtypes[name] = leaf.shape, dtype
+        if dtype == "int8":
+            dtypes[name] = "int8" if len(leaf.shape) > 1 else "float16"
+        if dtypes[name] == "int8":
+            axis = quantized(np.asarray(leaf))[1].shape
+            shapes[name + SCALES], dtypes[name + SCALES] = axis, "float16"
+
     def arrays() -> Iterator[np.ndarray]:
         for name, leaf in leaves.items():
-            array = np.asarray(leaf).astype(dtype)
-            _require_finite(str(path), name, array, f" in {dtype}")
-            yield array
+            parts = quantized(np.asarray(leaf)) if dtypes[name] == "int8" else (np.asarray(leaf).astype(dtypes[name]),)
+            for array in parts:
+                require_finite(str(path), name, array, f" in {dtype}")
+                yield array
 
     config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(metadata or {})}
     with replace_folder(path) as folder:
-        write_tensors(folder, {name: leaf.shape for name, leaf in leaves.items()}, dtype, arrays(), shard_bytes)
+        write_tensors(folder, shapes, dtypes, arrays(), shard_bytes)
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
-def _require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
+def require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
+    """Raises a ValueError that names the tensor if it holds NaN or infinity."""
     finite = np.isfinite(array)
     if not finite.all():
         raise ValueError(f"{where}: {name} holds {np.count_nonzero(~finite)} values that are not finite{suffix}")
@@ -169,7 +181,7 @@ def load_weights(path, part: str | None = None) -> Weights:
     flat = {}
     for name in tensors:
         array = tensors[name]
-        _require_finite(str(tensors.file), name, array)
+        require_finite(str(tensors.file), name, array)
         flat[name] = array.astype(np.float32, copy=False)
     return Weights(cfg, unflatten(flat), metadata, tensors.file.parent)
 
@@ -201,7 +213,7 @@ def load_tokenizer(path) -> Any:
 
 def load_generator(path) -> Any:
     """Loads a generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
-    return _load(path, "generator", ("llama", "bert", "adaln", "maskgit", "uvit")).build()
+    return _load(path, "generator", ("llama", "bert", "adaln", "maskgit", "uvit", "chameleon")).build()
 
 
 def load_network(path, family: str) -> Any:

@@ -1,11 +1,11 @@
-"""maskgil checkpoints: what the steps of a run are worth."""
+"""maskgil checkpoints: list and verify the checkpoints of a run."""
 
 from __future__ import annotations
 
 
 def add(command) -> None:
     sub = command(
-        "checkpoints", run, "List the checkpoints of a run and its goodput; --verify reads them through. Needs no model."
+        "checkpoints", run, "List the checkpoints of a run and its goodput (time in kept steps); --verify reads every array."
     )
     sub.add_argument("folder", metavar="DIR", help="--workdir of a run or its checkpoints folder, local or gs://")
     sub.add_argument("--verify", action="store_true", help="read every array and compare it with what was saved")
@@ -28,7 +28,7 @@ def run(args, rest) -> int:
     print(f"{'step':>14}  {'size':>10}  {'saved':<25}  state")
     for step in listing(folder, read=args.verify):
         good += not step.problem
-        state = "whole" if args.verify else "committed"
+        state = "verified" if args.verify else "committed"
         state = f"damaged: {step.problem}" if step.problem else state
         print(f"{step.name:>14}  {size_text(step.size):>10}  {step.record.get('saved_at', ''):<25}  {state}", flush=True)
     if steps := goodput(folder.parent if folder.name == "checkpoints" else folder):

@@ -1,4 +1,4 @@
-"""maskgil push: a weights folder to the Hugging Face hub."""
+"""maskgil push: upload a weights folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from __future__ import annotations
 def add(command) -> None:
     sub = command("push", run, "Upload a weights folder or pipeline to the Hugging Face hub, with a model card.")
     sub.add_argument("weights", metavar="WEIGHTS", help="weights folder, pipeline folder or shipped name")
-    sub.add_argument("repo", metavar="OWNER/REPO", help="repository on the hub; made if it does not exist")
+    sub.add_argument("repo", metavar="OWNER/REPO", help="repository on the hub; created if it does not exist")
     sub.add_argument("--private", action="store_true", help="make the new repository private")
-    sub.add_argument("--revision", help="branch to commit to, made if it does not exist (default: main)")
-    sub.add_argument("--message", default="Upload weights", help="of the commit (default: %(default)s)")
-    sub.add_argument("--license", help="the hub's identifier, e.g. mit (default: that of the converted weights)")
+    sub.add_argument("--revision", help="branch to commit to; created if it does not exist (default: main)")
+    sub.add_argument("--message", default="Upload weights", help="commit message (default: %(default)s)")
+    sub.add_argument("--license", help="licence identifier of the hub, e.g. mit (default: that of the converted weights)")
 
 
 def run(args, rest) -> None:

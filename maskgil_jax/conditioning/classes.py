@@ -18,7 +18,7 @@ Labels = int | str | Sequence[int | str] | np.ndarray | ClassCondition
 
 
 def _listed(labels: Any) -> list:
-    """The labels of a request one by one. Arrays of NumPy or JAX become Python numbers, so none is taken for text."""
+    """The labels of a request one by one. Arrays, of NumPy or JAX, become Python numbers."""
     if isinstance(labels, (int, float, str, bytes)) or labels is None:
         return [labels]
     if hasattr(labels, "__array__"):
@@ -36,7 +36,7 @@ class ClassConditioner:
     """Conditions on one of `class_names`. An integer is a class number; text is a name, or a number if no class has it."""
 
     class_names: tuple[str, ...]
-    batch_keys = ("label",)
+    batch_keys, frozen = ("label",), None
 
     def encode(self, requests: Labels) -> ClassCondition:
         """Labels -> their condition. A `ClassCondition` is checked and returned, so a request is converted once."""
@@ -76,7 +76,7 @@ class ClassConditioner:
         require(0 <= number < count, f"labels: {number} is out of range; classes are 0..{count - 1}")
         return number
 
-    def from_batch(self, batch: dict) -> ClassCondition:
+    def from_batch(self, batch: dict, frozen: Any = None) -> ClassCondition:
         return ClassCondition(batch["label"])
 
     def examples(self, count: int) -> ClassCondition:

@@ -125,7 +125,7 @@ MAX_INT = 2**31 - 1  # of an option without another limit: counts become int32 o
 MAX_FLOAT = 3.4028234663852886e38  # the largest float32
 
 # type of an option -> (what a value must be an instance of, the same in words)
-_KINDS: dict[type, tuple[type, str]] = {
+_KINDS: dict[type, tuple[Any, str]] = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a finite number"),
     bool: (bool, "True or False"),
@@ -174,7 +174,7 @@ def _is_sound(value: Any, kind: type, info: OptionInfo) -> bool:
 
 
 def _in_words(kind: type, info: OptionInfo, value: Any) -> str:
-    too_large = kind is int and isinstance(value, numbers.Integral) and info.high is None and value > MAX_INT
+    too_large = kind is int and info.high is None and isinstance(value, int | numbers.Integral) and int(value) > MAX_INT
     return " ".join(part for part in (_KINDS[kind][1], info.range, f"and at most {MAX_INT}" if too_large else "") if part)
 
 

@@ -82,6 +82,7 @@ class VQConfig(Levels):
 VQ_PRESETS = {
     "VQ-16": VQConfig(),
     "VQ-8": VQConfig(multipliers=(1, 2, 2, 4)),
+    "Chameleon": VQConfig(attention_levels=(), codebook_size=8192, codebook_dim=256, l2_normalize=False, image_size=512),
     "aMUSEd": VQConfig(
         multipliers=(1, 2, 2, 4, 6),
         attention_levels=(),

@@ -30,7 +30,7 @@ class UViTConfig(GeneratorConfig):
     text_tokens: int = 77
     text_dim: int = 768  # width of the text's states
     pooled_dim: int = 768  # width of the text's embedding
-    micro_values: int = 5  # height, width, top and left of the crop in the original image, aesthetic score
+    micro_values: int = 5  # width, height, crop (two numbers) in the original image, aesthetic score
     micro_dim: int = 256  # width of the sinusoidal embedding of each
     norm_eps: float = 1e-6
 

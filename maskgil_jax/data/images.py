@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from maskgil_jax.config import LoaderConfig, height_width, require
 from maskgil_jax.data.loader import batches
+from maskgil_jax.data.sources.captions import DrawCaption
 from maskgil_jax.data.sources.emoji import TILE, emoji
 from maskgil_jax.data.sources.folder import ImageFolder
 from maskgil_jax.data.transforms import RandomFlip, crop_transform
@@ -88,3 +89,24 @@ def image_batches(
     transforms = [crop_transform(crop, height_width(size))] + [RandomFlip()] * flip
     dtypes = {"image": np.uint8, "label": np.int32, "index": np.int64}
     return batches(source, transforms, dtypes, loader, start_step=start_step)
+
+
+def captioned_batches(
+    source,
+    loader: LoaderConfig,
+    *,
+    size: int | tuple[int, int],
+    crop: str = "center",
+    flip: bool = False,
+    transforms: Sequence = (),
+    fields: Mapping[str, np.dtype],
+    start_step: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """As `image_batches`, of a source of captioned images: {"image", "index"} and `fields`.
+
+    transforms: grain transforms of records in which "caption" is one of the image's captions, drawn by seed and position in the
+    stream; they make `fields` {name: type}.
+    """
+    first = [crop_transform(crop, height_width(size))] + [RandomFlip()] * flip
+    dtypes = {"image": np.dtype(np.uint8), "index": np.dtype(np.int64), **fields}
+    return batches(source, [*first, DrawCaption(), *transforms], dtypes, loader, start_step=start_step)

@@ -14,7 +14,7 @@ from maskgil_jax.config.base import MAX_INT, shown
 Kind = type | tuple[type, ...]
 SHARD: Mapping[str, Kind] = {"name": str, "records": int, "bytes": int, "crc32": int}
 _FILE_NAME = re.compile(r"[\w-][\w. -]*")
-_WORDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+_WORDS: dict[type, str] = {bool: "true or false", str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def read_object(path: Path, advice: str) -> dict:
@@ -38,6 +38,7 @@ def check_types(path: Path, values: Mapping[str, Any], kinds: Mapping[str, Kind]
 def check_shards(path: Path, entries: Any) -> None:
     """Raises unless `entries` is a list of {name, records, bytes, crc32} with plain, different file names."""
     names = set()
+    entry: Any
     for entry in entries if isinstance(entries, list) else [None]:
         sound = isinstance(entry, dict) and all(_has_type(entry.get(name), kind, 2**63) for name, kind in SHARD.items())
         expected = "expected a list of {name, records, bytes, crc32}"
@@ -55,6 +56,8 @@ def check_texts(path: Path, name: str, value: Any) -> None:
 
 
 def _has_type(value: Any, kind: Kind, limit: int = MAX_INT + 1) -> bool:
+    if kind is bool:
+        return isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, kind):
         return False
     return not isinstance(value, int) or 0 <= value < limit

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 # What `zipfile` and NumPy raise for damaged files; an unknown compression and a password are the last two.
-_DAMAGE = (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError, OverflowError, struct.error, zlib.error, MemoryError)
-_DAMAGE += (NotImplementedError, RuntimeError)
+_DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError, OverflowError)
+_DAMAGE += (struct.error, zlib.error, MemoryError, NotImplementedError, RuntimeError)
 
 
 def npz_headers(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype, bool]]:

@@ -99,7 +99,7 @@ def sample_to_folder(
         asked: dict[str, Any] = {"labels": runs}
     else:
         require(format in IMAGE_FORMATS, f"--format: images of prompts are {' or '.join(IMAGE_FORMATS)}, got {format!r}")
-        require(not ar_ratio and grid is None, "prompts: have sizes of their own, and are drawn without a causal network")
+        require(grid is None, "grid: prompts have sizes of their own")
         kind = pipeline.generator.cfg.condition
         require(kind != "class", f"prompts: this generator is conditioned on a {kind}; give labels")
         requests = as_requests(prompts)
@@ -118,7 +118,7 @@ def sample_to_folder(
     todo = [] if finished else [(name, rows) for name, rows in own if not (out / name).exists()]
     if requests:
         todo.sort(key=lambda part: order.index(part[1][0]))
-        images = _prompt_images(pipeline, requests, [rows for _, rows in todo], seed, batch_size)
+        images = _prompt_images(pipeline, requests, [rows for _, rows in todo], seed, batch_size, ar_ratio)
     else:
         images = _images(pipeline, ids_n, [rows for _, rows in todo], seed, batch_size, grid, ar_ratio)
     for (name, rows), images_bhwc in zip(todo, images):
@@ -217,10 +217,10 @@ def _images(pipeline: Pipeline, ids_n, parts: list[np.ndarray], seed, batch_size
         yield np.stack(list(itertools.islice(images, len(rows))))
 
 
-def _prompt_images(pipeline: Pipeline, requests, parts: list[np.ndarray], seed: int, batch_size: int) -> Iterator[np.ndarray]:
+def _prompt_images(pipeline: Pipeline, requests, parts: list[np.ndarray], seed, batch_size, ar_ratio) -> Iterator[np.ndarray]:
     """Yields the image of each part, (1, height, width, 3)."""
     if parts:
-        batches = draw_prompts(pipeline, requests, np.concatenate(parts), seed=seed, batch_size=batch_size)
+        batches = draw_prompts(pipeline, requests, np.concatenate(parts), seed=seed, batch_size=batch_size, ar_ratio=ar_ratio)
         for batch in _with_progress(batches, len(parts), len(requests)):
             yield from batch[:, None]
 

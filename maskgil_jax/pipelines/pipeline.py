@@ -9,27 +9,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
-from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, TokenConditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
     ConfigError,
     DecodeConfig,
-    GeneratorConfig,
     choose,
     decode_preset,
-    from_dict,
     is_causal,
     renamed,
     require,
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
-from maskgil_jax.models.condition import GuidedCondition, repeat, take
+from maskgil_jax.models.condition import GuidedCondition, HybridCondition, repeat, take, without_null
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import editing
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
+from maskgil_jax.pipelines.parts import (
+    ar_conditioner_of,
+    built,
+    check_tokenizer,
+    decoding_of,
+    load_generator_part,
+    open_parts,
+    scaled,
+)
+from maskgil_jax.pipelines.sizes import grid_of_size
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.rng import keys_of_seeds
 
@@ -45,7 +52,8 @@ class Pipeline:
 
     conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a `ClassConditioner`.
     cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator, for
-    `ar_ratio`; ar_cfg: its decoding options. mesh: the devices that share every batch (`over`); None leaves it to JAX.
+    `ar_ratio`; ar_cfg: its decoding options; ar_conditioner: makes its conditions, if it reads prompts in another way.
+    mesh: the devices that share every batch (`over`); None leaves it to JAX.
     """
 
     tokenizer: Any
@@ -56,6 +64,7 @@ class Pipeline:
     ar: Any = None
     ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
     mesh: Any = None
+    ar_conditioner: Conditioner | None = None
 
     def __init__(
         self,
@@ -67,6 +76,7 @@ class Pipeline:
         ar: Any = None,
         ar_cfg: CausalConfig | None = None,
         mesh: Any = None,
+        ar_conditioner: Conditioner | None = None,
         *,
         class_names: Sequence[str] | None = None,
     ):
@@ -76,7 +86,7 @@ class Pipeline:
         elif isinstance(given, (tuple, list)):
             given = ClassConditioner(tuple(given))
         cfg = cfg or (CausalConfig() if is_causal(generator.cfg) else DecodeConfig())
-        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh)
+        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh, ar_conditioner)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -145,10 +155,9 @@ class Pipeline:
         """
         choose("output", output, ("numpy", "pil"))
         require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
-        condition, grid = (
-            repeat(self.condition(labels, prompts, negative_prompts), num_per_label),
-            self.grid_of(height, width, grid),
-        )
+        grid = self.grid_of(height, width, grid)
+        asked = self.condition(labels, prompts, negative_prompts, grid=grid, ar_ratio=ar_ratio)
+        condition = repeat(asked, num_per_label)
         count = rows_of(condition)
         if seeds is not None:
             require(key is None and seed == 0, "seeds: give them, seed or key")
@@ -161,38 +170,52 @@ class Pipeline:
         images = np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step, padded=padded)))
         return images if output == "numpy" else to_pil(images)
 
-    def condition(self, labels: Any = None, prompts: Any = None, negative_prompts: Any = None) -> Any:
-        """The condition of labels or of prompts, whichever is given, with that of negative prompts."""
-        require((labels is None) != (prompts is None), "labels, prompts: give one of them")
-        kind = self.generator.cfg.condition
-        if prompts is not None and kind not in ("text", "pooled_text"):
-            raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
-        return self.with_negative(self.conditioner.encode(labels if prompts is None else prompts), negative_prompts)
+    def condition(
+        self,
+        labels: Any = None,
+        prompts: Any = None,
+        negative_prompts: Any = None,
+        *,
+        grid: tuple[int, int] | None = None,
+        ar_ratio: float = 0.0,
+    ) -> Any:
+        """The condition of labels or of prompts, whichever is given, with that of negative prompts.
 
-    def with_negative(self, condition: Any, negative_prompts: Any = None) -> Any:
-        """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itself."""
+        grid: of the images, which some conditions name. ar_ratio: above 0, also the condition of `ar`, if it needs another.
+        """
+        require((labels is None) != (prompts is None), "labels, prompts: give one of them")
+        text = self.generator.cfg.condition != "class"
+        require(prompts is None or text, "prompts: this generator is conditioned on a class; give labels")
+        asked = labels if prompts is None else prompts
+        condition = self._encoded(self.conditioner, asked, negative_prompts, grid)
+        if not ar_ratio or self.ar_conditioner is None or dataclasses.is_dataclass(asked):
+            return condition
+        return HybridCondition(condition, self._encoded(self.ar_conditioner, asked, negative_prompts, grid))
+
+    def _encoded(self, conditioner: Any, asked: Any, negative_prompts: Any, grid: tuple[int, int] | None) -> Any:
+        """The condition that `conditioner` makes, for images of this grid (default: the training one)."""
+        if isinstance(conditioner, TokenConditioner):
+            conditioner = conditioner.for_grid(grid or self.generator.cfg.grid)
+        return self.with_negative(conditioner.encode(asked), negative_prompts, conditioner)
+
+    def with_negative(self, condition: Any, negative_prompts: Any = None, conditioner: Any = None) -> Any:
+        """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itself.
+
+        conditioner: what made the condition; default the pipeline's.
+        """
         if negative_prompts is None:
             return condition
         kind = self.generator.cfg.condition
         require(kind != "class", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
-        negative, count = self.conditioner.encode(negative_prompts), rows_of(condition)
+        negative = without_null((conditioner or self.conditioner).encode(negative_prompts))
+        count = rows_of(condition)
         given = rows_of(negative)
         require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")
-        return GuidedCondition(condition, take(negative, np.arange(count) % given))
+        return GuidedCondition(without_null(condition), take(negative, np.arange(count) % given))
 
     def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
-        trained, cell = self.generator.cfg.grid, self.tokenizer.cfg.downsample
-        if height is None and width is None:
-            return tuple(grid or trained)
-        require(grid is None, f"grid: give it or height and width, got {grid} and {height} x {width}")
-        height = trained[0] * cell if height is None else height
-        width = trained[1] * cell if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            whole = isinstance(side, (int, np.integer)) and side >= cell and side % cell == 0
-            near = max(cell, round(side / cell) * cell) if isinstance(side, (int, float)) else cell
-            require(whole, f"{name}: must be a multiple of {cell} pixels, the size of a token, got {side!r}; e.g. {near}")
-        return height // cell, width // cell
+        return grid_of_size(self.generator.cfg, self.tokenizer.cfg.downsample, height, width, grid)
 
     @renamed(places="indices")
     def batches(
@@ -215,7 +238,7 @@ class Pipeline:
         0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
         key: one, or one for each request. padded: see `request`.
         """
-        condition = self.conditioner.encode(labels)
+        condition = labels if isinstance(labels, HybridCondition) else self.conditioner.encode(labels)
         count = len(jax.tree.leaves(condition)[0])
         indices_n = np.arange(count) if indices is None else np.asarray(indices)
         require(indices_n.shape == (count,), f"indices: expected one for each of {count} requests, got {indices_n.shape}")
@@ -227,14 +250,15 @@ class Pipeline:
     def request(
         self, count: int, seed: int, key: jax.Array | None, batch_size: int | None, padded: bool = False
     ) -> tuple[jax.Array, int]:
-        """The key and the batch size of a request for `count` images; several devices get equal shares.
+        """The key and the batch size of a request for `count` images; the parts of the mesh get equal shares.
 
         padded: a batch size above `count` is kept, and the batch is filled up.
         """
         require(batch_size is None or batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
         require(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed!r}")
         size = batch_size or count
-        size, devices = size if padded else min(size, count), 1 if self.mesh is None else self.mesh.size
+        size = size if padded else min(size, count)
+        devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         return jax.random.key(seed) if key is None else key, -(-size // devices) * devices
 
     def over(self, devices: Any = None, mesh: Any = None) -> Pipeline:
@@ -282,68 +306,44 @@ class Pipeline:
         return changed(cfg, changes)
 
 
-def pack(path, out) -> None:
-    """Writes the pipeline folder `path` to `out` in half precision, with the hash of the rounded tokenizer: to be shared."""
-    load(path)  # refuses a folder whose parts do not fit together
-    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about), dtype="float16")
-    about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
-    save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype="float16")
-
-
-def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = None) -> Pipeline:
+def load(
+    path,
+    ar=None,
+    *,
+    rope_scaling: str | None = None,
+    text_encoder: Any = None,
+    mesh: Any = None,
+    kernels: str | None = None,
+    **published: Any,
+) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
-    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
+    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding;
+    of a text-conditional one, the text encoder may be another.
     rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
     "ntk" (`models.rope.angles_1d`); default what the folder says.
     text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
     says, read at the first prompt. It must be the one of training.
+    mesh: devices that share the images (axes data, fsdp) and the weights (fsdp, tensor); networks that it does
+    not divide are whole on each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
+
+    published: options of published files. A pipeline folder of diffusers with aMUSEd, and a generator's file with its
+    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax). variant:
+    of a diffusers folder's files, "fp16". lora: a LoRA file, `lora_scale` (1.0) times whose changes are added to the weights.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
-    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
-    for part, sound in parts:
-        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
-    _check_tokenizer(path, generator, tokenizer)
-    generator = _scaled(path, generator, rope_scaling)
-    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder), _decoding(generator)
+    own = kernels if ar is None else None
+    path, tokenizer, generator = open_parts(path, mesh=mesh, kernels=own, **published)
+    generator = scaled(path, generator, rope_scaling)
+    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder, generator.path), decoding_of(generator)
     if ar is None:
-        return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path))
-    causal = load_weights(ar, "generator")
+        return Pipeline(built(tokenizer, mesh), built(generator, mesh), conditioner, cfg, str(path), mesh=mesh)
+    causal = load_generator_part(ar, mesh=mesh, kernels=kernels)
     require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
     require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
-    _check_tokenizer(ar, causal, tokenizer, str(path))
-    same = conditioner_of(causal.cfg, causal.about, getattr(conditioner, "encoder", None)) == conditioner
-    require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
-    ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
-    return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path), causal.build(), ar_cfg)
-
-
-def _scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
-    """The generator of `path` with another `rope_scaling`, if any is given."""
-    if rope_scaling is None:
-        return generator
-    require(
-        generator.cfg.rope_scaling is not None,
-        f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
-    )
-    return dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
-
-
-def _check_tokenizer(path, generator: Weights, tokenizer: Weights, holder: str = "this folder") -> None:
-    """Refuses the generator of `path` if its codes are not those of this tokenizer, which lies in `holder`."""
-    if generator.cfg.codebook_size != tokenizer.cfg.codebook_size:
-        raise ConfigError(
-            f"{path}: the generator has {generator.cfg.codebook_size} codes, the tokenizer {tokenizer.cfg.codebook_size}"
-        )
-    trained_with = generator.about.get("tokenizer_hash")
-    if trained_with and trained_with != tokenizer.hash:
-        raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, {holder} has {tokenizer.hash}")
-
-
-def _decoding(generator: Weights) -> Any:
-    """The decoding options stored with a generator, of the kind its network needs."""
-    kind = CausalConfig if is_causal(generator.cfg) else DecodeConfig
-    return from_dict(kind, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")
+    check_tokenizer(ar, causal, tokenizer, str(path))
+    other, ar_cfg = ar_conditioner_of(ar, causal, path, conditioner), decoding_of(causal)
+    causal = causal if causal.cfg.condition == "tokens" else scaled(ar, causal, rope_scaling)
+    first, second, third = (built(part, mesh) for part in (tokenizer, generator, causal))
+    return Pipeline(first, second, conditioner, cfg, str(path), third, ar_cfg, mesh, other)

@@ -1,4 +1,4 @@
-"""Stub programs that write down how they were called, and the launch scripts run for real against them."""
+"""Stub programs that record their calls, and a function that runs the launch scripts with them."""
 
 import json
 import os
@@ -9,7 +9,8 @@ import sys
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 
-# Every call is a JSON line. What it answers is the next line of the file answers/KIND, "exit code, output"; the last one stays.
+# Appends each call to the file `calls` as a JSON line. Answers with the next line of answers/KIND, "exit code, output"; the
+# last line is repeated.
 STUB = """#!{python} -SE
 import json, os, pathlib, sys
 box = pathlib.Path({box!r})
@@ -29,7 +30,7 @@ if text:
     print(text)
 sys.exit(int(code))
 """
-# The repository's archive takes a second to compress, and most tests only ask where it is sent: what they send is one byte.
+# Compressing the repository takes a second and most tests only check where it is sent, so the archive is one byte.
 SHORT_ARCHIVE = {
     "GIT_CONFIG_COUNT": "1",
     "GIT_CONFIG_KEY_0": "tar.tar.gz.command",
@@ -38,8 +39,8 @@ SHORT_ARCHIVE = {
 OVER_SSH = ("worker.sh install", "worker.sh start", "worker.sh follow", "worker.sh stop", "rsync")
 
 
-def make_room(tmp_path):
-    """A folder with the stubs first on PATH."""
+def write_stubs(tmp_path):
+    """Writes the stub programs to `tmp_path`/bin, which `launch` puts first on PATH."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "answers").mkdir()
     for name in ("gcloud", "ssh", "xpk", "maskgil", "srun", "scontrol"):

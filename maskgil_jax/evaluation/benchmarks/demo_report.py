@@ -214,7 +214,13 @@ def _check_sizes(pipeline: Pipeline, classifier: Weights, *sets) -> None:
 
 
 def as_markdown(numbers: dict) -> str:
-    """Formats the dict of `figures` as a table: figure, value, baselines."""
+    """Formats the dict of `figures` as a Markdown table."""
+    head, *rows = table(numbers)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
+def table(numbers: dict) -> list[tuple[str, str, str]]:
+    """The rows of a table of the dict of `figures`, the first is the head: figure, value, baselines."""
     tok, hits, agree, near = (numbers[n] for n in ("tokenizer", "masked_accuracy", "agreement", "nearest_training_image"))
     usage, perplexity, quality, images = tok["usage"], tok["perplexity"], tok["psnr"], numbers["images"]
 
@@ -227,9 +233,8 @@ def as_markdown(numbers: dict) -> str:
     def db(value: float) -> str:
         return f"{value:.2f} dB" if math.isfinite(value) else "no loss"
 
-    rows = [
+    return [
         ("Figure", "Value", "Compare with"),
-        ("---", "---", "---"),
         (
             f"Codes used, of {tok['codebook_size']}, on {images['held_out']} held-out images",
             pct(usage["held_out"]),
@@ -262,4 +267,3 @@ def as_markdown(numbers: dict) -> str:
             f"training images through the tokenizer {near['train_copies']:.1f}, which a memorised image would have",
         ),
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -9,7 +9,7 @@ import numpy as np
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from helpers.file_assembler import (
+from helpers.file_assembler import (  # noqa: E402
     about,
     args_of,
     legacy,
@@ -108,7 +108,10 @@ TOKENIZER = {
     "decoder": None,
     "model": {"type": "WordLevel", "vocab": {"<pad>": 0, "</s>": 1, "red": 2, "cat": 3, "<unk>": 4}, "unk_token": "<unk>"},
 }
-YAML = "model:\n  target: vqgan\n  params:\n    n_embed: 16\n    embed_dim: 4\n    ddconfig: &dd {ch: 8, ch_mult: [1, 2]}\n    again: *dd\n"
+YAML = (
+    "model:\n  target: vqgan\n  params:\n    n_embed: 16\n    embed_dim: 4\n"
+    "    ddconfig: &dd {ch: 8, ch_mult: [1, 2]}\n    again: *dd\n"
+)
 
 
 def files() -> dict[str, bytes]:
