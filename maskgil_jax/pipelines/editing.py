@@ -31,9 +31,9 @@ from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.condition import take
 from maskgil_jax.models.generator import for_condition
 from maskgil_jax.pipelines.draw import RequestBatch, batch_requests
+from maskgil_jax.pipelines.streaming import paint_masked
 from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
-GREY = 160  # of cells that are still masked
 MASKED_ONLY = "editing uses masked decoding alone; a causal network attends to nothing below a hole or to the right of it"
 
 
@@ -184,7 +184,7 @@ def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) ->
     """
     _check_masked(pipeline)
     shape, mask_id = tuple(grid or pipeline.generator.cfg.grid), pipeline.generator.cfg.mask_id
-    cell, steps = pipeline.tokenizer.cfg.downsample, []
+    steps = []
     requests = pipeline.condition(labels, options.pop("prompts", None), options.pop("negative_prompts", None))
     for _, condition, key_b, num_valid in _batches(pipeline, requests, rows_of(requests), **options):
         seen: list[jax.Array] = []
@@ -193,8 +193,7 @@ def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) ->
         for tokens_bl in seen:
             masked_bl = tokens_bl == mask_id
             pixels_bhwc = jax.device_get(to_pixels(pipeline.tokenizer, jnp.where(masked_bl, seen[-1], tokens_bl), shape))
-            masked_bhw = np.asarray(masked_bl).reshape(-1, *shape).repeat(cell, axis=1).repeat(cell, axis=2)
-            batch.append(np.where(masked_bhw[..., None], np.uint8(GREY), pixels_bhwc)[:num_valid])
+            batch.append(paint_masked(pixels_bhwc, np.asarray(masked_bl), shape)[:num_valid])
         steps.append(np.stack(batch))
     return np.concatenate(steps, axis=1)
 

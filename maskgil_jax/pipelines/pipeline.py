@@ -25,15 +25,11 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
-from maskgil_jax.models.condition import GuidedCondition, repeat, take
-from maskgil_jax.models.condition import batch_size as rows_of
-from maskgil_jax.pipelines import editing
+from maskgil_jax.pipelines import editing, requests, streaming
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
+from maskgil_jax.pipelines.requests import request_of
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
-from maskgil_jax.runtime.rng import keys_of_seeds
-
-MAX_BATCH = 64  # images that a call without `batch_size` generates at once
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -86,6 +82,10 @@ class Pipeline:
     interpolate = editing.interpolate
     outpaint = editing.outpaint
     trajectory = editing.trajectory
+    stream = streaming.stream
+    condition = requests.condition
+    with_negative = requests.with_negative
+    grid_of = requests.grid_of
 
     def __repr__(self) -> str:
         height, width = (side * self.tokenizer.cfg.downsample for side in self.generator.cfg.grid)
@@ -144,55 +144,23 @@ class Pipeline:
         `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
         """
         choose("output", output, ("numpy", "pil"))
-        require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
-        condition, grid = (
-            repeat(self.condition(labels, prompts, negative_prompts), num_per_label),
-            self.grid_of(height, width, grid),
+        condition, options = request_of(
+            self,
+            labels,
+            prompts,
+            negative_prompts,
+            height=height,
+            width=width,
+            grid=grid,
+            seed=seed,
+            seeds=seeds,
+            num_per_label=num_per_label,
+            key=key,
+            batch_size=batch_size,
         )
-        count = rows_of(condition)
-        if seeds is not None:
-            require(key is None and seed == 0, "seeds: give them, seed or key")
-            require(count in (1, len(seeds)), f"seeds: {len(seeds)} seeds for {count} images; give one for each")
-            condition, key = take(condition, np.arange(len(seeds)) % count), keys_of_seeds(seeds)
-        padded = batch_size is None
-        if padded:
-            batch_size = min(1 << (rows_of(condition) - 1).bit_length(), MAX_BATCH)
-        options: dict[str, Any] = dict(seed=seed, key=key, cfg=self.options(cfg, **decoding), grid=grid, batch_size=batch_size)
-        images = np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step, padded=padded)))
+        options |= dict(cfg=self.options(cfg, **decoding), ar_ratio=ar_ratio, on_step=on_step)
+        images = np.concatenate(list(self.batches(condition, **options)))
         return images if output == "numpy" else to_pil(images)
-
-    def condition(self, labels: Any = None, prompts: Any = None, negative_prompts: Any = None) -> Any:
-        """The condition of labels or of prompts, whichever is given, with that of negative prompts."""
-        require((labels is None) != (prompts is None), "labels, prompts: give one of them")
-        kind = self.generator.cfg.condition
-        if prompts is not None and kind not in ("text", "pooled_text"):
-            raise ConfigError(f"prompts: this generator is conditioned on a {kind}; give labels")
-        return self.with_negative(self.conditioner.encode(labels if prompts is None else prompts), negative_prompts)
-
-    def with_negative(self, condition: Any, negative_prompts: Any = None) -> Any:
-        """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itself."""
-        if negative_prompts is None:
-            return condition
-        kind = self.generator.cfg.condition
-        require(kind != "class", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
-        negative, count = self.conditioner.encode(negative_prompts), rows_of(condition)
-        given = rows_of(negative)
-        require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")
-        return GuidedCondition(condition, take(negative, np.arange(count) % given))
-
-    def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-        """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
-        trained, cell = self.generator.cfg.grid, self.tokenizer.cfg.downsample
-        if height is None and width is None:
-            return tuple(grid or trained)
-        require(grid is None, f"grid: give it or height and width, got {grid} and {height} x {width}")
-        height = trained[0] * cell if height is None else height
-        width = trained[1] * cell if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            whole = isinstance(side, (int, np.integer)) and side >= cell and side % cell == 0
-            near = max(cell, round(side / cell) * cell) if isinstance(side, (int, float)) else cell
-            require(whole, f"{name}: must be a multiple of {cell} pixels, the size of a token, got {side!r}; e.g. {near}")
-        return height // cell, width // cell
 
     @renamed(places="indices")
     def batches(
