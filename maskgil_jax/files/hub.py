@@ -33,15 +33,17 @@ def split_address(address: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
-def download(address: str) -> pathlib.Path:
+def download(address: str, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache; only JSON and safetensors.
 
+    cache_dir: instead of the hub's cache, a folder of the same layout.
     Files in the cache are used if the hub cannot be reached. Raises a ConfigError of one line.
     """
     repo, revision = split_address(address)
     hub = _library(address)
     with _as_config_error(address, repo, revision):
-        return pathlib.Path(hub.snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS, endpoint=_endpoint()))
+        options = dict(revision=revision, allow_patterns=_PATTERNS, endpoint=_endpoint(), cache_dir=cache_dir)
+        return pathlib.Path(hub.snapshot_download(repo, **options))
 
 
 def upload(

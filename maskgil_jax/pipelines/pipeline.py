@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, save_weights
+from maskgil_jax.checkpoints.weights import extra, load_weights, resolve, save_weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
@@ -18,18 +19,19 @@ from maskgil_jax.config import (
     GeneratorConfig,
     choose,
     decode_preset,
-    from_dict,
     is_causal,
     renamed,
     require,
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
-from maskgil_jax.pipelines import editing, requests, streaming
+from maskgil_jax.pipelines import editing, encoding, requests, saving, streaming
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
+from maskgil_jax.pipelines.loading import check_tokenizer, decoding, in_dtype, scaled
 from maskgil_jax.pipelines.requests import request_of
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
+from maskgil_jax.runtime.platform import set_compile_cache
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -42,6 +44,7 @@ class Pipeline:
     conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a `ClassConditioner`.
     cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator, for
     `ar_ratio`; ar_cfg: its decoding options. mesh: the devices that share every batch (`over`); None leaves it to JAX.
+    metadata: of "tokenizer" and "generator", the entries of their config.json that describe no network; kept by `save`.
     """
 
     tokenizer: Any
@@ -52,6 +55,7 @@ class Pipeline:
     ar: Any = None
     ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
     mesh: Any = None
+    metadata: dict = dataclasses.field(default_factory=dict, compare=False)
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Pipeline:
         ar: Any = None,
         ar_cfg: CausalConfig | None = None,
         mesh: Any = None,
+        metadata: dict | None = None,
         *,
         class_names: Sequence[str] | None = None,
     ):
@@ -72,7 +77,7 @@ class Pipeline:
         elif isinstance(given, (tuple, list)):
             given = ClassConditioner(tuple(given))
         cfg = cfg or (CausalConfig() if is_causal(generator.cfg) else DecodeConfig())
-        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh)
+        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh, metadata or {})
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -83,6 +88,12 @@ class Pipeline:
     outpaint = editing.outpaint
     trajectory = editing.trajectory
     stream = streaming.stream
+    warm_up = streaming.warm_up
+    encode = encoding.encode
+    decode = encoding.decode
+    reconstruct = encoding.reconstruct
+    save = saving.save
+    push = saving.push
     condition = requests.condition
     with_negative = requests.with_negative
     grid_of = requests.grid_of
@@ -262,7 +273,16 @@ def pack(path, out, dtype: str = "float16") -> None:
     save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype=dtype)
 
 
-def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = None) -> Pipeline:
+def load(
+    path,
+    ar=None,
+    *,
+    rope_scaling: str | None = None,
+    text_encoder: Any = None,
+    dtype: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    compile_cache: bool = True,
+) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
     ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
@@ -270,51 +290,36 @@ def load(path, ar=None, *, rope_scaling: str | None = None, text_encoder: Any = 
     "ntk" (`models.rope.angles_1d`); default what the folder says.
     text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
     says, read at the first prompt. It must be the one of training.
+    dtype: "bfloat16" or "float32", of the computation of all networks; in bfloat16 the matrices of the generators are kept in
+    it, too, in half the memory. Default what the folder says, usually float32.
+    cache_dir: where downloads from the hub are kept; default the hub's own cache (`HF_HOME`).
+    compile_cache: keep compiled programs on disk for later processes (`runtime.platform.set_compile_cache`), as the command
+    does; a cache that JAX has already is left as it is.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
-    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
+    if dtype is not None:
+        choose("dtype", dtype, ("float32", "bfloat16"))
+    if compile_cache:
+        set_compile_cache()
+    folder = resolve(path, cache_dir=cache_dir)
+    tokenizer, generator = load_weights(folder, "tokenizer"), load_weights(folder, "generator")
     parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
     for part, sound in parts:
         require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
-    _check_tokenizer(path, generator, tokenizer)
-    generator = _scaled(path, generator, rope_scaling)
-    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder), _decoding(generator)
+    check_tokenizer(path, generator, tokenizer)
+    generator = scaled(path, generator, rope_scaling)
+    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder), decoding(generator)
+    metadata = {"tokenizer": extra(tokenizer.metadata), "generator": extra(generator.metadata)}
+    networks = in_dtype(tokenizer, dtype).build(), in_dtype(generator, dtype).build()
     if ar is None:
-        return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path))
-    causal = load_weights(ar, "generator")
+        return Pipeline(*networks, conditioner, cfg, str(path), metadata=metadata)
+    causal = load_weights(resolve(ar, cache_dir=cache_dir), "generator")
     require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
     require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
-    _check_tokenizer(ar, causal, tokenizer, str(path))
+    check_tokenizer(ar, causal, tokenizer, str(path))
     same = conditioner_of(causal.cfg, causal.about, getattr(conditioner, "encoder", None)) == conditioner
     require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
-    ar_cfg, causal = _decoding(causal), _scaled(ar, causal, rope_scaling)
-    return Pipeline(tokenizer.build(), generator.build(), conditioner, cfg, str(path), causal.build(), ar_cfg)
-
-
-def _scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:
-    """The generator of `path` with another `rope_scaling`, if any is given."""
-    if rope_scaling is None:
-        return generator
-    require(
-        generator.cfg.rope_scaling is not None,
-        f"rope_scaling: {path} holds a generator with learned positions, for its {generator.cfg.grid} canvas only",
-    )
-    return dataclasses.replace(generator, cfg=dataclasses.replace(generator.cfg, rope_scaling=rope_scaling))
-
-
-def _check_tokenizer(path, generator: Weights, tokenizer: Weights, holder: str = "this folder") -> None:
-    """Refuses the generator of `path` if its codes are not those of this tokenizer, which lies in `holder`."""
-    if generator.cfg.codebook_size != tokenizer.cfg.codebook_size:
-        raise ConfigError(
-            f"{path}: the generator has {generator.cfg.codebook_size} codes, the tokenizer {tokenizer.cfg.codebook_size}"
-        )
-    trained_with = generator.about.get("tokenizer_hash")
-    if trained_with and trained_with != tokenizer.hash:
-        raise ConfigError(f"{path}: the generator was trained with tokenizer {trained_with}, {holder} has {tokenizer.hash}")
-
-
-def _decoding(generator: Weights) -> Any:
-    """The decoding options stored with a generator, of the kind its network needs."""
-    kind = CausalConfig if is_causal(generator.cfg) else DecodeConfig
-    return from_dict(kind, generator.about.get("decode", {}), f"{generator.path}/config.json: decode")
+    ar_cfg, causal = decoding(causal), scaled(ar, causal, rope_scaling)
+    network = in_dtype(causal, dtype).build()
+    return Pipeline(*networks, conditioner, cfg, str(path), network, ar_cfg, metadata=metadata)

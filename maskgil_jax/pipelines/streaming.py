@@ -1,8 +1,11 @@
-"""The pictures of every decoding step while they are made, for callers that show them. `Pipeline.stream` is this function."""
+"""For callers that show pictures while they are made: those of every step, and programs compiled ahead.
+
+`Pipeline` has `stream` and `warm_up` as its methods.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ from maskgil_jax.files.images import to_pil
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.generator import for_condition
 from maskgil_jax.pipelines.draw import batch_requests
-from maskgil_jax.pipelines.requests import request_of
+from maskgil_jax.pipelines.requests import padded_size, request_of
 from maskgil_jax.tokenizers.images import to_pixels
 
 GREY = 160  # of cells that are still masked
@@ -88,6 +91,38 @@ def _stream(pipeline: Any, batch: Any, cfg: Any, grid: tuple[int, int], every: i
         images_bhwc = to_pixels(pipeline.tokenizer, _without_masks(tokens_bl, mask_id), grid)
         images_bhwc = paint_masked(jax.device_get(images_bhwc), jax.device_get(masked_bl), grid)[: batch.num_valid]
         yield step, images_bhwc if output == "numpy" else to_pil(images_bhwc)
+
+
+def warm_up(
+    pipeline: Any,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 4, 8),
+    steps_shown: bool = False,
+    cfg: Any = None,
+    **decoding: Any,
+) -> None:
+    """Compiles, by drawing once, what calls for these sizes and numbers of images need, so that none of them waits.
+
+    sizes: (height, width) in pixels; default the training size. batch_sizes: numbers of images; a call for another number runs
+    the program of the next power of two, so 1, 2, 4 ... 64 cover every call. steps_shown: also the programs of `stream`. cfg,
+    decoding: as in a call; every other set of options is another program. With the compilation cache of `load` a later process
+    reads the programs from the disk.
+    """
+    for count in batch_sizes:
+        whole = isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1
+        require(whole, f"batch_sizes: must be whole numbers from 1, got {count!r}")
+    grids = [pipeline.grid_of(*size) for size in sizes or ()] or [pipeline.grid_of(None, None)]
+    cfg = pipeline.options(cfg, **decoding)
+    for count in sorted({padded_size(int(count)) for count in batch_sizes}):
+        condition = pipeline.conditioner.examples(count)
+        for grid in grids:
+            options = dict(cfg=cfg, grid=grid, batch_size=count)
+            next(pipeline.batches(condition, **options, padded=True))
+            if steps_shown:
+                key, size = pipeline.request(count, 0, None, count, True)
+                batch = next(batch_requests(condition, key, np.arange(count), size, pipeline.shard))
+                next(_stream(pipeline, batch, cfg, grid, 1, "numpy"))
 
 
 @jax.jit
