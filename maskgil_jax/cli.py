@@ -17,6 +17,7 @@ from maskgil_jax.commands import (
     edit,
     encode,
     evaluate,
+    export,
     pack,
     plan,
     plot,
@@ -27,7 +28,7 @@ from maskgil_jax.commands import (
 )
 from maskgil_jax.commands.parser import Parser, with_new_names
 
-COMMANDS = (demo, train, configs, encode, sample, edit, evaluate, stats, plot, convert, pack, push, plan, checkpoints)
+COMMANDS = (demo, train, configs, encode, sample, edit, evaluate, stats, plot, convert, pack, push, export, plan, checkpoints)
 
 
 def main(argv: list[str] | None = None) -> int:
