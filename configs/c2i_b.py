@@ -19,6 +19,7 @@ from maskgil_jax.config.training import (
     Objective,
     OptimizerConfig,
     SkipConfig,
+    TextEncoderConfig,
 )
 
 IMAGENET_IMAGES = 1_281_167
@@ -48,6 +49,7 @@ def get_config() -> ConfigDict:
     config.model = changes(
         LlamaConfig, BertConfig, AdaLNConfig, skip=FIXED_BY_DATA, family="llama", preset="B", dtype="bfloat16", remat="dots"
     )
+    config.text_encoder = section(TextEncoderConfig)
     config.objective = section(Objective, schedule="arccos", masking="exact", label_smoothing=0.1, class_dropout=0.1)
     # The paper does not say at which norm gradients are clipped; 1 is the published code's.
     config.optimizer = section(OptimizerConfig, learning_rate=1e-4, beta1=0.9, beta2=0.96, weight_decay=1e-5, clip_norm=1.0)
@@ -62,4 +64,5 @@ def get_config() -> ConfigDict:
     config.log_every = 100
     config.sample_every = 10_000
     config.sample_count = 16
+    config.init_from = ""
     return config

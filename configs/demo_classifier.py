@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         held_out="test",
         label="subgroup",
         image_size=64,
-        crop="none",
+        crop="center",
     )
     config.model = section(ClassifierConfig, skip=("num_classes", "image_size"))
     config.augment = section(Augment, scale=0.15, shift=0.08, flip=0.5, colour=0.12)

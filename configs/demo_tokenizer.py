@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         held_out="test",
         label="subgroup",
         image_size=64,
-        crop="none",
+        crop="center",
         flip=True,
     )
     config.model = changes(VQConfig, MagvitConfig, skip=("image_size",), preset="patches")

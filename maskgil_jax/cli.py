@@ -23,12 +23,32 @@ from maskgil_jax.commands import (
     plot,
     push,
     sample,
+    serve,
+    speak,
     stats,
     train,
 )
 from maskgil_jax.commands.parser import Parser, with_new_names
 
-COMMANDS = (demo, train, configs, encode, sample, edit, evaluate, stats, plot, convert, pack, push, export, plan, checkpoints)
+COMMANDS = (
+    demo,
+    train,
+    configs,
+    encode,
+    sample,
+    edit,
+    speak,
+    serve,
+    evaluate,
+    stats,
+    plot,
+    convert,
+    pack,
+    push,
+    export,
+    plan,
+    checkpoints,
+)
 
 
 def main(argv: list[str] | None = None) -> int:

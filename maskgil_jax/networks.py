@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx, traverse_util
 from maskgil_jax.config import (
     AdaLNConfig,
     BertConfig,
+    ChameleonConfig,
     ClassifierConfig,
     InceptionConfig,
     LlamaConfig,
@@ -25,6 +27,7 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.models.adaln import AdaLN
 from maskgil_jax.models.bert import Bert
+from maskgil_jax.models.chameleon import Chameleon
 from maskgil_jax.models.classifier import Classifier
 from maskgil_jax.models.inception import InceptionV3
 from maskgil_jax.models.llama import Llama
@@ -42,6 +45,7 @@ FAMILIES = {
     "maskgit": (MaskGITConfig, MaskGIT),
     "adaln": (AdaLNConfig, AdaLN),
     "uvit": (UViTConfig, UViT),
+    "chameleon": (ChameleonConfig, Chameleon),
     "vqgan": (VQConfig, VQGAN),
     "maskgit_vqgan": (MaskGITVQConfig, MaskGITVQGAN),
     "magvit2": (MagvitConfig, Magvit2),
@@ -126,8 +130,13 @@ def unflatten(flat: dict) -> dict:
 
 def fingerprint(params: dict) -> str:
     """A hash of names, shapes and float32 values: the identity of a tokenizer, kept with everything made by it."""
+    return fingerprint_of(sorted(flatten(params).items()))
+
+
+def fingerprint_of(arrays: Iterable[tuple[str, Any]]) -> str:
+    """`fingerprint` of (path, array) pairs in the order of their paths, of which one is in memory at a time."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(flatten(params).items()):
+    for name, leaf in arrays:
         array = np.ascontiguousarray(np.asarray(leaf, np.float32))
         digest.update(f"{name}{array.shape}".encode())
         digest.update(array.tobytes())

@@ -22,9 +22,16 @@ import numpy as np
 import pytest
 from helpers.launch_stubs import write_stubs
 from helpers.tiny_world import classifier_folder, extractor, pipeline_folder, tiny_preset  # noqa: F401
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from maskgil_jax.data.sources import emoji as demo
+
+# Property tests: the same few examples in every run by default; HYPOTHESIS_PROFILE=long searches for new ones.
+_SLOW_OK = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+settings.register_profile("default", derandomize=True, max_examples=30, deadline=None, suppress_health_check=_SLOW_OK)
+settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=_SLOW_OK)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -46,7 +46,7 @@ RESTRICTED_PACKAGES = {
     "clu.periodic_actions": ((), "it imports TensorFlow"),
     "tensorflow_datasets": (("data",), "images enter through data/"),
     "PIL": (
-        ("files", "data", "training", "evaluation", "commands", "pipelines"),
+        ("files", "data", "training", "evaluation", "commands", "pipelines", "web"),
         "networks and decoders see arrays",
     ),
     **dict.fromkeys(

@@ -177,7 +177,7 @@ def test_epoch_and_remainder_options_give_batch_sizes(emoji):
         ({"batch_size": 544, "num_epochs": 1}, "batch_size: 544 is more than the 543 records of emoji/test/group/64"),
         ({"rows": (7, 8)}, r"rows: expected some of 0\.\.7, got \(7, 8\)"),
         ({"rows": ()}, r"rows: expected some of 0\.\.7, got \(\)"),
-        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"batch_size": 0}, "batch_size: must be a whole number >= 1"),
         ({"crop": "centre"}, "crop: unknown value 'centre'.*Did you mean 'center'"),
         ({"seed": -1}, "seed"),
         ({"size": 0}, "size"),

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 import weakref
 
 import jax
@@ -18,11 +19,12 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights
 from maskgil_jax.config import ConfigError, DecodeConfig, InceptionConfig
 from maskgil_jax.evaluation import metrics
+from maskgil_jax.evaluation.clip_embedding import read_texts
 from maskgil_jax.evaluation.extraction import extract, local_mesh
 from maskgil_jax.evaluation.features import feature_extractor_of
 from maskgil_jax.evaluation.generated import cycled_labels, generated_set, labels_like
 from maskgil_jax.evaluation.images import array_set, open_image_set, saved
-from maskgil_jax.evaluation.metrics.clip import ClipScorer, read_texts
+from maskgil_jax.evaluation.metrics.clip import ClipScorer
 from maskgil_jax.evaluation.reference import open_reference, reference_of, write_stats
 from maskgil_jax.evaluation.report import as_markdown, as_table, read_json
 from maskgil_jax.evaluation.run import evaluate
@@ -236,12 +238,13 @@ def test_clipscore_equals_the_formula_on_embeddings_of_read_images(tmp_path, ext
     def embed(batch):
         return batch.reshape(len(batch), -1)[:, :8].astype(np.float32) + 1
 
-    clip = ClipScorer(embed, lambda batch: np.ones((len(batch), 8)), texts, "a model")
-    found = evaluate(array_set(images), reference, extractor, ("clipscore",), batch_size=8, clip=clip)
-    assert found["figures"]["clipscore"] == pytest.approx(metrics.clip_score(embed(images), np.ones((6, 8))))
-    assert found["settings"]["clipscore"] == {"model": "a model", "convention": "torchmetrics"}
+    embedder = types.SimpleNamespace(images=embed, texts=lambda batch: np.ones((len(batch), 8)), name="a model")
+    clip = ClipScorer(embedder, texts)
+    found = evaluate(array_set(images), reference, extractor, ("clip_score",), batch_size=8, clip=clip)
+    assert found["figures"]["clip_score"] == pytest.approx(metrics.clip_score(embed(images), np.ones((6, 8))))
+    assert found["settings"]["clip_score"] == {"model": "a model", "convention": "torchmetrics"}
     with pytest.raises(ConfigError, match="5 texts for 6 images"):
-        evaluate(array_set(images), reference, extractor, ("clipscore",), clip=dataclasses.replace(clip, texts=texts[:5]))
+        evaluate(array_set(images), reference, extractor, ("clip_score",), clip=dataclasses.replace(clip, texts=texts[:5]))
 
 
 # ------------------------------------------------------------------------------------------------ as people type it

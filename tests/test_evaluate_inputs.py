@@ -132,7 +132,7 @@ def test_evaluate_refuses_impossible_sets_and_metrics(extractor, reference):
     for names, message in (
         (("sfid",), "sfid: needs the FID Inception, extractor is a classifier"),
         (("agreement",), "agreement: needs samples of known classes"),
-        (("clipscore",), "clipscore: needs --texts"),
+        (("clip_score",), "clip_score: needs --clip and texts"),
         ((), "none given"),
         (("fidd",), "unknown value 'fidd'.*Did you mean 'fid'"),
     ):
@@ -157,6 +157,8 @@ def test_feature_extractor_refuses_other_networks_and_protocols(pipeline_folder,
         (["--samples", "emoji", "--reference", "emoji"], "--features: give the weights folder"),
         (["--samples", "emoji", "--reference", "emoji", "--save-samples", "x"], "--save-samples: belongs to --weights"),
         (["--samples", "{empty}", "--reference", "emoji", "--features", "{extractor}"], "holds no images"),
+        (["--samples", "emoji", "--metrics", "clip_score"], "emoji has no manifest with prompts; give --texts"),
+        (["--samples", "emoji", "--metrics", "clip_score", "--texts", "{empty}/t"], "t: cannot be read as text"),
         (["--tokenizer", "demo"], "--data: give the images"),
         (["--tokenizer", "demo", "--data", "emoji", "--metrics", "lpips"], "--lpips: LPIPS needs its weights"),
         (["--samples", "x", "--config.count=3"], "unknown option --config.count=3"),

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from maskgil_jax import cli
 from maskgil_jax.evaluation.benchmarks import geneval
@@ -19,31 +18,10 @@ def lines(path, records):
     return path
 
 
-def test_write_samples_makes_the_benchmark_layout_and_continues(tmp_path):
-    prompts = geneval.read_prompts(lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
-    assert prompts == PROMPTS
-    asked = []
-
-    def draw(prompt, number, count):
-        asked.append((prompt, number))
-        return np.full((count, 8, 8, 3), 10 * number, np.uint8)
-
-    out = tmp_path / "out"
-    assert geneval.write_samples(out, prompts[:1], draw) == 1
-    assert geneval.write_samples(out, prompts, draw) == 1 and asked == [("2 cups", 0), ("3 cups", 1)]  # it goes on
-    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == [
-        "00000/metadata.jsonl",
-        *(f"00000/samples/000{i}.png" for i in range(4)),
-        "00001/metadata.jsonl",
-        *(f"00001/samples/000{i}.png" for i in range(4)),
-    ]
-    assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == PROMPTS[1]
-    assert np.asarray(Image.open(out / "00001" / "samples" / "0003.png"))[0, 0, 0] == 10
-    with pytest.raises(ValueError, match="made for another prompt"):
-        geneval.write_samples(out, prompts[::-1], draw)
-    with pytest.raises(ValueError, match=r"expected uint8 \(4, h, w, 3\)"):
-        geneval.write_samples(tmp_path / "other", prompts, lambda *_: np.zeros((4, 8, 8, 3)))
-    assert not (tmp_path / "other").exists()
+def test_prompts_are_read_with_every_field(tmp_path):
+    assert geneval.read_prompts(lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS)) == PROMPTS
+    with pytest.raises(ValueError, match="prompt 1 is 3, expected text"):
+        geneval.read_prompts(lines(tmp_path / "m.jsonl", [{"tag": "counting", "prompt": 3}]))
 
 
 def results():
@@ -74,7 +52,7 @@ def test_read_results_gives_scores_by_task(tmp_path, capsys):
     [
         ([], "is empty"),
         ([{"tag": "colour", "correct": True}], "unknown tag 'colour'"),
-        ([{"tag": "counting"}], "line 1 lacks correct, tag"),
+        ([{"tag": "counting"}], "line 1 lacks correct;"),
         ([{"tag": "counting", "correct": "yes"}], "entry 1 has correct = 'yes'"),
         ([{"tag": "counting", "correct": True}], "no images of single_object"),
     ],
@@ -94,11 +72,15 @@ def test_read_spoken_returns_recordings_and_refuses_missing_files(tmp_path):
     for change, message in (
         ({"audio": "zh/1.mp3"}, "there is no file zh/1.mp3"),
         ({"audio": "../../etc/passwd"}, "there is no file"),
-        ({"text": None, "audio": None}, "line 1 is not an object"),
+        ({"heard": 5}, "line 1: heard is not text"),
+        ({"text": None, "audio": None}, "line 1: text is not text"),
     ):
         lines(tmp_path / "metadata.jsonl", [{**record, **change}])
         with pytest.raises(ValueError, match=message):
             read_spoken(tmp_path)
+    lines(tmp_path / "metadata.jsonl", [{"text": "a"}])
+    with pytest.raises(ValueError, match="line 1 lacks audio, language"):
+        read_spoken(tmp_path)
     lines(tmp_path / "metadata.jsonl", [])
     with pytest.raises(ValueError, match="is empty"):
         read_spoken(tmp_path)

@@ -183,7 +183,7 @@ def test_figures_of_metrics_have_distinct_keys_and_places():
     assert (
         list(figures)
         == (
-            "fid sfid is precision recall density coverage kid agreement clipscore "
+            "fid sfid is precision recall density coverage kid agreement clip_score "
             "rfid rfid_train psnr ssim lpips usage perplexity"
         ).split()
     )
@@ -192,7 +192,7 @@ def test_figures_of_metrics_have_distinct_keys_and_places():
 
 def test_default_metrics_are_those_whose_needs_are_met(extractor):
     assert default_metrics(extractor, labels=False) == ("fid", "is", "precision_recall")
-    assert default_metrics(extractor, labels=True, texts=True) == ("fid", "is", "precision_recall", "agreement", "clipscore")
+    assert default_metrics(extractor, labels=True, texts=True) == ("fid", "is", "precision_recall", "agreement", "clip_score")
 
 
 def test_help_lists_every_metric(capsys):

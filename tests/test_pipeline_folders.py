@@ -122,7 +122,7 @@ def test_pushed_pipeline_loads_from_its_own_cache_folder(hub, folder, tmp_path):
     pipeline.push("hf://me/mine", licence="mit")
     assert {"tokenizer/config.json", "generator/config.json", "README.md"} <= hub.files("me/mine").keys()
     again = load("hf://me/mine", cache_dir=tmp_path / "own")
-    assert (tmp_path / "own").is_dir() and again.name == "hf://me/mine"
+    assert (tmp_path / "own" / "hub").is_dir() and again.name == "hf://me/mine"
     np.testing.assert_array_equal(again([0, 1], seed=1), pipeline([0, 1], seed=1))
     with pytest.raises(ConfigError, match="expected hf://owner/repo or gs://"):
         pipeline.push("me/mine")

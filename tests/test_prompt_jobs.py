@@ -104,7 +104,7 @@ def test_job_that_does_not_fit_is_named_before_anything_is_written(pipeline, tmp
     for options, message in (
         (dict(prompts=[]), "prompts: none given"),
         (dict(prompts=["a"], format="npz"), "images of prompts are png or webp, got 'npz'"),
-        (dict(prompts=["a"], grid=(2, 2)), "prompts: have sizes of their own"),
+        (dict(prompts=["a"], grid=(2, 2)), "grid: prompts have sizes of their own"),
         (dict(prompts=[PromptRequest("a", height=13)]), "height: must be a multiple of 4 pixels"),
         (dict(), "labels, prompts: give one of them"),
     ):

@@ -156,6 +156,68 @@ def test_text_prefix_and_sizes_are_masked_together(params):
     np.testing.assert_array_equal(first, network(tokens()[:2], changed))
 
 
+PATCHED = dataclasses.replace(CFG, patch=2)
+PATCHED_SIZES = [(4, 4), (2, 8), (4, 2), (8, 2), (2, 2)]
+
+
+def patched_network():
+    params = params_of(create(PATCHED, jax.random.key(0)))
+    params["head"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
+    return params
+
+
+def patched_sizes(rows=slice(None)):
+    rows_b, columns_b = jnp.array(PATCHED_SIZES, jnp.int32).T
+    return take(SizedCondition(ClassCondition(jnp.arange(len(PATCHED_SIZES)) % 3), rows_b, columns_b), rows)
+
+
+@pytest.mark.parametrize("canvas", [(4, 4), (1, 16), (2, 8)])
+def test_patches_of_a_padded_canvas_give_the_logits_of_each_images_own_grid(canvas):
+    params = patched_network()
+    together = jax.jit(lambda t, c: build(PATCHED, params)(t, c, grid=canvas))(tokens(), patched_sizes())
+    for i, (rows, columns) in enumerate(PATCHED_SIZES):
+        own = build(PATCHED, params)(
+            tokens()[i : i + 1, : rows * columns], ClassCondition(jnp.array([i % 3])), grid=(rows, columns)
+        )
+        np.testing.assert_allclose(together[i, : rows * columns], own[0], atol=3e-6)
+
+
+def test_loss_of_a_mixed_batch_of_patches_is_the_sum_of_the_losses_alone():
+    params, objective = patched_network(), Objective(unmasked_weight=0.5, class_dropout=0.0)
+    valid = jnp.asarray(np.arange(CANVAS)[None] < np.prod(PATCHED_SIZES, axis=1)[:, None])
+    codes = tokens() % 32
+    mask = jax.random.bernoulli(jax.random.key(3), 0.6, codes.shape) & valid
+    part = {"inputs": jnp.where(mask, 32, codes), "targets": codes, "mask": mask, "condition": patched_sizes(), "key": None}
+    sums = jax.jit(lambda: gradients(params, part, PATCHED, objective)[1])()
+    alone = []
+    for i, (rows, columns) in enumerate(PATCHED_SIZES):
+        own = {name: part[name][i : i + 1, : rows * columns] for name in ("inputs", "targets", "mask")}
+        own |= {"condition": ClassCondition(jnp.array([i % 3])), "key": None}
+        alone.append(gradients(params, own, PATCHED, objective, (rows, columns))[1])
+    for name in ("loss_sum", "weight_sum", "masked", "unmasked", "masked_hits", "output_norm", "outputs"):
+        np.testing.assert_allclose(sums[name], sum(float(one[name]) for one in alone), rtol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_decode_with_patches_gives_each_image_the_tokens_it_has_alone(guidance):
+    network, cfg = build(PATCHED, patched_network()), DecodeConfig(steps=4, guidance=guidance)
+    keys = jax.random.split(jax.random.key(4), len(PATCHED_SIZES))
+    together = decode(network, patched_sizes(), jax.random.clone(keys), cfg)
+    for i, (rows, columns) in enumerate(PATCHED_SIZES):
+        alone = decode(network, patched_sizes(slice(i, i + 1)), keys[i : i + 1], cfg)
+        np.testing.assert_array_equal(together[i], alone[0])
+        assert (together[i, : rows * columns] < 32).all() and not together[i, rows * columns :].any()
+
+
+@pytest.mark.parametrize(
+    "size, words", [((3, 4), "3x4 tokens; sides must be multiples of patch 2"), ((4, 6), "4x6 tokens does not fit .* 16")]
+)
+def test_size_that_the_patch_or_the_canvas_does_not_allow_is_one_line(size, words):
+    condition = SizedCondition(ClassCondition(jnp.zeros(1, jnp.int32)), *(jnp.array([side]) for side in size))
+    with pytest.raises(ConfigError, match=words):
+        decode(build(PATCHED, patched_network()), condition, jax.random.key(0), DecodeConfig(steps=2))
+
+
 def test_sizes_are_refused_where_positions_are_not_rows_and_columns(params):
     cfg = dataclasses.replace(CFG, positions="1d_shifted")
     with pytest.raises(ConfigError, match="positions"):

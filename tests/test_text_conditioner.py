@@ -13,7 +13,8 @@ from helpers.tiny_text_pipeline import TEXT_LLAMA, TOKENS, WIDTH, save_text_pipe
 from maskgil_jax.conditioning import ClassConditioner, TextConditioner, conditioner_of
 from maskgil_jax.config import ConfigError, LlamaConfig
 from maskgil_jax.models.condition import TextCondition
-from maskgil_jax.pipelines.pipeline import load, pack
+from maskgil_jax.pipelines.packing import pack
+from maskgil_jax.pipelines.pipeline import load
 from maskgil_jax.text_encoders import load_text_encoder
 
 

@@ -137,8 +137,13 @@ def test_pooled_text_conditioner_returns_conditions_and_refuses_prompts_without_
         conditioner.encode("a cat")
     with pytest.raises(ConfigError, match="expected text"):
         conditioner.encode(3)
-    encoded = dataclasses.replace(conditioner, encoder=lambda texts: (texts, condition))
-    assert encoded.encode("a cat") == (["a cat"], condition)
+    one = jax.tree.map(lambda leaf: leaf[:1], condition)
+    encoded = dataclasses.replace(
+        conditioner, encoder=lambda texts: one if texts == ["a cat"] else one.replace(pooled_bp=-one.pooled_bp)
+    )
+    found = encoded.encode("a cat")
+    chex.assert_trees_all_equal(found.condition, one)
+    chex.assert_trees_all_equal(found.negative.pooled_bp, -one.pooled_bp)
 
 
 # ------------------------------------------------------------------------------------------------ the tokenizer

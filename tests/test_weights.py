@@ -14,7 +14,8 @@ from maskgil_jax.checkpoints.weights import load_generator, load_tokenizer, load
 from maskgil_jax.config import ConfigError, DecodeConfig, LlamaConfig, VQConfig
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import create, flatten, params_of
-from maskgil_jax.pipelines.pipeline import load, pack
+from maskgil_jax.pipelines.packing import pack
+from maskgil_jax.pipelines.pipeline import load
 from maskgil_jax.runtime.mesh import make_mesh, shardings
 
 VQ = VQConfig(channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=8, codebook_size=32, codebook_dim=4, image_size=8)

@@ -19,7 +19,7 @@ import numpy as np
 from maskgil_jax.files.hub import INDEX, SHARD_NAME, WHOLE, is_tensor_file
 
 SHARD_BYTES = 5 * 10**9  # bytes of tensors in one file; a larger tensor gets its own file
-_NAMES = {"float32": "F32", "float16": "F16", "int8": "I8"}
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 SCALES = ".scales"
 
 
@@ -76,7 +76,8 @@ def _write_file(path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], dtype
         for name, end in ends.items():
             kind = np.dtype(dtypes[name]).newbyteorder("<")
             while written < end and (piece := next(pieces, None)) is not None:
-                file.write(np.ascontiguousarray(piece, kind).data)
+                array = np.ascontiguousarray(piece, kind)
+                file.write(array.reshape(-1).view(np.uint8).data)  # as bytes, since buffers know no bfloat16
                 written += piece.nbytes
         file.flush()
         os.fsync(file.fileno())

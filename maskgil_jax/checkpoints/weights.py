@@ -127,7 +127,7 @@ def save_weights(
         for name, leaf in leaves.items():
             parts = quantized(np.asarray(leaf)) if dtypes[name] == "int8" else (np.asarray(leaf).astype(dtypes[name]),)
             for array in parts:
-                _require_finite(str(path), name, array, f" in {dtype}")
+                require_finite(str(path), name, array, f" in {dtype}")
                 yield array
 
     config = {"format": FORMAT, "family": family_of(cfg), "options": to_dict(cfg), **(metadata or {})}
@@ -136,7 +136,8 @@ def save_weights(
         (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
-def _require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
+def require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -> None:
+    """Raises a ValueError that names the tensor if it holds NaN or infinity."""
     finite = np.isfinite(array)
     if not finite.all():
         raise ValueError(f"{where}: {name} holds {np.count_nonzero(~finite)} values that are not finite{suffix}")
@@ -150,7 +151,7 @@ def resolve(path: str | pathlib.Path, part: str | None = None, cache_dir: str | 
     text = str(path)
     shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
     if text.startswith("hf://"):
-        folder = download(text, cache_dir)
+        folder = download(text, cache_dir=cache_dir)
     elif is_remote(text):
         folder = local_copy(text)
     else:
@@ -183,7 +184,7 @@ def load_weights(path, part: str | None = None) -> Weights:
     flat = {}
     for name in tensors:
         array = tensors[name]
-        _require_finite(str(tensors.file), name, array)
+        require_finite(str(tensors.file), name, array)
         flat[name] = array.astype(np.float32, copy=False)
     return Weights(cfg, unflatten(flat), metadata, tensors.file.parent)
 
@@ -215,7 +216,7 @@ def load_tokenizer(path) -> Any:
 
 def load_generator(path) -> Any:
     """Loads a generator: `generator(tokens_bl, condition, *, grid=(h, w)) -> logits_blv` float32, v = codebook size."""
-    return _load(path, "generator", ("llama", "bert", "adaln", "maskgit", "uvit")).build()
+    return _load(path, "generator", ("llama", "bert", "adaln", "maskgit", "uvit", "chameleon")).build()
 
 
 def load_network(path, family: str) -> Any:

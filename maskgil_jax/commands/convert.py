@@ -17,12 +17,21 @@ class ListFamilies(argparse.Action):
 
 def add(command) -> None:
     sub = command("convert", run_convert, "Turn a published weight file (PyTorch, safetensors, flax) into a weights folder.")
-    sub.add_argument("file", metavar="FILE", help="weight file or folder of shards; no code in it is run")
+    sub.add_argument(
+        "file", metavar="FILE", help="weight file, folder of shards, or pipeline folder of diffusers; no code in it is run"
+    )
     sub.add_argument("out", metavar="OUT", help="weights folder to write")
     sub.add_argument("--list", action=ListFamilies, nargs=0, help="list the known families of files and exit")
     sub.add_argument("--family", help="family of the file (default: identified by its tensor names)")
     sub.add_argument("--key", help="outer key of the file to take, e.g. model (default: the usual ones, EMA first)")
-    sub.add_argument("--dtype", default="float32", help="type of the values written: float32 or float16 (default: float32)")
+    sub.add_argument("--dtype", help="type of the values written: float32, float16 or bfloat16 (default: float32)")
+    sub.add_argument(
+        "--variant", help="files of a pipeline folder to take, e.g. fp16 (default: the plain ones if there are any)"
+    )
+    sub.add_argument("--tokenizer", metavar="FILE", help="the tokenizer's file: OUT becomes a pipeline folder")
+    sub.add_argument(
+        "--text-encoder", metavar="FOLDER", help="with --tokenizer: folder of flan-t5-xl, for LlamaGen's text network"
+    )
     sub.add_argument(
         "--set",
         action="append",
@@ -46,10 +55,25 @@ def add(command) -> None:
 
 def run_convert(args, rest) -> None:
     """maskgil convert"""
+    from maskgil_jax.config import require
+    from maskgil_jax.convert.diffusers_folder import convert_folder, is_pipeline_folder
     from maskgil_jax.convert.main import convert
+    from maskgil_jax.convert.weight_pairs import convert_pair
 
     options = dict(map(split_setting, args.set))
-    print(convert(args.file, args.out, family=args.family, key=args.key, dtype=args.dtype, options=options))
+    if is_pipeline_folder(args.file):
+        given = next((f"--{name}" for name in ("family", "key", "set", "tokenizer", "text_encoder") if getattr(args, name)), "")
+        require(not given, f"{given.replace('_', '-')}: is for a weight file; {args.file} is a pipeline folder of diffusers")
+        print(convert_folder(args.file, args.out, variant=args.variant, dtype=args.dtype))
+        return
+    require(args.variant is None, f"--variant: is for a pipeline folder of diffusers; {args.file} is not one")
+    dtype = args.dtype or "float32"
+    if args.tokenizer:
+        pair = dict(tokenizer=args.tokenizer, text_encoder=args.text_encoder)
+        print(convert_pair(args.file, args.out, dtype=dtype, options=options, **pair))
+        return
+    require(args.text_encoder is None, "--text-encoder: needs --tokenizer FILE, to make a pipeline folder")
+    print(convert(args.file, args.out, family=args.family, key=args.key, dtype=dtype, options=options))
 
 
 def split_setting(text: str) -> tuple[str, int | float | bool | str | list[int]]:

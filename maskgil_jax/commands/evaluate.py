@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from maskgil_jax.commands.benchmarks import add_benchmark_options, read_back, run_benchmark
 from maskgil_jax.commands.decoding_options import add_decoding_options, with_cli_options
 from maskgil_jax.commands.run_files import read_run_file
 from maskgil_jax.commands.start import prepare_jax
@@ -19,19 +20,18 @@ def add(command) -> None:
     what.add_argument("--samples", help="images: a folder, an .npz (arr_0), an .array_record, emoji or tfds:NAME")
     what.add_argument("--tokenizer", help="weights folder of a tokenizer, evaluated by its reconstructions of --data")
     what.add_argument("--config", metavar="FILE", help="run file of a table, e.g. configs/eval_table3.py")
-    what.add_argument("--geneval-results", metavar="FILE", help="results file of GenEval's detector")
+    what.add_argument("--geneval-results", metavar="FILE", help="as --benchmark geneval --results FILE")
+
+    add_benchmark_options(sub)
 
     how = sub.add_argument_group("reference, features and metrics")
     how.add_argument("--reference", help="an ADM .npz, a stats file, a folder, emoji or tfds:NAME")
     how.add_argument("--features", help="weights folder whose features are compared: a converted FID Inception, or demo")
     how.add_argument("--protocol", help="how images enter the FID Inception: adm (default), pytorch-fid or torch-fidelity")
     how.add_argument("--metrics", action=MetricsOption, help="comma-separated names")
-    how.add_argument("--texts", metavar="FILE", help="for clipscore: one text per image, in order")
+    how.add_argument("--texts", metavar="FILE", help="for clip_score: one text per image, in order (default: of the manifest)")
     how.add_argument(
-        "--clip",
-        default="",
-        metavar="MODEL",
-        help="for clipscore: folder or hub name of a CLIP model of the transformers library",
+        "--clip", default="", metavar="MODEL", help="for clip_score: Hugging Face folder, or hf://owner/repo, of a CLIP"
     )
     add_source_options(how)
 
@@ -129,41 +129,47 @@ def run(args, rest) -> None:
     if rest and not args.config:
         raise ConfigError(f"unknown option {rest[0]}; --config.name=value needs --config")
     if args.config:
-        given = [f"--{name}" for name in ("samples", "tokenizer", "geneval_results") if getattr(args, name)]
+        given = [f"--{name}" for name in ("samples", "tokenizer", "geneval_results", "benchmark") if getattr(args, name)]
         require(not given, f"--config and {' and '.join(given)}: give one of them")
         return table(args, rest)
+    if args.benchmark:
+        require(not args.geneval_results, "--geneval-results: does not go with --benchmark; give --results")
+        return run_benchmark(args)
+    stray = next((name for name in ("prompts", "results", "per_prompt", "overwrite") if getattr(args, name)), None)
+    require(stray is None, f"--{(stray or '').replace('_', '-')}: belongs to --benchmark")
     given = [name for name in ("weights", "samples", "tokenizer", "geneval_results") if getattr(args, name)]
-    require(len(given) == 1, "give one of --weights, --samples, --tokenizer, --geneval-results, --config; see --help")
+    require(len(given) == 1, "give one of --weights, --samples, --tokenizer, --benchmark, --config; see --help")
     if given == ["geneval_results"]:
-        from maskgil_jax.evaluation.benchmarks import geneval
-
-        print(geneval.as_markdown(geneval.read_results(args.geneval_results)))
-        return None
+        return read_back("geneval", args.geneval_results, args.out)
     return (tokenizer if args.tokenizer else samples)(args)
 
 
 def samples(args) -> None:
     """Evaluates samples, given or drawn, against a reference."""
     from maskgil_jax.config import require
+    from maskgil_jax.evaluation.clip_embedding import texts_of
     from maskgil_jax.evaluation.features import load_feature_extractor
     from maskgil_jax.evaluation.images import open_image_set, saved
-    from maskgil_jax.evaluation.metrics.clip import USUAL_MODEL, open_clip, read_texts
+    from maskgil_jax.evaluation.metrics.clip import ClipScorer
     from maskgil_jax.evaluation.reference import open_reference
     from maskgil_jax.evaluation.run import default_metrics, evaluate, needs
 
+    metrics = tuple(name.strip() for name in (args.metrics or "").split(",") if name.strip())
+    if metrics == ("clip_score",) and args.samples and not args.reference:
+        return samples_by_clip(args)
     require(bool(args.reference), "--reference: give an ADM .npz, a stats file, a folder, emoji or tfds:NAME")
     require(not args.save_samples or bool(args.weights), "--save-samples: belongs to --weights")
     prepare_jax()
     extractor = load_feature_extractor(args.features, args.protocol)
-    clip = open_clip(read_texts(args.texts), args.clip or USUAL_MODEL) if args.texts else None
+    clip = None
+    if args.texts or "clip_score" in metrics:
+        clip = ClipScorer(clip_embedder(args), texts_of(args.samples or args.weights, args.texts))
     if args.weights:
         images, warnings = drawn(args)
     else:
         options = dict(image_size=args.image_size, count=args.count, **source_options(args))
         images, warnings = open_image_set(args.samples, **options), []
-    if args.metrics:
-        metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
-    else:
+    if not metrics:
         known = bool(extractor.class_names) and images.class_names == extractor.class_names
         metrics = default_metrics(extractor, known, clip is not None)
     moments, keep = needs(metrics)
@@ -181,6 +187,25 @@ def samples(args) -> None:
     result = evaluate(images, reference, extractor, metrics, batch_size=args.batch_size, clip=clip)
     result["warnings"] = warnings + result["warnings"]
     show(result, args.out or "evaluation.json")
+
+
+def clip_embedder(args):
+    """The CLIP of --clip."""
+    from maskgil_jax.config import require
+    from maskgil_jax.evaluation.clip_embedding import ClipEmbedder
+
+    require(bool(args.clip), "--clip: give the Hugging Face folder, or hf://owner/repo, of a CLIP, for clip_score")
+    return ClipEmbedder(args.clip)
+
+
+def samples_by_clip(args) -> None:
+    """CLIPScore alone, which needs neither a reference nor a feature network."""
+    from maskgil_jax.evaluation.clip_embedding import score_samples, texts_of
+
+    prepare_jax()
+    texts = texts_of(args.samples, args.texts)
+    options = dict(image_size=args.image_size, count=args.count, **source_options(args))
+    show(score_samples(args.samples, texts, clip_embedder(args), **options), args.out or "evaluation.json")
 
 
 def drawn(args):

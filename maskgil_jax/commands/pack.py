@@ -15,7 +15,7 @@ def add(command) -> None:
 
 def run(args, rest) -> None:
     """maskgil pack"""
-    from maskgil_jax.pipelines.pipeline import pack
+    from maskgil_jax.pipelines.packing import pack
 
     pack(args.weights, args.out, args.dtype)
     print(f"weights: {args.out}")

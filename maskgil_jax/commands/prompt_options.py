@@ -7,7 +7,7 @@ from typing import Any
 
 from maskgil_jax.commands.parser import Parser, path
 
-_CLASS_OPTIONS = ("labels", "per_class", "num", "ar", "trajectory", "grid")
+_CLASS_OPTIONS = ("labels", "per_class", "num", "trajectory", "grid")
 
 
 def add_prompt_options(sub: Parser) -> None:
@@ -39,14 +39,14 @@ def requests_of(args) -> list[Any] | None:
     ]
 
 
-def sample_prompts(pipeline, requests: list[Any], args) -> None:
+def sample_prompts(pipeline, requests: list[Any], args, ar_ratio: float) -> None:
     """Writes an image for each request, and a contact sheet if all have one size."""
     import jax
 
     from maskgil_jax.files.images import contact_sheet, save_png
     from maskgil_jax.pipelines.jobs import read_samples, sample_to_folder
 
-    options = dict(format=args.format, seed=args.seed, batch_size=args.batch_size, overwrite=args.overwrite)
+    options = dict(format=args.format, seed=args.seed, batch_size=args.batch_size, overwrite=args.overwrite, ar_ratio=ar_ratio)
     out = sample_to_folder(pipeline, None, args.out, prompts=requests, **options)
     if jax.process_index() != 0:
         return

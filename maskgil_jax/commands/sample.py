@@ -43,6 +43,9 @@ def add(command) -> None:
     sub.add_argument(
         "--ar-ratio", type=in_range(0, 1), metavar="X", help="share of the tokens that --ar samples first (default: 0.25)"
     )
+    text = "share a Chameleon's weights over N devices; the others share the images"
+    sub.add_rare(sub, "--tensor", type=at_least(1), metavar="N", help=text)
+    sub.add_rare(sub, "--int8", action="store_true", help="a Chameleon's layers with 8-bit weights (extra [int8])")
     sub.add_rare(
         sub,
         "--part-size",
@@ -100,6 +103,7 @@ def run(args, rest) -> None:
     from maskgil_jax.files.images import contact_sheet, save_png
     from maskgil_jax.pipelines.jobs import balanced_labels, read_samples, sample_to_folder
     from maskgil_jax.pipelines.pipeline import load
+    from maskgil_jax.runtime.mesh import make_mesh
 
     if args.labels == "list":
         print("\n".join(f"{i:4d}  {name}" for i, name in enumerate(class_names_of(args.weights))))
@@ -111,11 +115,14 @@ def run(args, rest) -> None:
     join_processes(args)
     prepare_jax()
     options = dict(rope_scaling=args.rope_scaling, text_encoder=args.text_encoder)
+    options |= dict(mesh=make_mesh(tensor=args.tensor) if args.tensor else None, kernels="int8" if args.int8 else None)
     pipeline = with_cli_options(load(args.weights, ar=args.ar, **options), args)
-    if requests is not None:
-        sample_prompts(pipeline if len(jax.local_devices()) == 1 else pipeline.over(), requests, args)
-        return
+    if len(jax.local_devices()) > 1 and pipeline.mesh is None:
+        pipeline = pipeline.over()
     ar_ratio = 0.0 if args.ar is None else 0.25 if args.ar_ratio is None else args.ar_ratio
+    if requests is not None:
+        sample_prompts(pipeline, requests, args, ar_ratio)
+        return
 
     names = pipeline.class_names
     requested = range(len(names)) if args.labels in (None, "all") else split_labels(args.labels, names)
@@ -126,8 +133,6 @@ def run(args, rest) -> None:
         require(pipeline.masked and not ar_ratio, "--trajectory: shows the steps of masked decoding, without --ar")
 
     out = pathlib.Path(args.out)
-    if len(jax.local_devices()) > 1:
-        pipeline = pipeline.over()
     options = dict(seed=args.seed, batch_size=args.batch_size, grid=grid_of(pipeline, args))
     sample_to_folder(
         pipeline,

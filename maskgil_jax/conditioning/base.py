@@ -15,8 +15,12 @@ class Conditioner(Protocol):
     def encode(self, requests: Any) -> Any:
         """The condition of a user's requests, one row each. Raises a `ConfigError` that says what is accepted."""
 
-    def from_batch(self, batch: dict) -> Any:
-        """The condition of a training batch. Traceable."""
+    @property
+    def frozen(self) -> Any:
+        """Arrays that every training step gets beside its batch, such as the parameters of a text encoder; None without."""
+
+    def from_batch(self, batch: dict, frozen: Any = None) -> Any:
+        """The condition of a training batch. Traceable. frozen: the arrays of that name."""
 
     def examples(self, count: int) -> Any:
         """A condition of `count` rows that are spread over what there is to ask for: for previews and for planning."""

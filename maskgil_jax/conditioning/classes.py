@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +16,26 @@ from maskgil_jax.models.condition import ClassCondition
 Labels = int | str | Sequence[int | str] | np.ndarray | ClassCondition
 
 
+def _listed(labels: Any) -> list:
+    """The labels of a request one by one. Arrays, of NumPy or JAX, become Python numbers."""
+    if isinstance(labels, (int, float, str, bytes)) or labels is None:
+        return [labels]
+    if hasattr(labels, "__array__"):
+        labels_b = np.asarray(labels)
+        require(labels_b.ndim <= 1, f"labels: expected numbers or names of shape (b,), got an array of shape {labels_b.shape}")
+        return labels_b.reshape(-1).tolist()
+    try:
+        return [label.item() if getattr(label, "shape", None) == () else label for label in labels]
+    except TypeError:
+        return [labels]
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassConditioner:
     """Conditions on one of `class_names`. An integer is a class number; text is a name, or a number if no class has it."""
 
     class_names: tuple[str, ...]
-    batch_keys = ("label",)
+    batch_keys, frozen = ("label",), None
 
     def encode(self, requests: Labels) -> ClassCondition:
         """Labels -> their condition. A `ClassCondition` is checked and returned, so a request is converted once."""
@@ -35,31 +50,32 @@ class ClassConditioner:
 
     def label_ids(self, labels: int | str | Sequence[int | str] | np.ndarray) -> np.ndarray:
         """Class numbers or names -> int32 (b,). Raises a `ConfigError` that lists the range or the nearest names."""
-        if isinstance(labels, (int, np.integer, str)):
-            labels = [labels]
-        ids = [self._number(label) for label in labels]
+        ids = [self._number(label) for label in _listed(labels)]
         require(bool(ids), "labels: none given")
         return np.asarray(ids, np.int32)
 
     def _number(self, label: Any) -> int:
         if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
             return self._in_range(int(label))
-        text = str(label).strip()
-        if text in self.class_names:
-            return self.class_names.index(text)
-        if text.lstrip("-").isdigit():
+        if not isinstance(label, str):
+            raise ConfigError(f"labels: expected class numbers or names, got {label!r:.80} ({type(label).__name__})")
+        text = label.strip()
+        for name in (label, text):
+            if name in self.class_names:
+                return self.class_names.index(name)
+        if re.fullmatch("[+-]?[0-9]{1,18}", text):
             return self._in_range(int(text))
         near = difflib.get_close_matches(text, self.class_names, n=3, cutoff=0.4)
         near += [n for n in self.class_names if text and text.lower() in n.lower() and n not in near][:3]
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {len(self.class_names)}"
-        raise ConfigError(f"labels: no class is called {text!r}; {hint}" + ("" if near else ": --labels list shows them"))
+        raise ConfigError(f"labels: no class is called {text!r:.80}; {hint}" + ("" if near else ": --labels list shows them"))
 
     def _in_range(self, number: int) -> int:
         count = len(self.class_names)
         require(0 <= number < count, f"labels: {number} is out of range; classes are 0..{count - 1}")
         return number
 
-    def from_batch(self, batch: dict) -> ClassCondition:
+    def from_batch(self, batch: dict, frozen: Any = None) -> ClassCondition:
         return ClassCondition(batch["label"])
 
     def examples(self, count: int) -> ClassCondition:

@@ -7,12 +7,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.models.condition import GuidedCondition, TextCondition, batch_size, take
+from maskgil_jax.runtime.mesh import to_host
 from maskgil_jax.text_encoders.load import load_text_encoder
 
 _OPTIONS = ("layer", "max_tokens", "padding", "template", "dtype")  # of `load_text_encoder`, as `config.json` records them
@@ -26,15 +28,23 @@ class TextConditioner:
     encoder: texts -> `TextCondition`, with `about`; None: the one that `about` names, loaded at the first prompt.
     about: the entry "text_encoder" of `config.json`: path, name, options and hash of the encoder of training, and the hash of
     its captions if their features were stored; empty if unknown. known: features of texts that are known without an encoder,
-    the first of them those of "".
+    the first of them those of "". online: training batches hold token ids, and the encoder computes in the train step.
     """
 
     tokens: int
     width: int
-    encoder: Callable[[Sequence[str]], TextCondition] | None = dataclasses.field(default=None, compare=False)
+    encoder: Any = dataclasses.field(default=None, compare=False)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     known: TextCondition | None = dataclasses.field(default=None, compare=False)
-    batch_keys = ("text_features", "text_mask")
+    online: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        return ("text_ids", "text_mask") if self.online else ("text_features", "text_mask")
+
+    @property
+    def frozen(self) -> Any:
+        return self.encoder.params if self.online and self.encoder is not None else None
 
     def encode(self, requests: Any) -> Any:
         """Prompts -> their `TextCondition`. A condition is returned as it is. Prompts that are too long are cut."""
@@ -82,11 +92,13 @@ class TextConditioner:
             jnp.pad(condition.features_btd, ((0, 0), more, (0, 0))), jnp.pad(condition.mask_bt.astype(bool), ((0, 0), more))
         )
 
-    def from_batch(self, batch: dict) -> TextCondition:
+    def from_batch(self, batch: dict, frozen: Any = None) -> TextCondition:
+        if self.online:
+            return self._fit(self.encoder.condition(frozen, batch["text_ids"], batch["text_mask"]))
         return TextCondition(batch["text_features"], batch["text_mask"])
 
     def examples(self, count: int) -> TextCondition:
-        if self.encoder is not None:
+        if self.known is None and self.encoder is not None:
             return self.encode([""] * count)
         if self.known is not None:
             rows = np.arange(count) % max(1, batch_size(self.known) - 1) + (batch_size(self.known) > 1)
@@ -151,6 +163,13 @@ def stored_texts(store: TextStore) -> TextConditioner:
     features_btd, mask_bt = store.batch(store.ids[: 1 + _EXAMPLES])
     known = TextCondition(features_btd.astype(np.float32), mask_bt)
     return TextConditioner(store.max_tokens, store.width, None, {**store.about, "texts": store.texts}, known)
+
+
+def online_texts(encoder: Any, captions: Sequence[str] = ()) -> TextConditioner:
+    """The conditioner of a training whose step runs a frozen encoder on token ids; `captions` are its examples."""
+    ids_bt, mask_bt, _ = encoder.tokenizer.tokens([encoder.options.template + caption for caption in ("", *captions)])
+    known = to_host(jax.jit(encoder.condition)(encoder.params, ids_bt, mask_bt))
+    return TextConditioner(encoder.max_tokens, encoder.width, encoder, dict(encoder.about), known, online=True)
 
 
 def _opened(path: Any, options: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports
 
 from .base import ConfigError, choose, from_dict, renamed, require, to_dict
 from .captions import CaptionConfig
+from .chameleon import CHAMELEON_PRESETS, ChameleonConfig
 from .data import LoaderConfig, height_width
 from .decoding import DECODE_PRESETS, PLANS, REMASK_RULES, CausalConfig, DecodeConfig, decode_preset
 from .feature_networks import ClassifierConfig, InceptionConfig, LPIPSConfig
@@ -23,12 +24,14 @@ from .generators import (
 from .maskgit import MASKGIT_PRESETS, MASKGIT_VQ_PRESETS, MaskGITConfig, MaskGITVQConfig
 from .orders import ORDERS
 from .schedules import SCHEDULES
+from .serving import ServeConfig
 from .tokenizers import MAGVIT_PRESETS, VQ_PRESETS, MagvitConfig, VQConfig
 from .uvit import UVIT_PRESETS, UViTConfig
 
 __all__ = [
     "ADALN_PRESETS",
     "BERT_PRESETS",
+    "CHAMELEON_PRESETS",
     "DECODE_PRESETS",
     "LLAMA_PRESETS",
     "MAGVIT_PRESETS",
@@ -45,6 +48,7 @@ __all__ = [
     "BertConfig",
     "CaptionConfig",
     "CausalConfig",
+    "ChameleonConfig",
     "ClassifierConfig",
     "ConfigError",
     "DecodeConfig",
@@ -56,6 +60,7 @@ __all__ = [
     "MagvitConfig",
     "MaskGITConfig",
     "MaskGITVQConfig",
+    "ServeConfig",
     "UViTConfig",
     "VQConfig",
     "check_flash_length",

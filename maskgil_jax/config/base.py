@@ -1,7 +1,8 @@
 """Declaring, reading and checking options: every mistake is a `ConfigError` that names the option and what is accepted.
 
 An option is a field of a frozen dataclass. `option` declares it with its help text, its choices and its range; `check_ranges`
-in `__post_init__` enforces them. Command lines and run files take the same metadata for their help.
+in `__post_init__` enforces them. Command lines and run files take the same metadata for their help. A field without `option` is
+a size of a network: whole numbers are at least 1 and other numbers at least 0, unless they are its default.
 """
 
 from __future__ import annotations
@@ -105,10 +106,8 @@ def info_of(field: dataclasses.Field) -> OptionInfo:
 def type_of(cls, name: str) -> tuple[type, bool]:
     """(type, whether None is allowed) of an option: `int | None` gives (int, True), `tuple[int, ...]` gives (tuple, False)."""
     hint = _hints(cls)[name]
-    parts = (
-        [part for part in typing.get_args(hint) if part is not type(None)] if type(None) in typing.get_args(hint) else [hint]
-    )
-    return typing.get_origin(parts[0]) or parts[0], parts != [hint]
+    plain = _plain_hint(cls, name)
+    return typing.get_origin(plain) or plain, plain is not hint
 
 
 @functools.cache
@@ -116,8 +115,11 @@ def _hints(cls) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+MAX_INT = 2**31 - 1  # of an option without another limit: counts become int32 on devices
+MAX_FLOAT = 3.4028234663852886e38  # the largest float32
+
 # type of an option -> (what a value must be an instance of, the same in words)
-_KINDS = {
+_KINDS: dict[type, tuple[type, str]] = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a finite number"),
     bool: (bool, "True or False"),
@@ -126,10 +128,9 @@ _KINDS = {
 
 
 def check_ranges(cfg) -> None:
-    """Raises a `ConfigError` unless every field that `option` declared has its type and one of its choices, or is in range."""
+    """Raises a `ConfigError` unless every field has its type and one of its choices, or is in its range."""
     for field in dataclasses.fields(cfg):
-        if "option" in field.metadata:
-            check_option(type(cfg), field, getattr(cfg, field.name))
+        check_option(type(cfg), field, getattr(cfg, field.name))
 
 
 def check_option(cls, field: dataclasses.Field, value: Any, name: str | None = None) -> None:
@@ -138,14 +139,63 @@ def check_option(cls, field: dataclasses.Field, value: Any, name: str | None = N
     if info.choices:
         choose(name, value, info.choices)
         return
-    if (optional and value is None) or kind not in _KINDS:
+    if optional and value is None:
         return
-    expected, words = _KINDS[kind]
-    number = kind in (int, float)
-    sound = isinstance(value, expected) and (kind is bool or not isinstance(value, bool))
-    sound = sound and not (number and not (math.isfinite(value) and info.in_range(value)))
-    words = " ".join(part for part in (words, info.range) if part)
-    require(sound, f"{name}: must be {'None or ' if optional else ''}{words}, got {value!r}")
+    sizes = "option" not in field.metadata  # see the head of this module
+    or_none = "None or " if optional else ""
+    if kind is tuple:
+        _check_tuple(name, value, typing.get_args(_plain_hint(cls, field.name)), info, sizes, field.default, or_none)
+        return
+    if kind not in _KINDS or (sizes and type(value) is kind and value == field.default):
+        return
+    info = _with_limits(info, kind, sizes)
+    require(_is_sound(value, kind, info), f"{name}: must be {or_none}{_in_words(kind, info, value)}, got {_short(value)}")
+
+
+def _with_limits(info: OptionInfo, kind: type, sizes: bool) -> OptionInfo:
+    """`info` with the range of a size, if it is one."""
+    low = {int: 1.0, float: 0.0}.get(kind)
+    return dataclasses.replace(info, low=low) if sizes and low is not None and info.range == "" else info
+
+
+def _is_sound(value: Any, kind: type, info: OptionInfo) -> bool:
+    if not isinstance(value, _KINDS[kind][0]) or (kind is not bool and isinstance(value, bool)):
+        return False
+    if kind not in (int, float):
+        return True
+    limit = MAX_FLOAT if kind is float else MAX_INT if info.high is None else info.high
+    return -limit <= value <= limit and math.isfinite(value) and info.in_range(value)
+
+
+def _in_words(kind: type, info: OptionInfo, value: Any) -> str:
+    too_large = kind is int and isinstance(value, numbers.Integral) and info.high is None and value > MAX_INT
+    return " ".join(part for part in (_KINDS[kind][1], info.range, f"and at most {MAX_INT}" if too_large else "") if part)
+
+
+def _check_tuple(name: str, value: Any, kinds: tuple, info: OptionInfo, sizes: bool, default: Any, or_none: str) -> None:
+    """Checks the length of a `tuple[int, int]`, and the elements of that or of a `tuple[int, ...]`."""
+    if isinstance(value, tuple) and value == default:
+        return
+    fixed = Ellipsis not in kinds
+    kind, count = kinds[0], f"{len(kinds)} of " if fixed else ""
+    require(
+        isinstance(value, tuple) and (not fixed or len(value) == len(kinds)),
+        f"{name}: must be {or_none}a tuple of {count}{kind.__name__}, got {_short(value)}",
+    )
+    info = _with_limits(info, kind, sizes)
+    for element in value if kind in _KINDS else ():
+        require(_is_sound(element, kind, info), f"{name}: must be {_in_words(kind, info, element)} each, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return text if len(text := repr(value)) <= 80 else text[:77] + "..."
+
+
+def _plain_hint(cls, name: str) -> Any:
+    """The type of a field without None."""
+    hint = _hints(cls)[name]
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    return parts[0] if type(None) in typing.get_args(hint) else hint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import require
+from .base import check_ranges, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,5 +19,5 @@ class CaptionConfig:
     max_characters: int = 4000
 
     def __post_init__(self):
+        check_ranges(self)
         require(bool(self.fields) and all(self.fields), f"fields: must name at least one field, got {self.fields}")
-        require(self.max_characters >= 1, f"max_characters: must be at least 1, got {self.max_characters}")

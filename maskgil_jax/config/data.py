@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from .base import ConfigError, require
+from .base import ConfigError, check_ranges, option, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,25 +19,19 @@ class LoaderConfig:
     """
 
     batch_size: int
-    seed: int = 0
+    seed: int = option(0, "seed of the order and of random crops", low=0, high=2**32 - 1)
     shuffle: bool = True
     num_epochs: int | None = None
-    num_workers: int = 0
-    rows: tuple[int, ...] | None = None
+    num_workers: int = option(0, "processes that prepare batches; 0: threads of this process", low=0)
+    rows: tuple[int, ...] | None = option(None, "rows of each global batch that this process loads", low=0)
     drop_remainder: bool = True
 
     def __post_init__(self):
-        if self.rows is not None:
+        if isinstance(self.rows, Sequence) and not isinstance(self.rows, str):
             object.__setattr__(self, "rows", tuple(self.rows))
-        require(self.batch_size >= 1, f"batch_size: must be at least 1, got {self.batch_size}")
-        require(0 <= self.seed < 2**32, f"seed: must be in 0..2^32-1, got {self.seed}")
+        check_ranges(self)
         require(
-            self.num_epochs is None or self.num_epochs >= 1,
-            f"num_epochs: must be None (no end) or at least 1, got {self.num_epochs}",
-        )
-        require(self.num_workers >= 0, f"num_workers: must be at least 0, got {self.num_workers}")
-        require(
-            self.rows is None or (len(self.rows) > 0 and all(0 <= row < self.batch_size for row in self.rows)),
+            self.rows is None or (len(self.rows) > 0 and max(self.rows) < self.batch_size),
             f"rows: expected some of 0..{self.batch_size - 1}, got {self.rows}",
         )
 

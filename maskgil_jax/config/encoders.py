@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import choose, require
+from .base import check_ranges, choose, option, require
 
 GELU = ("gelu", "gelu_tanh", "quick_gelu")  # exact; with tanh; x * sigmoid(1.702 x)
 
@@ -16,16 +16,16 @@ GELU = ("gelu", "gelu_tanh", "quick_gelu")  # exact; with tanh; x * sigmoid(1.70
 class TextEncoderOptions:
     """How texts become features, whatever the network."""
 
-    layer: int | None = None  # index into transformers' `hidden_states`; None: `last_hidden_state`
+    layer: int | None = option(None, "index into transformers' `hidden_states`; None: `last_hidden_state`")
     max_tokens: int = 128  # longer texts are cut; networks with learned positions take at most as many as they have
     padding: str = "right"  # the side of the padding in features and mask
     template: str = ""  # put in front of each text; its tokens count
     dtype: str = "float32"  # of parameters and matrix products; norms, softmax and the resulting features are float32
 
     def __post_init__(self):
+        check_ranges(self)
         choose("padding", self.padding, ("right", "left"))
         choose("dtype", self.dtype, ("float32", "bfloat16"))
-        require(self.max_tokens >= 1, f"max_tokens: must be at least 1, got {self.max_tokens}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class GemmaConfig:
     four_norms: bool = False  # Gemma 2 also normalises what attention and MLP add
 
     def __post_init__(self):
+        check_ranges(self)
         require(self.heads % self.kv_heads == 0, f"heads: {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         require(self.head_width % 2 == 0, f"head_width: must be even, got {self.head_width}")
         require(
@@ -70,6 +71,9 @@ class T5Config:
     buckets: int = 32  # of relative positions, half of them for later positions
     max_distance: int = 128  # from which on all positions share the last bucket
 
+    def __post_init__(self):
+        check_ranges(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
@@ -84,9 +88,12 @@ class CLIPTextConfig:
     projection: int = 512  # width shared with images
     activation: str = "quick_gelu"
     eps: float = 1e-5
-    end_id: int = 49407  # the first of it in a row gives the pooled state; 2, as in older files, means: the largest id
+    end_id: int = option(
+        49407, "the first of it in a row gives the pooled state; 2, as in older files, means: the largest id", low=0
+    )
 
     def __post_init__(self):
+        check_ranges(self)
         choose("activation", self.activation, GELU)
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
 
@@ -107,6 +114,7 @@ class CLIPVisionConfig:
     eps: float = 1e-5
 
     def __post_init__(self):
+        check_ranges(self)
         choose("activation", self.activation, GELU)
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")
         require(self.image_size % self.patch == 0, f"image_size: {self.image_size} is not a multiple of patch {self.patch}")
@@ -132,5 +140,6 @@ class TextBertConfig:
     eps: float = 1e-12
 
     def __post_init__(self):
+        check_ranges(self)
         choose("activation", self.activation, GELU)
         require(self.width % self.heads == 0, f"width: {self.width} is not a multiple of heads {self.heads}")

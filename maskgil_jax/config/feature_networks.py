@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import choose, require
+from .base import check_ranges, choose, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,9 @@ class ClassifierConfig:
     dtype: str = "float32"  # compute dtype of the convolutions
 
     def __post_init__(self):
+        check_ranges(self)
         choose("dtype", self.dtype, ("float32", "bfloat16"))
-        require(bool(self.channels) and min(self.channels) >= 1, f"channels: need widths >= 1, got {self.channels}")
-        require(self.num_classes >= 1 and self.feature_dim >= 1, "num_classes and feature_dim: must be at least 1")
+        require(bool(self.channels), "channels: needs at least one width, got ()")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,8 @@ class LPIPSConfig:
     convolutions: tuple[int, ...] = (2, 2, 3, 3, 3)  # in each stage
 
     def __post_init__(self):
+        check_ranges(self)
         require(
             bool(self.channels) and len(self.channels) == len(self.convolutions),
             f"channels: needs one width for each of the {len(self.convolutions)} stages in convolutions, got {self.channels}",
         )
-        for name in ("channels", "convolutions"):
-            require(min(getattr(self, name)) >= 1, f"{name}: must be at least 1 each, got {getattr(self, name)}")

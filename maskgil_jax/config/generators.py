@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import choose, require
+from .base import check_ranges, choose, option, require
 
 # By dtype, the longest sequence that the attention kernels were compiled for: 32 x 32 tokens and a class, 16 x 16 and a class.
 FLASH_LENGTH = {"bfloat16": 1025, "float32": 257}
@@ -32,17 +32,16 @@ class GeneratorConfig:
     width: int = 768
     depth: int = 12
     heads: int = 12
-    dropout: float = 0.1  # in training only
+    dropout: float = option(0.1, "in training only", low=0.0, high=1.0, open_high=True)
     dtype: str = "float32"  # compute dtype; parameters stay float32
     layers: str = "auto"
     remat: str = "none"
 
     def __post_init__(self):
+        check_ranges(self)
         choose("layers", self.layers, ("auto", "scan", "unroll"))
         choose("remat", self.remat, REMAT)
         choose("dtype", self.dtype, ("float32", "bfloat16"))
-        require(0.0 <= self.dropout < 1.0, f"dropout: must be in [0, 1), got {self.dropout}")
-        require(min(self.grid) >= 1, f"grid: sides must be at least 1, got {self.grid}")
 
     @property
     def mask_id(self) -> int:
@@ -128,7 +127,6 @@ class LlamaConfig(GeneratorConfig):
             'condition: a text comes first and needs positions "2d", got '
             f"positions {self.positions!r}, class_position {self.class_position!r}",
         )
-        require(min(self.text_tokens, self.text_dim) >= 1, "text_tokens and text_dim: must be at least 1")
         choose("null_text", self.null_text, ("random", "encoder"))
         require(
             self.condition == "text" or (self.caption_norm, self.null_text) == (False, "random"),
@@ -165,7 +163,6 @@ class LlamaConfig(GeneratorConfig):
             self.head_dim % (4 if self.positions == "2d" else 2) == 0,
             f"heads: head width {self.head_dim} must be a multiple of 4 for 2-D positions (of 2 for 1-D)",
         )
-        require(self.patch >= 1, f"patch: must be at least 1 token, got {self.patch}")
         require(not (self.causal and self.patch > 1), f"patch: a causal network has one token a position, got {self.patch}")
         require(
             self.width % self.patch**2 == 0, f"width: {self.width} is not a multiple of the {self.patch**2} tokens of a patch"
@@ -247,13 +244,12 @@ class AdaLNConfig(GeneratorConfig):
     """
 
     mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
-    registers: int = 1  # number of register tokens (Darcet et al. 2023) appended to the sequence
+    registers: int = option(1, "number of register tokens (Darcet et al. 2023) appended to the sequence", low=0)
     mask_logit: bool = True  # train the head on codebook_size + 1 classes, as published; [MASK] is never sampled
 
     def __post_init__(self):
         super().__post_init__()
         require(1 <= self.heads <= self.width, f"heads: must be between 1 and width {self.width}, got {self.heads}")
-        require(self.registers >= 0, f"registers: must be at least 0, got {self.registers}")
 
     @property
     def head_dim(self) -> int:

@@ -24,7 +24,6 @@ class MaskGITVQConfig(Levels):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.res_blocks >= 1, f"res_blocks: must be at least 1, got {self.res_blocks}")
         require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
 
 

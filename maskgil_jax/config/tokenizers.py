@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import choose, require
+from .base import check_ranges, choose, option, require
+
+MAX_LEVELS = 16  # of a tokenizer, each of which halves the image
 
 
 class Levels:
@@ -15,9 +17,11 @@ class Levels:
     dtype: str
 
     def __post_init__(self):
+        check_ranges(self)
         choose("dtype", self.dtype, ("float32", "bfloat16"))
         require(
-            len(self.multipliers) >= 1 and min(self.multipliers) >= 1, f"multipliers: need widths >= 1, got {self.multipliers}"
+            1 <= len(self.multipliers) <= MAX_LEVELS,
+            f"multipliers: need 1 to {MAX_LEVELS} widths, got {len(self.multipliers)}",
         )
         require(
             self.image_size % self.downsample == 0,
@@ -51,7 +55,9 @@ class VQConfig(Levels):
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
     res_blocks: int = 2  # per level in the encoder; the decoder has one more
-    attention_levels: tuple[int, ...] = (-1,)  # levels with attention besides the middle; negative counts from the lowest
+    attention_levels: tuple[int, ...] = option(
+        (-1,), "levels with attention besides the middle; negative counts from the lowest"
+    )
     middle_attention: bool = True  # attention between the two blocks at the lowest resolution
     latent_dim: int = 256  # encoder output width, before the projection to `codebook_dim`
     codebook_size: int = 16384
@@ -63,7 +69,6 @@ class VQConfig(Levels):
     dtype: str = "float32"  # compute dtype of the convolutions; the code search is always float32
 
     def __post_init__(self):
-        require(self.patch >= 1, f"patch: must be at least 1 pixel, got {self.patch}")
         super().__post_init__()
         require(self.codebook_size >= 2, f"codebook_size: must be at least 2, got {self.codebook_size}")
 
@@ -77,6 +82,7 @@ class VQConfig(Levels):
 VQ_PRESETS = {
     "VQ-16": VQConfig(),
     "VQ-8": VQConfig(multipliers=(1, 2, 2, 4)),
+    "Chameleon": VQConfig(attention_levels=(), codebook_size=8192, codebook_dim=256, l2_normalize=False, image_size=512),
     "aMUSEd": VQConfig(
         multipliers=(1, 2, 2, 4, 6),
         attention_levels=(),
@@ -110,14 +116,13 @@ class MagvitConfig(Levels):
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # width of each level, times `channels`
     res_blocks: int = 4  # per level and in the middle, in encoder and decoder alike
-    bits: int = 18  # channels of the latent; the codebook has 2^bits codes, none of them stored
+    bits: int = option(18, "channels of the latent; the codebook has 2^bits codes, none stored, each one int32", low=1, high=30)
     norm_groups: int = 32  # of GroupNorm; a width it does not divide takes the greatest common divisor
     image_size: int = 256  # training resolution; only a default: any multiple of `downsample` encodes
     dtype: str = "float32"  # compute dtype of the convolutions; signs and losses are always float32
 
     def __post_init__(self):
         super().__post_init__()
-        require(1 <= self.bits <= 30, f"bits: must be in 1..30, a code being one int32, got {self.bits}")
 
     @property
     def codebook_size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -33,7 +34,9 @@ class DataConfig:
     drop_remainder: bool = option(True, "leave out the records at the end of the data that do not fill a batch")
     data_dir: str = option("", "tfds only: folder of the prepared data")
     codes: str = option("", "code store made by maskgil encode; empty: images are encoded while training")
-    texts: str = option("", "text store of the captions of `codes` (data.text_store); empty: the condition is the class")
+    texts: str = option("", "text store of the captions of `codes` (data.text_store), instead of a text_encoder")
+    images: str = option("", "folder that the names in a .jsonl or .json file of captions are relative to; empty: the file's")
+    buckets: int = option(0, "side of the size buckets that `codes` were encoded with; 0: whatever sizes they have", low=0)
 
     def __post_init__(self):
         check_ranges(self)
@@ -86,6 +89,29 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """The `lora` section of a generator: low-rank factors are trained beside the frozen weights of `init_from`."""
+
+    rank: int = option(0, "rank of the factors; 0: all weights are trained", low=0)
+    alpha: float | None = option(
+        None, "the change of a weight is alpha / rank times the product; unset: rank", low=0.0, open_low=True
+    )
+    targets: str = option(r"attn\w*/(q|k|v|o)/kernel$", "regular expression of the paths of the matrices that get factors")
+
+    def __post_init__(self):
+        check_ranges(self)
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ConfigError(f"targets: {self.targets!r} is no regular expression ({error})") from None
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +227,21 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+    """The `text_encoder` section: a frozen encoder of captions, which computes in the train step."""
+
+    path: str = option("", "Hugging Face folder, hf://owner/repo, or minilm; empty: the condition is the class, or data.texts")
+    layer: int | None = option(None, "which of the hidden states; -2: before the last layer and norm; unset: the last")
+    max_tokens: int = option(128, "positions of a text; longer captions are cut", low=1)
+    padding: str = option("right", "side of the padding", choices=("right", "left"))
+    template: str = option("", "text put in front of every caption")
+    dtype: str = option("float32", "of parameters and products", choices=("float32", "bfloat16"))
+
+    def __post_init__(self):
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Options at the top of every run file of a training."""
 
@@ -221,6 +262,7 @@ class GeneratorRun(RunConfig):
 
     tokenizer: str = option("", "weights folder of the tokenizer")
     sample_count: int = option(16, "images of a picture", low=1)
+    init_from: str = option("", "weights folder of a generator whose parameters of the same shape are the first ones")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +290,10 @@ _SHARED = {
 }
 # task -> (dataclass of the options at the top, dataclass of each section). `model` and `decode` depend on the network.
 SECTIONS: dict[str, tuple[type, dict[str, type]]] = {
-    "generator": (GeneratorRun, {**_SHARED, "objective": Objective, "evaluate": EvaluateConfig}),
+    "generator": (
+        GeneratorRun,
+        {**_SHARED, "text_encoder": TextEncoderConfig, "objective": Objective, "evaluate": EvaluateConfig, "lora": LoraConfig},
+    ),
     "tokenizer": (
         TokenizerRun,
         {

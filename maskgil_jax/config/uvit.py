@@ -30,7 +30,7 @@ class UViTConfig(GeneratorConfig):
     text_tokens: int = 77
     text_dim: int = 768  # width of the text's states
     pooled_dim: int = 768  # width of the text's embedding
-    micro_values: int = 5  # height, width, top and left of the crop in the original image, aesthetic score
+    micro_values: int = 5  # width, height, crop (two numbers) in the original image, aesthetic score
     micro_dim: int = 256  # width of the sinusoidal embedding of each
     norm_eps: float = 1e-6
 
@@ -45,10 +45,7 @@ class UViTConfig(GeneratorConfig):
             self.channels % self.block_heads == 0,
             f"channels: {self.channels} is not a multiple of block_heads {self.block_heads}",
         )
-        require(self.res_blocks >= 1, f"res_blocks: must be at least 1, got {self.res_blocks}")
         require(self.micro_dim % 2 == 0, f"micro_dim: must be even (cosines and sines), got {self.micro_dim}")
-        for name in ("text_tokens", "text_dim", "pooled_dim", "micro_values"):
-            require(getattr(self, name) >= 1, f"{name}: must be at least 1, got {getattr(self, name)}")
         self.check_grid(self.grid)
 
     def check_grid(self, grid: tuple[int, int]) -> None:

@@ -23,25 +23,29 @@ class Layout:
     """The layout of a foreign array.
 
     axes: its axes in our order (None: the same). leading: it has an extra first axis of 1. split: (axis, parts); this axis of
-    ours is two axes there, of length `parts` (attention heads) and the rest.
+    ours is two axes there, of length `parts` (attention heads) and the rest. halves: along our last axis, every so many
+    entries (a head) are two halves there, of which entry j of both is a rotary pair; here pairs are neighbours.
     """
 
     axes: tuple[int, ...] | None = None
     leading: bool = False
     split: tuple[int, int] | None = None
+    halves: int = 0
 
     def ours(self, array: np.ndarray) -> np.ndarray:
-        """Foreign -> ours, as a view."""
+        """Foreign -> ours, as a view unless entries move."""
         if self.split:
             axis = self.split[0]
             return array.reshape(*array.shape[:axis], math.prod(array.shape[axis : axis + 2]), *array.shape[axis + 2 :])
         array = array[0] if self.leading else array
-        return array if self.axes is None else array.transpose(self.axes)
+        array = array if self.axes is None else array.transpose(self.axes)
+        return _swapped(array, (2, self.halves // 2)) if self.halves else array
 
     def theirs(self, array: np.ndarray) -> np.ndarray:
-        """Ours -> foreign, as a view."""
+        """Ours -> foreign, as a view unless entries move."""
         if self.split:
             return array.reshape(self.their_shape(array.shape))
+        array = _swapped(array, (self.halves // 2, 2)) if self.halves else array
         array = array if self.axes is None else array.transpose(np.argsort(self.axes))
         return array[None] if self.leading else array
 
@@ -52,6 +56,11 @@ class Layout:
             return (*shape[:axis], parts, shape[axis] // parts, *shape[axis + 1 :])
         shape = shape if self.axes is None else tuple(shape[i] for i in np.argsort(self.axes))
         return (1, *shape) if self.leading else shape
+
+
+def _swapped(array: np.ndarray, parts: tuple[int, int]) -> np.ndarray:
+    """The last axis as blocks of `parts` entries, with the two axes of every block swapped."""
+    return array.reshape(*array.shape[:-1], -1, *parts).swapaxes(-1, -2).reshape(array.shape)
 
 
 SAME = Layout()

@@ -24,7 +24,7 @@ from maskgil_jax.config import (
 from .engine import Table
 from .readers.checkpoint import Problem, sanitize
 from .sizes import Sizes
-from .tables import amused, besnier, feature_networks, google, halton, llama, magvit2, vqgan
+from .tables import amused, besnier, chameleon, feature_networks, google, halton, llama, magvit2, vqgan
 
 MIT = "MIT"
 GOOGLE = "Apache-2.0, the licence of the code they were published with"
@@ -53,7 +53,7 @@ class Family:
     no tensor states. settable: options that no tensor states, or that tensors do not determine. required_keys: patterns; a
     file whose names begin with each of them belongs to the family, unless one begins with one of `forbidden_keys`.
     key_prefix: prefix under which files of other families hold this network, used if the family is asked for. flax: the
-    original's files are flax msgpack. decode: options of `DecodeConfig` that the original samples with, if not ours.
+    original's files are flax msgpack. decode: decoding options that the original samples with, if not ours.
     """
 
     title: str
@@ -177,6 +177,7 @@ FAMILIES: dict[str, Family] = {
         table=llama.llamagen_t2i_table,
         sizes=llama.llamagen_t2i_sizes,
         required_keys=(r"tok_embeddings\.weight$", r"cls_embedding\.cap_proj\.", r"cls_embedding\.uncond_embedding$"),
+        decode={"guidance": 7.5, "top_k": 1000},
     ),
     "besnier-maskgit": Family(
         title="MaskGIT-pytorch's Transformer (MaskGIT_ImageNet_256.pth, MaskGIT_ImageNet_512.pth)",
@@ -226,6 +227,15 @@ FAMILIES: dict[str, Family] = {
         title="aMUSEd's VQ tokenizer (vqvae/diffusion_pytorch_model.safetensors)",
         required_keys=(r"encoder\.down_blocks\.0\.resnets\.", r"quantize\.embedding\.weight$"),
         **amused.VQ,
+    ),
+    "chameleon": Family(
+        title="Chameleon's or Lumina-mGPT's language model (folder of model-*.safetensors with config.json)",
+        required_keys=(
+            r"model\.embed_tokens\.weight$",
+            r"model\.layers\.0\.self_attn\.q_norm\.bias$",
+            r"lm_head\.weight$",
+        ),
+        **chameleon.LANGUAGE_MODEL,
     ),
     "halton": Family(
         title="Halton-MaskGIT's Transformer, tiny to large (ImageNet_256_base.pth, ImageNet_384_large.pth ...)",

@@ -23,11 +23,12 @@ from maskgil_jax.files.atomic import writing
 from maskgil_jax.networks import flatten, unflatten
 
 from .engine import export_arrays
-from .families import FAMILIES, UNSUPPORTED, named
+from .families import FAMILIES, UNSUPPORTED, identify, named
 from .planner import Plan, export_problems, make_plan
 from .readers.checkpoint import BadWeightFile, Checkpoint, Problem, sanitize
 from .readers.detect import read
 from .readers.sidecar import read_sidecar_configs
+from .readers.vocabulary import tokenizer_file, with_vocabulary
 from .writer import source_hash_of, write
 
 
@@ -61,24 +62,43 @@ def convert(
     dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Converts a published weight file (or folder of shards) into the weights folder `out`.
 
     family: None identifies it by the names. key: outer key of the file to take (None: the usual ones, EMA first). dtype: of the
-    values written, "float32" or "float16". options: what no tensor states, e.g. {"heads": 12, "grid": (24, 24)}, or what
-    settles a contradiction between tensors and a configuration inside or next to the file. shard_bytes: a larger network is
-    written as several files. Tensors are read and written one by one; memory in use is a few times the largest tensor.
+    values written, "float32", "float16" or "bfloat16". options: what no tensor states, e.g. {"heads": 12, "grid": (24, 24)},
+    or what settles a contradiction between tensors and a configuration inside or next to the file. shard_bytes: a larger
+    network is written as several files. metadata: further entries of `config.json`. origin: further entries of its `source`.
+    Tensors are read and written one by one; memory in use is a few times the largest.
     Raises: BadWeightFile (a ValueError) with all problems of the file; ConfigError for a wrong option, if `out` exists and is
     anything but an earlier conversion of the same file, or if it does not fit on its disk. Nothing is left behind then.
     """
-    choose("--dtype", dtype, ("float32", "float16"))
+    choose("--dtype", dtype, ("float32", "float16", "bfloat16"))
     out = pathlib.Path(out)
     source_hash_of(out)  # refused before a large file is read
     checkpoint = read(path, container=key)
-    sidecars = read_sidecar_configs(path)
+    sidecars = with_vocabulary(read_sidecar_configs(path), path)
     plan = _plan(checkpoint, family, options, sidecars)
-    write(checkpoint, plan, out, dtype, shard_bytes, list(sidecars))
+    beside = tokenizer_file(path) if getattr(plan.cfg, "condition", "") == "tokens" else None
+    write(
+        checkpoint, plan, out, dtype, shard_bytes, list(sidecars), [beside] if beside else [], metadata=metadata, origin=origin
+    )
     return Conversion(out, plan, checkpoint.container, tuple(sidecars), tuple(_stripped(checkpoint, plan)))
+
+
+def planned(path: str | os.PathLike, *, options: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of `convert` for a file; reads no array. Raises as it does."""
+    return _plan(read(path), None, options, with_vocabulary(read_sidecar_configs(path), path))
+
+
+def family_of_file(path: str | os.PathLike) -> str | None:
+    """The family of a file by the names in it; None for a file that holds no known network or is no weight file."""
+    try:
+        return identify(read(path))[0]
+    except (Problem, BadWeightFile, OSError):
+        return None
 
 
 def _found(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -119,7 +139,7 @@ def inspect(path: str | os.PathLike, *, key: str | None = None, family: str | No
     if checkpoint.extras:
         lines += ["options in the file: " + sanitize(json.dumps(checkpoint.extras, default=str), 500)]
     try:
-        sidecars = read_sidecar_configs(path)
+        sidecars = with_vocabulary(read_sidecar_configs(path), path)
         lines += [f"configuration file: {sanitize(name)}" for name in sidecars]
         plan, problems = make_plan(found, family=family, extras=checkpoint.extras, sidecars=sidecars)
     except (Problem, ConfigError, BadWeightFile) as problem:

@@ -15,6 +15,7 @@ from .diffusers_options import DIFFUSERS_NAMES, diffusers_options
 from .engine import Foreign, Shape, check, foreign_tensors, left_out, repeated, under_prefix
 from .families import Family, identify, named
 from .readers.checkpoint import Problem, sanitize
+from .readers.vocabulary import CHAMELEON_NAMES, chameleon_options, is_chameleon
 from .sizes import Sizes
 
 # What trainers call our options.
@@ -40,6 +41,7 @@ OPTION_NAMES = {
     "hidden_dim": "width",
     "mlp_dim": "mlp_width",
     **DIFFUSERS_NAMES,
+    **CHAMELEON_NAMES,
 }
 _SECTIONS = ("args", "hparams", "hyper_parameters", "config", "model", "params", "init_args", "ddconfig")
 _DEEPEST = 6
@@ -135,6 +137,8 @@ def _stated(tree: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """The options among the names of `tree` and of the sections that hold a network's own; the outermost wins."""
     if (found_here := diffusers_options(tree)) is not None:
         return found_here
+    if is_chameleon(tree):
+        return chameleon_options(tree)
     found: dict[str, Any] = {}
     for name in _SECTIONS if depth < _DEEPEST else ():
         if isinstance(inner := tree.get(name), Mapping):
@@ -152,7 +156,10 @@ def resolve_options(options: Mapping[str, Any], family: Family, stated: Mapping[
     given: dict[str, Any] = {}
     for said in stated.values():
         for theirs, ours in (*OPTION_NAMES.items(), ("image_size", "image_size")):
-            if (ours in family.settable or theirs == "image_size") and _whole(value := said.get(theirs)):
+            value = said.get(theirs)
+            whole = _whole(value) or (ours == "image_ids" and isinstance(value, tuple))
+            used = whole and (ours in family.settable or theirs == "image_size")
+            if used or (ours in family.fixed and type(value) is type(family.fixed[ours])):
                 given.setdefault(ours, value)
         if "image_size" in said and _whole(factor := said.get("downsample_size")) and _whole(side := said["image_size"]):
             given.setdefault("grid", (side // factor,) * 2)
@@ -166,7 +173,7 @@ def resolve_options(options: Mapping[str, Any], family: Family, stated: Mapping[
 
 def _whole_numbers(name: str, value: Any) -> Any:
     """A whole number; for `grid` two of them, for `multipliers` a tuple. Raises: ConfigError."""
-    several = name in ("grid", "multipliers")
+    several = name in ("grid", "multipliers", "image_ids")
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * (2 if name == "grid" else 1)
     good = all(map(_whole, values)) and (len(values) == 2 if name == "grid" else several or value == values[0])
     expected = "one or two whole numbers" if name == "grid" else "whole numbers" if several else "a whole number"

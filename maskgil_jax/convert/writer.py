@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,20 @@ def source_hash_of(out: pathlib.Path) -> str | None:
 
 
 def write(
-    checkpoint: Checkpoint, plan: Plan, out: pathlib.Path, dtype: str, shard_bytes: int, compared_with: list[str]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: pathlib.Path,
+    dtype: str,
+    shard_bytes: int,
+    compared_with: list[str],
+    beside: Sequence[pathlib.Path] = (),
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the weights folder `out`.
+    """Writes the weights folder `out`, with copies of the files `beside`.
+
+    metadata, origin: further entries of `config.json`, and of `source` in it.
 
     Raises: BadWeightFile with all problems of the values. ConfigError if `out` exists and was not converted from this file, or
     does not fit on its disk. Nothing is left behind in either case.
@@ -59,13 +71,17 @@ def write(
     }
     if stripped := [*checkpoint.wrappers, *([plan.prefix] if plan.prefix else [])]:
         source["stripped_from_names"] = stripped
-    metadata: dict[str, Any] = {"format": FORMAT, "family": family_of(plan.cfg), "options": to_dict(plan.cfg), "source": source}
+    source |= origin or {}
+    about: dict[str, Any] = {"format": FORMAT, "family": family_of(plan.cfg), "options": to_dict(plan.cfg), "source": source}
     if plan.decode:
-        metadata["decode"] = plan.decode
+        about["decode"] = plan.decode
+    about |= metadata or {}
     shapes = {path: tuple(leaf.shape) for path, leaf in sorted(flatten(abstract_params(plan.cfg)).items())}
     with replace_folder(out) as folder:
         write_tensors(folder, shapes, dtype, _pieces(checkpoint, plan, shapes, dtype), shard_bytes)
-        (folder / "config.json").write_text(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
+        for file in beside:
+            shutil.copyfile(file, folder / file.name)
+        (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def _pieces(checkpoint: Checkpoint, plan: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Iterator[np.ndarray]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from maskgil_jax.config import CaptionConfig, require
 from maskgil_jax.data.scenes import Scenes
 from maskgil_jax.data.sources.caption_files import open_caption_folder, open_caption_lines, open_coco_captions
 from maskgil_jax.data.sources.emoji_captions import EmojiCaptions
+from maskgil_jax.data.sources.joined_captions import JoinedCaptions
 from maskgil_jax.data.sources.tar_shards import TarShards, expand_shards
 
 METADATA = "metadata.jsonl"  # of a folder of images
@@ -31,13 +34,21 @@ def open_captions(
       a folder: images with .txt or .json files of the same name, or with a file metadata.jsonl;
       emoji: the built-in drawings with captions composed of their names, tags, style and group;
       scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000;
-      tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions.
+      tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions;
+      several of these, separated by commas, as one source: "emoji*10,scenes:60000" has the drawings ten times and the scenes
+      once.
     split: of the built-in drawings, of scenes and of TFDS. data_dir: of TFDS.
     images: folder that the names in a .jsonl or .json file are relative to; None: the file's.
     Raises a ValueError that says what was looked for and not found.
     """
     text, options = os.fspath(spec), options or CaptionConfig()
     require(bool(text), "data.path: is empty; give emoji, scenes, a folder, a .jsonl, .json or .tar file, or tfds:NAME")
+    if "," in text and not Path(text).exists() and "{" not in text:
+        given = [re.fullmatch(r"\s*(.+?)(?:\*(\d+))?\s*", part) for part in text.split(",")]
+        require(all(given), f"data.path: {text}: expected sources separated by commas, as in emoji*10,scenes:60000")
+        shared: Any = dict(split=split, images=images, data_dir=data_dir, options=options)
+        parts = [(open_captions(part[1], **shared), int(part[2] or 1)) for part in given if part]
+        return JoinedCaptions(*zip(*parts))
     if text == "emoji":
         return EmojiCaptions(split)
     if text == "scenes":

@@ -17,12 +17,28 @@ padding:
     bytes   image id, UTF-8                           n bytes
     codes   uint16, or uint32 above 65,536 codes      v * rows * columns, row by row
 
+Images of several sizes, or with captions, are in the second format, whose records say the grid and the captions of the image:
+
+    int32   label
+    uint16  bytes of the image id (n)
+    uint16  variants (v)
+    uint16  rows, uint16 columns
+    uint32  bytes of the captions (c)
+    uint8   crop number, uint8 mirrored (0 or 1)      v times
+    bytes   image id, UTF-8                           n bytes
+    bytes   captions, a JSON list of texts in UTF-8   c bytes
+    codes   as above
+
+The id of caption k is that of its image, "#" and k, as in a text store (`text_store.caption_ids`).
+
 Crop 0 of a plain store is the ADM centre crop; ten-crop stores have 0..3 = corners (top left, top right, bottom left, bottom
 right), 4 = middle.
 
 manifest.json: format, tokenizer_hash, grid [rows, columns], codebook_size, dtype, image_size [height, width] (or one number,
 which is a square), source, source_fingerprint, num_images, class_names, crops ("center" | "ten_crop"),
-variants [[crop, mirrored], ...], shard_size, and shards: one {name, records, bytes, crc32} each, in order. A shard of a source
+variants [[crop, mirrored], ...], shard_size, and in the second format captioned (whether records hold captions) and sizes
+[[height, width], ...], of which each image has the one that keeps most of it; grid and image_size are those of the first; and
+shards: one {name, records, bytes, crc32} each, in order. A shard of a source
 that can tell also has "content", the identity of its images; stores of older versions lack it.
 """
 
@@ -31,6 +47,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +55,7 @@ import numpy as np
 from maskgil_jax.config import height_width
 from maskgil_jax.files.sample_formats import write_records
 
-FORMAT = "maskgil-codes-1"
+FORMAT, FORMAT_2 = "maskgil-codes-1", "maskgil-codes-2"
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "format": str,
@@ -55,7 +72,7 @@ MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "variants": list,
     "shard_size": int,
 }
-_HEAD = struct.Struct("<iHH")
+_HEAD, _HEAD_2 = struct.Struct("<iHH"), struct.Struct("<iHHHHI")
 
 
 def codes_dtype(codebook_size: int) -> str:
@@ -90,6 +107,41 @@ def unpack(record: bytes, grid: tuple[int, int], dtype: str) -> dict:
     return {"codes": codes, "label": label, "id": record[name:start].decode("utf-8"), "variants": variants}
 
 
+def pack_2(
+    codes_vhw: np.ndarray, label: int, image_id: str, variants: list[list[int]], dtype: str, captions: Sequence[str]
+) -> bytes:
+    """The record of one image in the second format."""
+    name, text = image_id.encode("utf-8"), json.dumps(list(captions), ensure_ascii=False).encode("utf-8") if captions else b""
+    table = bytes(number for variant in variants for number in variant)
+    codes = codes_vhw.astype(np.dtype(dtype).newbyteorder("<"))
+    head = _HEAD_2.pack(label, len(name), len(variants), *codes.shape[1:], len(text))
+    return head + table + name + text + codes.tobytes()
+
+
+def unpack_2(record: bytes, dtype: str) -> dict:
+    """Parses a record of the second format: as `unpack`, with "captions": [text, ...]. Raises a ValueError."""
+    if len(record) < _HEAD_2.size:
+        raise ValueError(f"record of {len(record)} bytes is shorter than its header")
+    label, name_bytes, count, rows, columns, text_bytes = _HEAD_2.unpack_from(record)
+    item = np.dtype(dtype).newbyteorder("<")
+    table, name = _HEAD_2.size, _HEAD_2.size + 2 * count
+    text = name + name_bytes
+    start = text + text_bytes
+    expected = start + count * rows * columns * item.itemsize
+    if len(record) != expected:
+        raise ValueError(f"record of {len(record)} bytes, expected {expected}")
+    codes = np.frombuffer(record, item, offset=start).reshape(count, rows, columns).astype(np.int32)
+    variants = [(record[i], record[i + 1]) for i in range(table, name, 2)]
+    captions = json.loads(record[text:start]) if text_bytes else []
+    return {
+        "codes": codes,
+        "label": label,
+        "id": record[name:text].decode("utf-8"),
+        "variants": variants,
+        "captions": captions,
+    }
+
+
 def shard_name(number: int) -> str:
     return f"codes-{number:05d}.array_record"
 
@@ -121,14 +173,19 @@ def read_json(path: Path) -> dict:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a JSON file ({error}); encode the data set again into a new folder") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not isinstance(values, dict) or values.get("format") not in (FORMAT, FORMAT_2):
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}")
-    for name, kind in MANIFEST_TYPES.items():
+        raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r} or {FORMAT_2!r}")
+    more = {"captioned": bool, "sizes": list} if values["format"] == FORMAT_2 else {}
+    for name, kind in {**MANIFEST_TYPES, **more}.items():
         if not isinstance(values.get(name), kind):
             expected = "a number or [height, width]" if isinstance(kind, tuple) else f"a {kind.__name__}"
             raise ValueError(f"{path}: {name} is {values.get(name)!r}, expected {expected}")
     values["image_size"] = list(height_width(values["image_size"], f"{path}: image_size"))
+    if "sizes" in more:
+        values["sizes"] = [list(height_width(size, f"{path}: sizes")) for size in values["sizes"]]
+        if not values["sizes"]:
+            raise ValueError(f"{path}: sizes is empty, expected [[height, width], ...]")
     if len(values["grid"]) != 2 or not all(isinstance(side, int) and side >= 1 for side in values["grid"]):
         raise ValueError(f"{path}: grid is {values['grid']}, expected [rows, columns]")
     if values["dtype"] != codes_dtype(values["codebook_size"]):

@@ -13,6 +13,7 @@ import numpy as np
 
 from maskgil_jax.config import LoaderConfig, require
 from maskgil_jax.data import code_format
+from maskgil_jax.data.buckets import pad_codes
 from maskgil_jax.data.cache import local_store
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.loader import batches
@@ -29,7 +30,10 @@ class CodeStore:
     of the encoded source. Opening checks the manifest, and the size and number of records of every shard; `verify` reads all
     bytes. Raises a ValueError that names the file.
 
-    size: (height, width) of the encoded images. content_hash: identity of the codes.
+    A store of the second format has images of several sizes or captions: `store[i]` also has "captions". size: (height, width)
+    of the encoded images, of several sizes the first; grid: its (rows, columns). grids: those of all sizes; sized: whether
+    there are several. canvas: (rows, columns) to which batches are padded, of the largest grid. captioned: whether images have
+    captions. content_hash: identity of the codes.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -64,6 +68,12 @@ class CodeStore:
         self.tokenizer_hash: str = self.manifest["tokenizer_hash"]
         self.variants: tuple[tuple[int, int], ...] = tuple(map(tuple, self.manifest["variants"]))
         self.size: tuple[int, int] = tuple(self.manifest["image_size"])
+        second = self.manifest["format"] == code_format.FORMAT_2
+        self.captioned: bool = second and self.manifest["captioned"]
+        factor = self.size[0] // self.grid[0]
+        sizes = self.manifest["sizes"] if second else [self.size]
+        self.grids: tuple[tuple[int, int], ...] = tuple((height // factor, width // factor) for height, width in sizes)
+        self.sized, self.canvas = len(self.grids) > 1, max(self.grids, key=lambda grid: (grid[0] * grid[1], grid))
         checksums = [[entry["records"], entry["bytes"], entry["crc32"]] for entry in self.manifest["shards"]]
         self.content_hash = "codes:" + hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]
 
@@ -74,7 +84,7 @@ class CodeStore:
         if not 0 <= i < len(self):
             raise IndexError(i)
         try:
-            record = code_format.unpack(self._records[i], self.grid, self.manifest["dtype"])
+            record = self._unpack(self._records[i])
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{self.path}: image {i} cannot be read ({error}); check the store with verify()") from None
         codes = record["codes"]
@@ -85,11 +95,23 @@ class CodeStore:
             )
         return record
 
+    def _unpack(self, record: bytes) -> dict:
+        if self.manifest["format"] == code_format.FORMAT:
+            return code_format.unpack(record, self.grid, self.manifest["dtype"])
+        found = code_format.unpack_2(record, self.manifest["dtype"])
+        if found["codes"].shape[1:] not in self.grids:
+            raise ValueError(f"its grid {found['codes'].shape[1:]} is none of {self.grids}")
+        return found
+
+    def captions(self, i: int) -> list[str]:
+        """The captions of image `i`."""
+        return self[i]["captions"] if self.captioned else []
+
     def check(
         self, *, tokenizer_hash: str | None = None, grid: tuple[int, int] | None = None, codebook_size: int | None = None
     ) -> None:
         """Raises a ValueError that names the first given value which differs from the store's."""
-        if grid and tuple(grid) != self.grid:
+        if grid and tuple(grid) not in self.grids:
             height, width = self.size
             raise ValueError(
                 f"{self.path}: grid is {self.grid}, expected {tuple(grid)}; its images were encoded at {width} x {height} "
@@ -118,6 +140,27 @@ class _RandomVariant(grain.transforms.RandomMap):
         return {**element, "codes": element["codes"][rng.integers(len(element["codes"]))]}
 
 
+class _Padded(grain.transforms.Map):
+    """Writes the codes of an image, in its own raster order, to the start of a canvas; adds "rows" and "columns"."""
+
+    def __init__(self, canvas: tuple[int, int]):
+        self._canvas = canvas
+
+    def map(self, element: dict) -> dict:
+        rows, columns = element["codes"].shape
+        codes_l = pad_codes(element["codes"], self._canvas[0] * self._canvas[1])
+        return {**element, "codes": codes_l.reshape(self._canvas), "rows": rows, "columns": columns}
+
+
+class _OneCaption(grain.transforms.RandomMap):
+    """Adds "caption", one of the image's, drawn by the key of its place in the stream."""
+
+    def random_map(self, element: dict, rng: np.random.Generator) -> dict:
+        captions = element["captions"]
+        require(len(captions) > 0, f"{element['id']}: has no caption")
+        return {**element, "caption": captions[rng.integers(len(captions))]}
+
+
 class _OneVariant(grain.transforms.Map):
     def __init__(self, number: int):
         self._number = number
@@ -137,20 +180,28 @@ def code_batches(
     """Iterates over {"codes": int32 (b, rows, columns), "label": int32 (b,), "index": int64 (b,)}; as `loader.batches`.
 
     texts: also gives "text_features" bfloat16 (b, t, d) and "text_mask" bool (b, t) of a caption of each image, which is
-    drawn by seed and position in the stream.
+    drawn by seed and position in the stream. A store of several sizes gives padded codes (b, *store.canvas), with "rows" and
+    "columns" int32 (b,); a captioned one, without `texts`, gives "caption", an array of text (b,).
 
     variant: index into `store.variants`; None picks one at random for each image each time it is read, by seed and position
     in the stream.
     """
-    count = len(store.variants)
+    count, one_caption = len(store.variants), store.captioned and texts is None
     require(variant is None or 0 <= variant < count, f"variant: {variant} is not in 0..{count - 1}")
     return batches(
         store,
         [
             _RandomVariant() if variant is None and count > 1 else _OneVariant(variant or 0),
             *([] if texts is None else [RandomCaption(texts)]),
+            *([_OneCaption()] if one_caption else []),
+            *([_Padded(store.canvas)] if store.sized else []),
         ],
-        {"codes": np.int32, "label": np.int32, "index": np.int64, **({} if texts is None else TEXT_FIELDS)},
+        {
+            **{"codes": np.int32, "label": np.int32, "index": np.int64},
+            **({} if texts is None else TEXT_FIELDS),
+            **({"caption": np.dtype(object)} if one_caption else {}),
+            **({"rows": np.int32, "columns": np.int32} if store.sized else {}),
+        },
         loader,
         start_step=start_step,
         threads=1,  # reading codes is Python throughout: four threads contend for the interpreter and halve the rate

@@ -7,8 +7,7 @@ import errno
 import itertools
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -16,12 +15,14 @@ import numpy as np
 
 from maskgil_jax.config import height_width, require
 from maskgil_jax.data import code_format
+from maskgil_jax.data.buckets import crop_to_bucket
 from maskgil_jax.data.loader import read_ahead
 from maskgil_jax.data.transforms import adm_center_crop, five_crops
 from maskgil_jax.files.atomic import clear, write_json
 from maskgil_jax.files.lock import NAME as LOCK_NAME
 from maskgil_jax.files.lock import folder_lock
 from maskgil_jax.files.paths import free_bytes, is_remote, size_text
+from maskgil_jax.runtime.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ def encode_dataset(
     grid: tuple[int, int],
     codebook_size: int,
     size: int | tuple[int, int],
+    sizes: Sequence[tuple[int, int]] | None = None,
+    captions: bool = False,
     batch_size: int,
     flip: bool = False,
     ten_crop: bool = False,
@@ -45,8 +48,10 @@ def encode_dataset(
     """Writes the codes of every image of `source` to the store `out_dir` and returns its path.
 
     size: (height, width) to which images are cropped; one number is a square.
-    encode_fn: uint8 (batch_size, height, width, 3) -> integer codes (batch_size, rows, columns). It gets only that shape: the
-      last batch of a shard is padded with black images.
+    sizes: several sizes (height, width), the first of them `size`: each image is cropped to the one that keeps most of it.
+    captions: store the captions of a source of captioned images (`data.caption_sets`).
+    encode_fn: uint8 (batch_size, height, width, 3) -> integer codes (batch_size, rows, columns). It gets only that shape, or
+      one for each size: the last batch of a shard is padded with black images.
     flip: also the mirror image of each crop. ten_crop: LlamaGen's ten crops, corners and middle at 1.1 x, and their mirror
       images, instead of the ADM centre crop. shard_size: images per shard, the most that an interruption can lose.
 
@@ -61,6 +66,13 @@ def encode_dataset(
     require(2 <= codebook_size < 2**31, f"codebook_size: must be in 2..2^31-1, got {codebook_size}")
     require(len(source) > 0, f"{source.name}: no images to encode")
     require(not is_remote(out_dir), f"{out_dir}: codes are written to a local disk; copy the finished folder there")
+    given = [(height, width)] if sizes is None else [height_width(each, "sizes") for each in sizes]
+    require(bool(given) and given[0] == (height, width), f"sizes: expected {(height, width)} first, got {given}")
+    require(not (ten_crop and len(given) > 1), "ten_crop: is of one size; leave it out, or give one size")
+    factor = height // grid[0]
+    for each in given:
+        fits = each[0] % factor == 0 and each[1] % factor == 0
+        require(fits, f"sizes: {each[0]}x{each[1]} are not multiples of the tokenizer's downsampling factor {factor}")
     out_dir = Path(out_dir)
     crops = range(5) if ten_crop else range(1)
     variants = [[crop, mirrored] for mirrored in range(1 + (flip or ten_crop)) for crop in crops]
@@ -74,11 +86,13 @@ def encode_dataset(
         "source": source.name,
         "source_fingerprint": getattr(source, "fingerprint", ""),
         "num_images": len(source),
-        "class_names": list(source.class_names),
+        "class_names": list(getattr(source, "class_names", ())),
         "crops": "ten_crop" if ten_crop else "center",
         "variants": variants,
         "shard_size": int(shard_size),
     }
+    if captions or len(given) > 1:
+        settings |= {"format": code_format.FORMAT_2, "captioned": captions, "sizes": [list(each) for each in given]}
     starts = range(0, len(source), shard_size)
     shards = {code_format.shard_name(n): range(a, min(a + shard_size, len(source))) for n, a in enumerate(starts)}
     content = {}
@@ -148,12 +162,12 @@ def _finished_shards(out_dir: Path, settings: dict, content: dict[str, str]) -> 
 
 def _require_same(out_dir: Path, found: dict, settings: dict) -> None:
     for key, value in settings.items():
-        if found[key] != value:
+        if found.get(key) != value:
             kind = "a store made by another tokenizer" if key == "tokenizer_hash" else "a store with other settings"
             if key in ("source_fingerprint", "num_images", "class_names"):
                 kind = "a store of other images (files were added, removed or renamed)"
             raise ValueError(
-                f"{out_dir}: holds {kind}: {key} is {_short(found[key])} there, {_short(value)} now; give another folder"
+                f"{out_dir}: holds {kind}: {key} is {_short(found.get(key))} there, {_short(value)} now; give another folder"
             )
 
 
@@ -186,20 +200,31 @@ def _short(value) -> str:
 
 
 def _check_space(out_dir: Path, settings: dict, images: int) -> None:
-    rows, columns = settings["grid"]
-    each = len(settings["variants"]) * rows * columns * np.dtype(settings["dtype"]).itemsize + 256
+    each = (
+        len(settings["variants"])
+        * max(rows * columns for rows, columns in _grids(settings).values())
+        * np.dtype(settings["dtype"]).itemsize
+        + 256
+    )
     free = free_bytes(out_dir)
     if free < images * each:
         raise OSError(errno.ENOSPC, f"{out_dir}: needs {size_text(images * each)}, {size_text(free)} are free")
 
 
+def _grids(settings: dict) -> dict[tuple[int, int], tuple[int, int]]:
+    """Size -> grid of all sizes of a store."""
+    factor = settings["image_size"][0] // settings["grid"][0]
+    sizes = settings.get("sizes", [settings["image_size"]])
+    return {(height, width): (height // factor, width // factor) for height, width in sizes}
+
+
 class _Cropped:
-    """The remaining images, cropped: {"images": uint8 (v, height, width, 3), "label", "id"}."""
+    """The remaining images, cropped: {"images": uint8 (v, height, width, 3), "label", "id", "captions"}."""
 
     def __init__(self, source, ranges: list[range], settings: dict):
         self._source, self._ranges = source, ranges
         self._ends = np.cumsum([len(r) for r in ranges])
-        self._size, self._ten = tuple(settings["image_size"]), settings["crops"] == "ten_crop"
+        self._sizes, self._ten = list(_grids(settings)), settings["crops"] == "ten_crop"
         self._mirror = any(mirrored for _, mirrored in settings["variants"])
 
     def __len__(self) -> int:
@@ -209,50 +234,78 @@ class _Cropped:
         shard = int(np.searchsorted(self._ends, i, side="right"))
         record = self._source[self._ranges[shard][i - int(self._ends[shard])]]  # counted from the shard's end
         image = record["image"]
-        images = five_crops(image, self._size) if self._ten else adm_center_crop(image, self._size)[None]
+        images = five_crops(image, self._sizes[0]) if self._ten else self._one_crop(image)[None]
         if self._mirror:
             images = np.concatenate([images, images[:, :, ::-1]])
-        return {"images": images, "label": record["label"], "id": record["id"]}
+        return {
+            "images": images,
+            "label": record.get("label", 0),
+            "id": record["id"],
+            "captions": list(record.get("captions", ())),
+        }
+
+    def _one_crop(self, image_hwc: np.ndarray) -> np.ndarray:
+        if len(self._sizes) == 1:
+            return adm_center_crop(image_hwc, self._sizes[0])
+        return crop_to_bucket(image_hwc, self._sizes)
 
 
 def _encoded(
     encode_fn, source, todo: dict[str, range], settings: dict, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator:
     """Yields the packed records of each remaining shard, in order."""
-    from tqdm import tqdm
-
     if not todo:
         return
     cropped = grain.MapDataset.source(_Cropped(source, list(todo.values()), settings))
     total, before = settings["num_images"], settings["num_images"] - len(cropped)
-    quiet = not progress or not sys.stderr.isatty()
-    with (
-        contextlib.closing(read_ahead(cropped, num_workers)) as reader,
-        tqdm(total=total, initial=before, desc="encoding", unit="image", disable=quiet) as bar,
-    ):
+    shown = Progress("encoding", total, done=before, log=_log) if progress else contextlib.nullcontext()
+    with contextlib.closing(read_ahead(cropped, num_workers)) as reader, shown as bar:
         for images in todo.values():
-            labels, ids, codes, rows = [], [], [], []
-            for record in itertools.islice(reader, len(images)):
-                labels.append(int(record["label"]))
-                ids.append(str(record["id"]))
-                rows.extend(record["images"])
-                while len(rows) >= batch_size:
-                    codes.append(_encode(encode_fn, rows[:batch_size], batch_size, settings))
-                    del rows[:batch_size]
-                bar.update()
-            if rows:
-                codes.append(_encode(encode_fn, rows, batch_size, settings))
-            codes_nvhw = np.concatenate(codes).reshape(len(images), -1, *settings["grid"])
-            yield [
-                code_format.pack(codes_vhw, label, name, settings["variants"], settings["dtype"])
-                for codes_vhw, label, name in zip(codes_nvhw, labels, ids, strict=True)
-            ]
+            yield _shard(encode_fn, itertools.islice(reader, len(images)), len(images), settings, batch_size, bar)
 
 
-def _encode(encode_fn, rows: list[np.ndarray], batch_size: int, settings: dict) -> np.ndarray:
-    """The checked codes of at most `batch_size` images, padded to a whole batch, so that one shape is compiled."""
-    (height, width), grid, codebook_size = settings["image_size"], tuple(settings["grid"]), settings["codebook_size"]
-    images_bhwc = np.zeros((batch_size, height, width, 3), np.uint8)
+def _shard(encode_fn, records: Iterator[dict], count: int, settings: dict, batch_size: int, bar) -> list[bytes]:
+    """The packed records of one shard. Images of each size wait until they fill a batch; the rest is encoded at the end."""
+    variants, dtype = settings["variants"], settings["dtype"]
+    heads: list[tuple[int, str, list[str]]] = []
+    codes: list[list[np.ndarray]] = []  # of each image, its variants so far
+    waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {size: [] for size in _grids(settings)}
+
+    def flush(size: tuple[int, int], number: int) -> None:
+        owners, rows = zip(*waiting[size][:number], strict=True)
+        del waiting[size][:number]
+        for owner, codes_hw in zip(owners, _encode(encode_fn, rows, batch_size, size, settings), strict=True):
+            codes[owner].append(codes_hw)
+            if bar and len(codes[owner]) == len(variants):
+                bar.update(1)
+
+    for owner, record in enumerate(records):
+        heads.append((int(record["label"]), str(record["id"]), record["captions"]))
+        codes.append([])
+        size = record["images"].shape[1:3]
+        waiting[size].extend((owner, image) for image in record["images"])
+        while len(waiting[size]) >= batch_size:
+            flush(size, batch_size)
+    for size, rest in waiting.items():
+        if rest:
+            flush(size, len(rest))
+    assert len(codes) == count
+    packed = []
+    for (label, name, captions), parts in zip(heads, codes, strict=True):
+        codes_vhw = np.stack(parts)
+        if settings["format"] == code_format.FORMAT:
+            packed.append(code_format.pack(codes_vhw, label, name, variants, dtype))
+        else:
+            packed.append(
+                code_format.pack_2(codes_vhw, label, name, variants, dtype, captions if settings["captioned"] else ())
+            )
+    return packed
+
+
+def _encode(encode_fn, rows: Sequence[np.ndarray], batch_size: int, size: tuple[int, int], settings: dict) -> np.ndarray:
+    """The checked codes of at most `batch_size` images, padded to a whole batch, so that one shape of a size is compiled."""
+    grid, codebook_size = _grids(settings)[size], settings["codebook_size"]
+    images_bhwc = np.zeros((batch_size, *size, 3), np.uint8)
     images_bhwc[: len(rows)] = rows
     codes = np.asarray(encode_fn(images_bhwc))
     require(

@@ -6,17 +6,21 @@ have `s.fingerprint` (identity of the image names), `s.content_hash` and `s.cont
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from maskgil_jax.config import LoaderConfig, height_width, require
 from maskgil_jax.data.loader import batches
+from maskgil_jax.data.sources.captions import DrawCaption
 from maskgil_jax.data.sources.emoji import TILE, emoji
 from maskgil_jax.data.sources.folder import ImageFolder
 from maskgil_jax.data.transforms import RandomFlip, crop_transform
+
+_log = logging.getLogger(__name__)
 
 
 def open_images(
@@ -53,6 +57,21 @@ def open_images(
     return ImageFolder(spec)
 
 
+def open_held_out(source, spec: str | os.PathLike, *, split: str, **options):
+    """The images by which a training is judged: those of `split`, opened as `open_images` does, or the training's `source`.
+
+    A folder without sub-folders for splits has no other images; that is logged unless `split` is "all".
+    """
+    folder = Path(os.fspath(spec))
+    if os.fspath(spec) == "emoji" or os.fspath(spec).startswith("tfds:") or not folder.is_dir():
+        return open_images(spec, split=split, **options)
+    if any(name and next((folder / name).glob("*/"), None) is not None for name in (split, "train")):
+        return open_images(spec, split=split, **options)
+    if split != "all":
+        _log.info("%s: has no folder %r of held-out images; those of the training are shown", spec, split)
+    return source
+
+
 def image_batches(
     source,
     loader: LoaderConfig,
@@ -70,3 +89,24 @@ def image_batches(
     transforms = [crop_transform(crop, height_width(size))] + [RandomFlip()] * flip
     dtypes = {"image": np.uint8, "label": np.int32, "index": np.int64}
     return batches(source, transforms, dtypes, loader, start_step=start_step)
+
+
+def captioned_batches(
+    source,
+    loader: LoaderConfig,
+    *,
+    size: int | tuple[int, int],
+    crop: str = "center",
+    flip: bool = False,
+    transforms: Sequence = (),
+    fields: Mapping[str, np.dtype],
+    start_step: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """As `image_batches`, of a source of captioned images: {"image", "index"} and `fields`.
+
+    transforms: grain transforms of records in which "caption" is one of the image's captions, drawn by seed and position in the
+    stream; they make `fields` {name: type}.
+    """
+    first = [crop_transform(crop, height_width(size))] + [RandomFlip()] * flip
+    dtypes = {"image": np.dtype(np.uint8), "index": np.dtype(np.int64), **fields}
+    return batches(source, [*first, DrawCaption(), *transforms], dtypes, loader, start_step=start_step)

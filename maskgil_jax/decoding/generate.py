@@ -10,6 +10,7 @@ from maskgil_jax.config import CausalConfig, DecodeConfig, require
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.hybrid import decode_hybrid
 from maskgil_jax.decoding.masked import decode
+from maskgil_jax.models.condition import HybridCondition
 from maskgil_jax.models.generator import for_condition
 
 
@@ -36,11 +37,15 @@ def generate_tokens(
       ConfigError: `ar_ratio` without `ar`, or `on_step` with a causal network.
     """
     require(not ar_ratio or ar is not None, f"ar_ratio: {ar_ratio} needs a causal network; load the pipeline with ar=WEIGHTS")
-    generator, ar = for_condition(generator, condition), ar if ar is None else for_condition(ar, condition)
+    ar_condition = condition
+    if isinstance(condition, HybridCondition):
+        condition, ar_condition = condition.condition, condition.ar
+    generator, ar = for_condition(generator, condition), ar if ar is None else for_condition(ar, ar_condition)
     require(on_step is None or not ar_ratio, "on_step: is called in masked decoding alone, not together with ar_ratio")
     if isinstance(cfg, CausalConfig):
         require(on_step is None, "on_step: is called in masked decoding, and this generator is causal")
         return decode_causal(generator, condition, key, cfg, tokens_bl, grid)
     if ar_ratio:
-        return decode_hybrid(ar, generator, condition, key, ar_cfg or CausalConfig(), cfg, ar_ratio, grid, tokens_bl)
+        both = HybridCondition(condition, ar_condition)
+        return decode_hybrid(ar, generator, both, key, ar_cfg or CausalConfig(), cfg, ar_ratio, grid, tokens_bl)
     return decode(generator, condition, key, cfg, tokens_bl, grid, on_step)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from maskgil_jax.config import CausalConfig, ConfigError, DecodeConfig, is_causal, require
 from maskgil_jax.decoding.causal import decode_causal
 from maskgil_jax.decoding.masked import decode
+from maskgil_jax.models.condition import HybridCondition
 
 
-def causal_tokens(ratio: float, grid: tuple[int, int]) -> int:
-    """Number of tokens that the causal network writes: `ratio` (0..1) of the canvas, to the nearest integer."""
+def causal_tokens(ratio: float, grid: tuple[int, int], whole_rows: bool = False) -> int:
+    """Number of tokens that the causal network writes: `ratio` (0..1) of the canvas, to the nearest token or whole row."""
     require(0.0 <= ratio <= 1.0, f"ar_ratio: must be between 0 (masked only) and 1 (AR only), got {ratio}")
-    return round(ratio * math.prod(grid))
+    return round(ratio * grid[0]) * grid[1] if whole_rows else round(ratio * math.prod(grid))
 
 
 def network_calls(ratio: float, grid: tuple[int, int], steps: int) -> int:
@@ -47,8 +48,8 @@ def decode_hybrid(
     Args:
       ar, ar_cfg: the causal network, as in `decoding.causal`, and how it samples.
       generator, cfg: the masked network, as in `decoding.masked`, and how it samples.
-      condition, key: as there; both networks get the same.
-      ratio: share of the tokens that the causal network writes, 0..1.
+      condition, key: as there; both networks get the same, or with a `HybridCondition` each its own.
+      ratio: share of the tokens that the causal network writes, 0..1; whole rows if its sequence has newline tokens.
       grid: (rows, columns) of the canvas. Default: the masked network's training grid.
       tokens_bl: int (b, rows * columns), the masked network's `mask_id` where a token is to be made, any number of them per
         image. Both networks keep the given ones; the causal one sees those in its own part, each from its place on.
@@ -73,17 +74,20 @@ def decode_hybrid(
         raise ConfigError(
             f"tokens_bl: a {grid[0]}x{grid[1]} grid needs tokens of shape (b, {math.prod(grid)}), got {tokens_bl.shape}"
         )
-    return _decode_hybrid(ar, generator, condition, key, tokens_bl, ar_cfg, cfg, causal_tokens(ratio, grid), grid)
+    if not isinstance(condition, HybridCondition):
+        condition = HybridCondition(condition, condition)
+    written = causal_tokens(ratio, grid, whole_rows=ar.cfg.condition == "tokens")
+    return _decode_hybrid(ar, generator, condition, key, tokens_bl, ar_cfg, cfg, written, grid)
 
 
 @functools.partial(jax.jit, static_argnames=("ar_cfg", "cfg", "written", "grid"))
-def _decode_hybrid(ar, generator, condition, key, tokens_bl, ar_cfg, cfg, written: int, grid):
+def _decode_hybrid(ar, generator, both: HybridCondition, key, tokens_bl, ar_cfg, cfg, written: int, grid):
     """Each stage is a compiled program of its own kind; called under jit, they become one."""
-    count, mask_id = math.prod(grid), generator.cfg.mask_id
+    count, mask_id, condition = math.prod(grid), generator.cfg.mask_id, both.condition
     if written == 0:
         return decode(generator, condition, key, cfg, tokens_bl, grid)
     kept_bn = None if tokens_bl is None else jnp.where(tokens_bl == mask_id, -1, tokens_bl)[:, :written]
-    tokens_bn = decode_causal(ar, condition, key, ar_cfg, grid=grid, end=written, kept_bl=kept_bn)
+    tokens_bn = decode_causal(ar, both.ar, key, ar_cfg, grid=grid, end=written, kept_bl=kept_bn)
     if written == count:
         return tokens_bn
     rest_bm = jnp.full((len(tokens_bn), count - written), mask_id) if tokens_bl is None else tokens_bl[:, written:]

@@ -21,7 +21,7 @@ from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided
 from maskgil_jax.decoding.orders import ORDERS, Order, order_scores
 from maskgil_jax.decoding.schedules import max_masked_per_step, remask_counts, remask_steps, reveal_counts
 from maskgil_jax.decoding.token_sampling import sample_tokens, temperatures
-from maskgil_jax.models.condition import batch_size, valid_tokens
+from maskgil_jax.models.condition import SizedCondition, batch_size, check_sizes, valid_tokens
 from maskgil_jax.models.generator import as_generator, unstack_layers
 from maskgil_jax.runtime.platform import map_batch, platform, prefer_sequential
 from maskgil_jax.runtime.rng import fold_keys, image_keys, typed_key
@@ -319,6 +319,8 @@ def _check(generator, condition, key, tokens_bl, grid) -> tuple[int, int]:
     if len(sizes) != 1 or sizes in ({()}, {(0,)}):
         raise ConfigError(f"condition: expected arrays with one common batch size of at least 1, got leading sizes {sizes}")
     b = batch_size(condition)
+    if isinstance(condition, SizedCondition):
+        check_sizes(condition, math.prod(grid), getattr(generator.cfg, "patch", 1))
     key_shape = jax.eval_shape(typed_key, key).shape
     require(key_shape in ((), (b,)), f"key: expected one key or one per image, {(b,)}, got keys of shape {key_shape}")
     if tokens_bl is not None:

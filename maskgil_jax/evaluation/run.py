@@ -53,7 +53,7 @@ def evaluate(
 ) -> dict:
     """Computes metrics of `samples` against `reference`; returns them with their provenance, ready for JSON.
 
-    metrics: names of `metrics.sample_metrics()`. clip: embeds images and texts for "clipscore". Raises a `ValueError`
+    metrics: names of `metrics.sample_metrics()`. clip: embeds images and texts for "clip_score". Raises a `ValueError`
     for metrics that extractor, reference or samples cannot give.
     """
     began, rows = time.perf_counter(), rows_of(metrics)
@@ -132,7 +132,7 @@ def _check(samples: ImageSet, reference: Reference, extractor: FeatureExtractor,
                 f"--metrics {row.name}: needs samples of known classes, the same as those of {extractor.name} "
                 f"({len(extractor.class_names)} classes)"
             )
-        require("texts" not in row.needs or clip is not None, f"--metrics {row.name}: needs --texts, one line per image")
+        require("texts" not in row.needs or clip is not None, f"--metrics {row.name}: needs --clip and texts, one per image")
 
 
 def comparison_warnings(samples: ImageSet, reference: Reference, extractor: FeatureExtractor) -> list[str]:

@@ -10,13 +10,13 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from maskgil_jax.config import ConfigError, require
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_PATTERNS = ["*.json", "*.safetensors"]  # at any depth; nothing else is fetched
+_PATTERNS = ["*.json", "*.safetensors", "*merges.txt"]  # at any depth; nothing else is fetched
 _HUB = "https://huggingface.co"
 
 
@@ -33,8 +33,21 @@ def split_address(address: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
-def download(address: str, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache; only JSON and safetensors.
+def list_files(address: str) -> list[str] | None:
+    """The names of the files of "hf://owner/repo[@revision]"; None if the hub cannot be asked, and its cache must do."""
+    repo, revision = split_address(address)
+    hub = _library(address)
+    try:
+        with _as_config_error(address, repo, revision):
+            about = hub.HfApi(endpoint=_endpoint()).model_info(repo, revision=revision)
+            return [file.rfilename for file in about.siblings or []]
+    except ConfigError:
+        return None  # `download` says what is wrong, unless the cache has the files
+
+
+def download(address: str, ignore: Sequence[str] = (), cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache: only JSON, safetensors and the merges of
+    CLIP's tokenizer, without the names that the patterns `ignore` match.
 
     cache_dir: instead of the hub's cache, a folder of the same layout.
     Files in the cache are used if the hub cannot be reached. Raises a ConfigError of one line.
@@ -42,8 +55,9 @@ def download(address: str, cache_dir: str | os.PathLike | None = None) -> pathli
     repo, revision = split_address(address)
     hub = _library(address)
     with _as_config_error(address, repo, revision):
-        options = dict(revision=revision, allow_patterns=_PATTERNS, endpoint=_endpoint(), cache_dir=cache_dir)
-        return pathlib.Path(hub.snapshot_download(repo, **options))
+        patterns = dict(allow_patterns=_PATTERNS, ignore_patterns=list(ignore) or None)
+        fetched = hub.snapshot_download(repo, revision=revision, endpoint=_endpoint(), cache_dir=cache_dir, **patterns)
+        return pathlib.Path(fetched)
 
 
 def upload(

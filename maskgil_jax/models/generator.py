@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maskgil_jax.config import ConfigError, GeneratorConfig
-from maskgil_jax.models.condition import ClassCondition, GuidedCondition, PooledTextCondition, SizedCondition, TextCondition
+from maskgil_jax.models.condition import (
+    ClassCondition,
+    GuidedCondition,
+    PooledTextCondition,
+    SizedCondition,
+    TextCondition,
+    TokenCondition,
+    check_sizes,
+)
 from maskgil_jax.models.layers import layers_unrolled
 
 
@@ -144,7 +152,12 @@ def unstack_layers(network: Any) -> Any:
 
 
 # Kind of condition (`GeneratorConfig.condition`) -> its class.
-CONDITIONS: dict[str, Any] = {"class": ClassCondition, "text": TextCondition, "pooled_text": PooledTextCondition}
+CONDITIONS: dict[str, Any] = {
+    "class": ClassCondition,
+    "text": TextCondition,
+    "pooled_text": PooledTextCondition,
+    "tokens": TokenCondition,
+}
 
 
 @functools.cache
@@ -160,6 +173,12 @@ def check_condition(cfg: Any, condition, batch: int) -> None:
     if isinstance(condition, ClassCondition):
         if condition.label_b.shape != (batch,):
             raise ConfigError(f"condition: {condition.label_b.shape} labels for a batch of {batch} images")
+        return
+    if isinstance(condition, TokenCondition):
+        shape = condition.ids_bt.shape
+        if condition.mask_bt.shape != shape or len(shape) != 2 or shape[0] != batch or not 1 <= shape[1] <= cfg.text_tokens:
+            wanted = f"({batch}, 1 to {cfg.text_tokens})"
+            raise ConfigError(f"condition: expected ids and a mask {wanted}, got {shape} and {condition.mask_bt.shape}")
         return
     expected = (batch, cfg.text_tokens, cfg.text_dim)
     if condition.features_btd.shape != expected or condition.mask_bt.shape != expected[:2]:
@@ -182,6 +201,7 @@ def check_inputs(cfg: GeneratorConfig, tokens_bl: jax.Array, condition, grid: tu
             raise ConfigError(
                 "condition: sizes of single images need a bidirectional Llama with 2-D positions and rope_scaling none"
             )
+        check_sizes(condition, tokens_bl.shape[1], getattr(cfg, "patch", 1))
         condition = condition.condition
     check_condition(cfg, condition, tokens_bl.shape[0])
     if tokens_bl.ndim != 2 or tokens_bl.shape[1] != grid[0] * grid[1]:

@@ -10,7 +10,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from maskgil_jax.config import ConfigError, LlamaConfig
-from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition, token_places
+from maskgil_jax.models.condition import (
+    ClassCondition,
+    SizedCondition,
+    TextCondition,
+    patch_places,
+    patch_tokens,
+    token_places,
+)
 from maskgil_jax.models.experimental.flash_attention import flash_attention
 from maskgil_jax.models.generator import TransformerGenerator, check_condition, check_inputs
 from maskgil_jax.models.kv_cache import KVCache, attention_mask
@@ -174,23 +181,34 @@ class Llama(TransformerGenerator):
 
     def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
-        return self.states(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b), grid=grid)
+        return self.states(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b), condition, grid=grid)
 
-    def states(self, output_bnd: jax.Array, *, grid=None) -> jax.Array:
-        """`last_output` -> normalised states (b, l, state_width) of the single tokens, in raster order."""
+    def states(self, output_bnd: jax.Array, condition=None, *, grid=None) -> jax.Array:
+        """`last_output` -> normalised states (b, l, state_width) of the single tokens, each image's in its raster order."""
         output_bnd, patch = self.norm(output_bnd), self.cfg.patch
         if patch == 1:
             return output_bnd
-        rows, columns = (side // patch for side in grid or self.cfg.grid)
-        states_brcpqd = self.expand(output_bnd).reshape(len(output_bnd), rows, columns, patch, patch, -1)
-        return self.expand_norm(states_brcpqd.swapaxes(2, 3).reshape(len(output_bnd), -1, self.cfg.state_width))
+        states_bnd, b = self.expand(output_bnd), len(output_bnd)
+        if isinstance(condition, SizedCondition):
+            states_bld = states_bnd.reshape(b, -1, self.cfg.state_width)
+            place_bl = patch_places(condition, states_bld.shape[1], patch)
+            states_bld = jnp.take_along_axis(states_bld, place_bl[..., None], axis=1)
+        else:
+            rows, columns = (side // patch for side in grid or self.cfg.grid)
+            states_bld = (
+                states_bnd.reshape(b, rows, columns, patch, patch, -1).swapaxes(2, 3).reshape(b, -1, self.cfg.state_width)
+            )
+        return self.expand_norm(states_bld)
 
-    def embedded(self, tokens_bl: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    def embedded(self, tokens_bl: jax.Array, condition, grid: tuple[int, int]) -> jax.Array:
         """Vectors (b, n, width) of the positions: one for every token, or for every `patch` by `patch` of them."""
-        x_bld, patch = self.tokens(tokens_bl), self.cfg.patch
+        patch, (b, l), (rows, columns) = self.cfg.patch, tokens_bl.shape, grid
+        if patch > 1 and isinstance(condition, SizedCondition):
+            token_bl = patch_tokens(condition, l, patch).reshape(b, l)
+            return self.tokens(jnp.take_along_axis(tokens_bl, token_bl, axis=1)).reshape(b, l // patch**2, -1)
+        x_bld = self.tokens(tokens_bl)
         if patch == 1:
             return x_bld
-        (b, l, _), (rows, columns) = x_bld.shape, grid
         if rows % patch or columns % patch:
             raise ConfigError(f"grid: sides must be multiples of patch {patch}, got {grid}")
         x_brpcqd = x_bld.reshape(b, rows // patch, patch, columns // patch, patch, -1)
@@ -198,10 +216,13 @@ class Llama(TransformerGenerator):
 
     def training_states(self, tokens_bl, condition, *, grid=None, key_b=None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`hidden`, and the summed norms of the states before the last RMSNorm, whose growth shows instability (Fig. 4c)."""
-        output_bld = self.last_output(tokens_bl, condition, grid=grid, key_b=key_b)
-        hidden_bld = self.states(output_bld, grid=grid)
-        norm_bl = jnp.linalg.norm(jax.lax.stop_gradient(output_bld).astype(jnp.float32), axis=-1)
-        return hidden_bld, {"output_norm": jnp.sum(norm_bl), "outputs": jnp.float32(norm_bl.size)}
+        output_bnd = self.last_output(tokens_bl, condition, grid=grid, key_b=key_b)
+        hidden_bld = self.states(output_bnd, condition, grid=grid)
+        norm_bn = jnp.linalg.norm(jax.lax.stop_gradient(output_bnd).astype(jnp.float32), axis=-1)
+        counted_bn = jnp.ones_like(norm_bn)
+        if isinstance(condition, SizedCondition):  # padding counts nowhere
+            counted_bn = counted_bn * self._places(condition, norm_bn.shape[1])[2]
+        return hidden_bld, {"output_norm": jnp.sum(norm_bn * counted_bn), "outputs": jnp.sum(counted_bn)}
 
     def last_output(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
         """The output of the last layer (b, n, width) at n positions; `states` makes `hidden` of it."""
@@ -211,7 +232,7 @@ class Llama(TransformerGenerator):
         count, first, sized = tokens_bl.shape[1] // cfg.patch**2, cfg.class_position == "first", None
         if isinstance(condition, SizedCondition):
             sized, condition = condition, condition.condition
-        parts = [self.prefix(condition), self.embedded(tokens_bl, grid)]
+        parts = [self.prefix(condition), self.embedded(tokens_bl, condition if sized is None else sized, grid)]
         x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
         rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the end of the prefix) went in
@@ -292,11 +313,14 @@ class Llama(TransformerGenerator):
         cfg = self.cfg
         if (cfg.positions, cfg.class_position) != ("2d", "first"):
             raise ConfigError('condition: sizes of single images need positions "2d" and class_position "first"')
-        if cfg.patch > 1:
-            raise ConfigError(f"condition: sizes of single images need patch 1, got {cfg.patch}")
-        row_bl, column_bl, valid_bl = token_places(sized, count)
-        rotation = rotation_at(row_bl, column_bl, cfg.head_dim, cfg.rope_base, cfg.prefix_tokens, cfg.prefix_rotation)
-        return rotation, jnp.pad(valid_bl, ((0, 0), (cfg.prefix_tokens, 0)), constant_values=True)
+        row_bn, column_bn, valid_bn = self._places(sized, count)
+        rotation = rotation_at(row_bn, column_bn, cfg.head_dim, cfg.rope_base, cfg.prefix_tokens, cfg.prefix_rotation)
+        return rotation, jnp.pad(valid_bn, ((0, 0), (cfg.prefix_tokens, 0)), constant_values=True)
+
+    def _places(self, sized: SizedCondition, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(row, column, whether it is no padding) of every position, (b, count): of patches, if they share positions."""
+        patch = self.cfg.patch
+        return token_places(SizedCondition(None, sized.rows_b // patch, sized.columns_b // patch), count)
 
     def _rotation(self, grid: tuple[int, int]):
         """(cos, sin) of the whole sequence, prefix included."""

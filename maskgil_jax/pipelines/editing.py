@@ -34,6 +34,7 @@ from maskgil_jax.models.condition import take
 from maskgil_jax.models.generator import for_condition
 from maskgil_jax.pipelines.draw import RequestBatch, batch_requests
 from maskgil_jax.pipelines.pictures import as_images, as_masks, with_output
+from maskgil_jax.pipelines.scheduler_rules import image_to_image, inpainting
 from maskgil_jax.pipelines.streaming import paint_masked
 from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
@@ -54,8 +55,9 @@ def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | No
     cell = pipeline.tokenizer.cfg.downsample
     feather = cell // 2 if feather is None else feather
     require(feather >= 0, f"feather: must be 0 or more pixels, got {feather}")
-    grid = _grid_of(pipeline, images_bhwc)
-    made = []
+    grid, made = _grid_of(pipeline, images_bhwc), []
+    _check_masked(pipeline)
+    cfg = inpainting(pipeline.options(cfg))
     for rows, condition, key_b, num_valid in _batches(pipeline, labels, len(images_bhwc), **options):
         old_bhwc, hole_bhw = images_bhwc[rows], masks_bhw[rows]
         given_bl = to_tokens(pipeline.tokenizer, pipeline.shard(fill_holes(old_bhwc, hole_bhw)))
@@ -90,13 +92,15 @@ def vary(pipeline: Any, images, labels=None, *, strength: float = 0.5, cfg=None,
     """Variations of images, with the class they have or another one: uint8 (b, height, width, 3).
 
     strength: fraction of the tokens that is sampled anew, at random positions: 0 gives the tokenizer's reconstruction, 1 new
-    images.
+    images. Under aMUSEd's scheduler (plan gamma_canvas), the share of its steps that are run.
     """
     images_bhwc = as_images(images)
+    _check_masked(pipeline)
+    cfg, share = image_to_image(pipeline.options(cfg), strength)
     grid, made = _grid_of(pipeline, images_bhwc), []
     for rows, condition, key_b, num_valid in _batches(pipeline, labels, len(images_bhwc), **options):
         given_bl = to_tokens(pipeline.tokenizer, pipeline.shard(images_bhwc[rows]))
-        tokens_bl = mask_fraction(given_bl, key_b, strength, pipeline.generator.cfg.mask_id)
+        tokens_bl = mask_fraction(given_bl, key_b, share, pipeline.generator.cfg.mask_id)
         tokens_bl = pipeline.tokens(condition, key_b, cfg=cfg, grid=grid, tokens_bl=tokens_bl)
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, grid))[:num_valid])
     return np.concatenate(made)
@@ -170,13 +174,14 @@ def outpaint(
     inner = np.s_[:, top * cell : (top + h) * cell, left * cell : (left + w) * cell]
     outside_1hw[inner] = False
     hidden_1hw, alpha_1hw = token_mask(outside_1hw, canvas).reshape(1, rows, columns), feather_mask(outside_1hw, feather)
-    made = []
+    _check_masked(pipeline)
+    made, cfg = [], inpainting(pipeline.options(cfg))
     for at, condition, key_b, num_valid in _batches(pipeline, labels, len(images_bhwc), **options):
         known_bhw = jax.device_get(to_tokens(pipeline.tokenizer, pipeline.shard(images_bhwc[at]))).reshape(-1, h, w)
         tokens_bhw = np.pad(known_bhw, ((0, 0), (top, margin[0] - top), (left, margin[1] - left)))
         tokens_bhw = np.where(hidden_1hw, pipeline.generator.cfg.mask_id, tokens_bhw)
         generator = for_condition(pipeline.generator, condition)
-        tokens_bhw = decode_windows(generator, condition, key_b, pipeline.options(cfg), tokens_bhw, (top, left), overlap)
+        tokens_bhw = decode_windows(generator, condition, key_b, cfg, tokens_bhw, (top, left), overlap)
         flat_bl = tokens_bhw.reshape(len(tokens_bhw), -1)
         new_bhwc = np.array(jax.device_get(to_pixels(pipeline.tokenizer, flat_bl, (rows, columns))))
         old_bhwc = new_bhwc.copy()
@@ -239,7 +244,8 @@ def _batches(
 def _null_condition(pipeline: Any, count: int) -> Any:
     """The null condition, as often as there are images."""
     try:
-        return pipeline.generator.null_condition(jax.tree.map(jnp.asarray, pipeline.conditioner.examples(count)))
+        examples = jax.tree.map(jnp.asarray, pipeline.conditioner.examples(count))
+        return for_condition(pipeline.generator, examples).null_condition(examples)
     except ConfigError:
         raise ConfigError("labels: this generator was trained without a null class; give a class") from None
 

@@ -12,8 +12,6 @@ import logging
 import math
 import pathlib
 import shutil
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -40,11 +38,11 @@ from maskgil_jax.files.sample_formats import (
 from maskgil_jax.networks import fingerprint, params_of
 from maskgil_jax.pipelines.pipeline import Pipeline
 from maskgil_jax.pipelines.prompts import PromptRequest, as_requests, draw_prompts, size_order
+from maskgil_jax.runtime.progress import Progress
 
 __all__ = ["FORMATS", "balanced_labels", "read_samples", "sample_to_folder"]
 
 _log = logging.getLogger(__name__)
-_LOG_SECONDS = 30.0  # between two progress lines without a terminal
 
 
 def balanced_labels(ids: np.ndarray, *, num: int | None = None, per_class: int | None = None) -> np.ndarray:
@@ -101,7 +99,7 @@ def sample_to_folder(
         asked: dict[str, Any] = {"labels": runs}
     else:
         require(format in IMAGE_FORMATS, f"--format: images of prompts are {' or '.join(IMAGE_FORMATS)}, got {format!r}")
-        require(not ar_ratio and grid is None, "prompts: have sizes of their own, and are drawn without a causal network")
+        require(grid is None, "grid: prompts have sizes of their own")
         kind = pipeline.generator.cfg.condition
         require(kind != "class", f"prompts: this generator is conditioned on a {kind}; give labels")
         requests = as_requests(prompts)
@@ -120,7 +118,7 @@ def sample_to_folder(
     todo = [] if finished else [(name, rows) for name, rows in own if not (out / name).exists()]
     if requests:
         todo.sort(key=lambda part: order.index(part[1][0]))
-        images = _prompt_images(pipeline, requests, [rows for _, rows in todo], seed, batch_size)
+        images = _prompt_images(pipeline, requests, [rows for _, rows in todo], seed, batch_size, ar_ratio)
     else:
         images = _images(pipeline, ids_n, [rows for _, rows in todo], seed, batch_size, grid, ar_ratio)
     for (name, rows), images_bhwc in zip(todo, images):
@@ -219,26 +217,17 @@ def _images(pipeline: Pipeline, ids_n, parts: list[np.ndarray], seed, batch_size
         yield np.stack(list(itertools.islice(images, len(rows))))
 
 
-def _prompt_images(pipeline: Pipeline, requests, parts: list[np.ndarray], seed: int, batch_size: int) -> Iterator[np.ndarray]:
+def _prompt_images(pipeline: Pipeline, requests, parts: list[np.ndarray], seed, batch_size, ar_ratio) -> Iterator[np.ndarray]:
     """Yields the image of each part, (1, height, width, 3)."""
     if parts:
-        batches = draw_prompts(pipeline, requests, np.concatenate(parts), seed=seed, batch_size=batch_size)
+        batches = draw_prompts(pipeline, requests, np.concatenate(parts), seed=seed, batch_size=batch_size, ar_ratio=ar_ratio)
         for batch in _with_progress(batches, len(parts), len(requests)):
             yield from batch[:, None]
 
 
 def _with_progress(batches: Iterable[np.ndarray], todo: int, total: int) -> Iterator[np.ndarray]:
-    """Yields the batches and shows progress: a bar on a terminal, elsewhere a log line every half minute."""
-    from tqdm import tqdm
-
-    began = logged = time.monotonic()
-    done, terminal = 0, sys.stderr.isatty()
-    with tqdm(total=total, initial=total - todo, unit="image", disable=not terminal) as bar:
+    """Yields the batches and shows progress."""
+    with Progress("sampling", total, done=total - todo, log=_log) as progress:
         for batch in batches:
-            done += len(batch)
-            bar.update(len(batch))
-            now = time.monotonic()
-            if not terminal and now - logged > _LOG_SECONDS:
-                logged, rate = now, done / (now - began)
-                _log.info("%d/%d images, %.2f images/s, %.0f min left", done, todo, rate, (todo - done) / rate / 60)
+            progress.update(len(batch))
             yield batch

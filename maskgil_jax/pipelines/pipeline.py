@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from maskgil_jax.checkpoints.weights import extra, load_weights, resolve, save_weights
+from maskgil_jax.checkpoints.weights import extra
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
     ConfigError,
     DecodeConfig,
-    GeneratorConfig,
     choose,
     decode_preset,
     is_causal,
@@ -25,10 +23,21 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
+from maskgil_jax.models.condition import HybridCondition
 from maskgil_jax.pipelines import editing, encoding, requests, saving, streaming
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
-from maskgil_jax.pipelines.loading import check_tokenizer, decoding, in_dtype, scaled
+from maskgil_jax.pipelines.parts import (
+    ar_conditioner_of,
+    built,
+    cached,
+    check_tokenizer,
+    decoding_of,
+    in_dtype,
+    load_generator_part,
+    open_parts,
+    scaled,
+)
 from maskgil_jax.pipelines.requests import request_of
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.platform import set_compile_cache
@@ -43,8 +52,9 @@ class Pipeline:
 
     conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a `ClassConditioner`.
     cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator, for
-    `ar_ratio`; ar_cfg: its decoding options. mesh: the devices that share every batch (`over`); None leaves it to JAX.
-    metadata: of "tokenizer" and "generator", the entries of their config.json that describe no network; kept by `save`.
+    `ar_ratio`; ar_cfg: its decoding options; ar_conditioner: makes its conditions, if it reads prompts in another way.
+    mesh: the devices that share every batch (`over`); None leaves it to JAX. metadata: of "tokenizer" and "generator", the
+    entries of their config.json that describe no network; kept by `save`.
     """
 
     tokenizer: Any
@@ -55,6 +65,7 @@ class Pipeline:
     ar: Any = None
     ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
     mesh: Any = None
+    ar_conditioner: Conditioner | None = None
     metadata: dict = dataclasses.field(default_factory=dict, compare=False)
 
     def __init__(
@@ -67,6 +78,7 @@ class Pipeline:
         ar: Any = None,
         ar_cfg: CausalConfig | None = None,
         mesh: Any = None,
+        ar_conditioner: Conditioner | None = None,
         metadata: dict | None = None,
         *,
         class_names: Sequence[str] | None = None,
@@ -77,7 +89,8 @@ class Pipeline:
         elif isinstance(given, (tuple, list)):
             given = ClassConditioner(tuple(given))
         cfg = cfg or (CausalConfig() if is_causal(generator.cfg) else DecodeConfig())
-        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh, metadata or {})
+        options = cfg, name, ar, ar_cfg or CausalConfig(), mesh, ar_conditioner, metadata or {}
+        values = (tokenizer, generator, given, *options)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -168,6 +181,7 @@ class Pipeline:
             num_per_label=num_per_label,
             key=key,
             batch_size=batch_size,
+            ar_ratio=ar_ratio,
         )
         options |= dict(cfg=self.options(cfg, **decoding), ar_ratio=ar_ratio, on_step=on_step)
         images = np.concatenate(list(self.batches(condition, **options)))
@@ -194,7 +208,7 @@ class Pipeline:
         0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
         key: one, or one for each request. padded: see `request`.
         """
-        condition = self.conditioner.encode(labels)
+        condition = labels if isinstance(labels, HybridCondition) else self.conditioner.encode(labels)
         count = len(jax.tree.leaves(condition)[0])
         indices_n = np.arange(count) if indices is None else np.asarray(indices)
         require(indices_n.shape == (count,), f"indices: expected one for each of {count} requests, got {indices_n.shape}")
@@ -206,14 +220,15 @@ class Pipeline:
     def request(
         self, count: int, seed: int, key: jax.Array | None, batch_size: int | None, padded: bool = False
     ) -> tuple[jax.Array, int]:
-        """The key and the batch size of a request for `count` images; several devices get equal shares.
+        """The key and the batch size of a request for `count` images; the parts of the mesh get equal shares.
 
         padded: a batch size above `count` is kept, and the batch is filled up.
         """
         require(batch_size is None or batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
         require(isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32, f"seed: must be in 0..2^32-1, got {seed!r}")
         size = batch_size or count
-        size, devices = size if padded else min(size, count), 1 if self.mesh is None else self.mesh.size
+        size = size if padded else min(size, count)
+        devices = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         return jax.random.key(seed) if key is None else key, -(-size // devices) * devices
 
     def over(self, devices: Any = None, mesh: Any = None) -> Pipeline:
@@ -261,40 +276,38 @@ class Pipeline:
         return changed(cfg, changes)
 
 
-def pack(path, out, dtype: str = "float16") -> None:
-    """Writes the pipeline folder `path` to `out`, smaller: to be shared.
-
-    dtype: of the generator, "float16" or "int8". The tokenizer is written in float16, and its hash is recorded anew.
-    """
-    load(path)  # refuses a folder whose parts do not fit together
-    tokenizer, generator = load_weights(path, "tokenizer"), load_weights(path, "generator")
-    save_weights(f"{out}/tokenizer", tokenizer.cfg, tokenizer.params, metadata=extra(tokenizer.about), dtype="float16")
-    about = {**extra(generator.about), "tokenizer_hash": load_weights(out, "tokenizer").hash}
-    save_weights(f"{out}/generator", generator.cfg, generator.params, metadata=about, dtype=dtype)
-
-
 def load(
     path,
     ar=None,
     *,
     rope_scaling: str | None = None,
     text_encoder: Any = None,
+    mesh: Any = None,
+    kernels: str | None = None,
     dtype: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
     compile_cache: bool = True,
+    **published: Any,
 ) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
 
-    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding.
+    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding;
+    of a text-conditional one, the text encoder may be another.
     rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
     "ntk" (`models.rope.angles_1d`); default what the folder says.
     text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
     says, read at the first prompt. It must be the one of training.
+    mesh: devices that share the images (axes data, fsdp) and the weights (fsdp, tensor); networks that it does
+    not divide are whole on each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
+
     dtype: "bfloat16" or "float32", of the computation of all networks; in bfloat16 the matrices of the generators are kept in
     it, too, in half the memory. Default what the folder says, usually float32.
-    cache_dir: where downloads from the hub are kept; default the hub's own cache (`HF_HOME`).
     compile_cache: keep compiled programs on disk for later processes (`runtime.platform.set_compile_cache`), as the command
     does; a cache that JAX has already is left as it is.
+
+    published: options of published files. A pipeline folder of diffusers with aMUSEd, and a generator's file with its
+    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax), which, if
+    given, also keeps downloads from the hub, in its folder `hub`. variant: of a diffusers folder's files, "fp16". lora: a LoRA
+    file, `lora_scale` (1.0) times whose changes are added to the weights.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
@@ -302,24 +315,19 @@ def load(
         choose("dtype", dtype, ("float32", "bfloat16"))
     if compile_cache:
         set_compile_cache()
-    folder = resolve(path, cache_dir=cache_dir)
-    tokenizer, generator = load_weights(folder, "tokenizer"), load_weights(folder, "generator")
-    parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
-    for part, sound in parts:
-        require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
-    check_tokenizer(path, generator, tokenizer)
+    own = kernels if ar is None else None
+    path, tokenizer, generator = open_parts(path, mesh=mesh, kernels=own, **published)
     generator = scaled(path, generator, rope_scaling)
-    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder), decoding(generator)
+    conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder, generator.path), decoding_of(generator)
     metadata = {"tokenizer": extra(tokenizer.metadata), "generator": extra(generator.metadata)}
-    networks = in_dtype(tokenizer, dtype).build(), in_dtype(generator, dtype).build()
+    first, second = (built(in_dtype(part, dtype), mesh) for part in (tokenizer, generator))
     if ar is None:
-        return Pipeline(*networks, conditioner, cfg, str(path), metadata=metadata)
-    causal = load_weights(resolve(ar, cache_dir=cache_dir), "generator")
+        return Pipeline(first, second, conditioner, cfg, str(path), mesh=mesh, metadata=metadata)
+    causal = load_generator_part(cached(ar, published.get("cache_dir")), mesh=mesh, kernels=kernels)
     require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
     require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
     check_tokenizer(ar, causal, tokenizer, str(path))
-    same = conditioner_of(causal.cfg, causal.about, getattr(conditioner, "encoder", None)) == conditioner
-    require(same, f"{ar}: was trained on other classes than {path}; both networks must have the same ones")
-    ar_cfg, causal = decoding(causal), scaled(ar, causal, rope_scaling)
-    network = in_dtype(causal, dtype).build()
-    return Pipeline(*networks, conditioner, cfg, str(path), network, ar_cfg, metadata=metadata)
+    other, ar_cfg = ar_conditioner_of(ar, causal, path, conditioner), decoding_of(causal)
+    causal = causal if causal.cfg.condition == "tokens" else scaled(ar, causal, rope_scaling)
+    third = built(in_dtype(causal, dtype), mesh)
+    return Pipeline(first, second, conditioner, cfg, str(path), third, ar_cfg, mesh, other, metadata)

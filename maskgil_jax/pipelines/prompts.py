@@ -99,7 +99,7 @@ def as_requests(prompts: str | Sequence[str | PromptRequest]) -> list[PromptRequ
 
 
 def draw_prompts(
-    pipeline: Any, requests: Sequence[PromptRequest], indices: np.ndarray, *, seed: int, batch_size: int
+    pipeline: Any, requests: Sequence[PromptRequest], indices: np.ndarray, *, seed: int, batch_size: int, ar_ratio: float = 0.0
 ) -> Iterator[np.ndarray]:
     """Yields the images of the requests with these indices in the whole list, in batches of one size in pixels.
 
@@ -115,12 +115,13 @@ def draw_prompts(
         for start in range(0, len(rows), batch_size):  # a batch of texts at a time: features are large
             some = rows[start : start + batch_size]
             negative = None if plain else [requests[i].negative_prompt for i in some]
-            condition = pipeline.condition(prompts=[requests[i].prompt for i in some], negative_prompts=negative)
+            prompts = [requests[i].prompt for i in some]
+            condition = pipeline.condition(prompts=prompts, negative_prompts=negative, grid=grid, ar_ratio=ar_ratio)
             shared, seeds = keys_for_indices(jax.random.key(seed), np.array(some)), [requests[i].seed for i in some]
             own = keys_of_seeds([s or 0 for s in seeds])
             keys = jnp.where(np.array([s is None for s in seeds]), shared, own)
             # The last batch of a long list has the shape of the others, so that one program draws all.
-            options = dict(grid=grid, batch_size=batch_size, padded=len(rows) > batch_size)
+            options = dict(grid=grid, batch_size=batch_size, padded=len(rows) > batch_size, ar_ratio=ar_ratio)
             yield np.concatenate(list(pipeline.batches(condition, key=keys, **options)))
 
 

@@ -31,6 +31,8 @@ def save(pipeline: Any, folder: str | os.PathLike, *, dtype: str = "float32") ->
 
     dtype: of the written parameters, "float32" or "float16"; rounding changes the tokenizer, and its hash is recorded anew.
     """
+    kind = pipeline.generator.cfg.condition
+    require(kind != "tokens", f"save: {pipeline.name} reads prompts by files of its folder, which are not kept; copy it")
     if is_remote(folder):
         _write(pipeline, os.fspath(folder).rstrip("/"), dtype)
         return

@@ -115,8 +115,8 @@ def warm_up(
     grids = [pipeline.grid_of(*size) for size in sizes or ()] or [pipeline.grid_of(None, None)]
     cfg = pipeline.options(cfg, **decoding)
     for count in sorted({padded_size(int(count)) for count in batch_sizes}):
-        condition = pipeline.conditioner.examples(count)
         for grid in grids:
+            condition = pipeline.conditioner.examples(count)
             options = dict(cfg=cfg, grid=grid, batch_size=count)
             next(pipeline.batches(condition, **options, padded=True))
             if steps_shown:

@@ -24,6 +24,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(head|first_up|first_down|last_linear|modulation|caption_up|caption_down)/kernel", P("fsdp", "tensor")),
     (r"head_bias|caption_null|caption_null_mask|scale|bias|step|count|mu|nu|last_used|waiting", P()),
     (r"norm_mean|accepted|skipped_in_a_row", P()),
+    (r"lora_a|lora_b", P()),  # low-rank factors are small
     # Convolutional networks (tokenizer, discriminator, classifier) are small: every device holds them whole.
     (r"kernel|codebook(/embedding)?|mean|var", P()),
 )
@@ -118,6 +119,19 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def constrain_heads(cache_bnshk: jax.Array, like: jax.Array) -> jax.Array:
+    """Inside a jitted function: a cache of keys or values, split over the batch and over heads on the mesh of `like`.
+
+    Axes that the mesh does not divide are left whole. Without a mesh, the cache is returned unconstrained.
+    """
+    mesh = _mesh_of(like)
+    if mesh is None:
+        return cache_bnshk
+    batch = ("data", "fsdp") if cache_bnshk.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    heads = "tensor" if cache_bnshk.shape[3] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(cache_bnshk, NamedSharding(mesh, P(batch, None, None, heads)))
 
 
 def gather_embeddings(params: dict) -> dict:

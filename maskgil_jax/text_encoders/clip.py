@@ -122,8 +122,13 @@ def text_apply(params: dict, ids_bt: jax.Array, mask_bt: jax.Array | None, cfg: 
     """
     x = look_up(params["embed"]["weight"], ids_bt)
     x = x + jnp.broadcast_to(params["positions"]["weight"][: ids_bt.shape[1]], x.shape)
-    x = _layers(params["layers"], x, cfg, keys_bs=mask_bt, visible_ts=causal(ids_bt.shape[1]))
-    return layer_norm(params["norm"], x, cfg.eps) if "norm" in params else x
+    return text_layers(params, x, mask_bt, cfg)
+
+
+def text_layers(params: dict, x_btd: jax.Array, mask_bt: jax.Array | None, cfg: CLIPTextConfig) -> jax.Array:
+    """Text states after the layers of `params`, which may be the last ones, and after the final norm if it holds that."""
+    x_btd = _layers(params["layers"], x_btd, cfg, keys_bs=mask_bt, visible_ts=causal(x_btd.shape[1]))
+    return layer_norm(params["norm"], x_btd, cfg.eps) if "norm" in params else x_btd
 
 
 def vision_apply(params: dict, pixels_bhwc: jax.Array, cfg: CLIPVisionConfig) -> jax.Array:

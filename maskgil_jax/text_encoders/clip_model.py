@@ -35,13 +35,23 @@ def _text_states(params: dict, ids_bt: jax.Array, *, cfg: CLIPTextConfig) -> jax
     return text_apply(params, ids_bt, None, cfg).astype(jnp.float32)
 
 
+def _at_end(x_btd: jax.Array, ids_bt: jax.Array, cfg: CLIPTextConfig) -> jax.Array:
+    """The state at the end token, (b, d)."""
+    ends_bt = ids_bt if cfg.end_id == 2 else (ids_bt == cfg.end_id).astype(jnp.int32)
+    return jnp.take_along_axis(x_btd, jnp.argmax(ends_bt, axis=1)[:, None, None], axis=1)[:, 0]
+
+
+def projected_end(params: dict, final_btd: jax.Array, ids_bt: jax.Array, cfg: CLIPTextConfig) -> jax.Array:
+    """The projection of the final, normalised state at the end token, (b, p)."""
+    return linear(params["projection"], _at_end(final_btd, ids_bt, cfg))
+
+
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _text_pooled(params: dict, ids_bt: jax.Array, *, cfg: CLIPTextConfig) -> tuple[jax.Array, jax.Array | None]:
     """(pooled state, its projection): the normalised state at the end token."""
-    ends_bt = ids_bt if cfg.end_id == 2 else (ids_bt == cfg.end_id).astype(jnp.int32)
-    at_b = jnp.argmax(ends_bt, axis=1)
-    pooled = jnp.take_along_axis(text_apply(params, ids_bt, None, cfg), at_b[:, None, None], axis=1)[:, 0]
-    projected = linear(params["projection"], pooled).astype(jnp.float32) if "projection" in params else None
+    final_btd = text_apply(params, ids_bt, None, cfg)
+    pooled = _at_end(final_btd, ids_bt, cfg)
+    projected = projected_end(params, final_btd, ids_bt, cfg).astype(jnp.float32) if "projection" in params else None
     return pooled.astype(jnp.float32), projected
 
 
@@ -70,7 +80,7 @@ class CLIP:
         pad_id: Any = None,
     ):
         self.params, self.text, self.vision, self.folder = params, text, vision, folder
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._tokenizer: TextTokenizer | None = None
 
     def text_states(self, ids_bt: Any, layer: int | None = None) -> jax.Array:
@@ -112,7 +122,7 @@ class CLIP:
         """int32 ids (b, positions) with start, end and padding; longer texts are cut with a warning."""
         cfg, _ = self._half("text", self.text)
         if self._tokenizer is None:
-            self._tokenizer = TextTokenizer(self.folder, cfg.positions, self._pad_id)
+            self._tokenizer = TextTokenizer(self.folder, cfg.positions, self.pad_id)
         return self._tokenizer(texts)[0]
 
     @property

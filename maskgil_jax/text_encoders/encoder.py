@@ -107,15 +107,26 @@ class FrozenTextEncoder:
         self._check_ids(ids, "states")
         return _states(self.params, ids.astype(np.int32), mask.astype(bool), network=self._network, cfg=self.cfg)
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids and bool mask (b, max_tokens) of the template and each text, padded on the right."""
+    def condition(self, params: dict, ids_bt: jax.Array, mask_bt: jax.Array) -> TextCondition:
+        """What a call gives for the texts of these tokens, as a pure function of them and the parameters."""
+        mask_bt = mask_bt.astype(bool)
+        left = self.options.padding == "left"
+        return TextCondition(*_padded(self.apply(params, ids_bt, mask_bt), mask_bt, length=ids_bt.shape[1], left=left))
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The folder's tokenizer, read at first use."""
         if self._tokenizer is None:
             self._tokenizer = TextTokenizer(self.folder, self.max_tokens, self._pad_id)
+        return self._tokenizer
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids and bool mask (b, max_tokens) of the template and each text, padded on the right."""
         template = self.options.template
         if template and not isinstance(texts, str):
             texts = [template + text if isinstance(text, str) else text for text in texts]
-        ids, mask = self._tokenizer(texts)
-        self._check_ids(ids, str(self._tokenizer.file))
+        ids, mask = self.tokenizer(texts)
+        self._check_ids(ids, str(self.tokenizer.file))
         return ids, mask
 
     def __call__(self, texts: Sequence[str]) -> TextCondition:

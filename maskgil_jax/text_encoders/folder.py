@@ -72,33 +72,37 @@ def read_config(folder: pathlib.Path, kinds: Iterable[str]) -> dict:
     return values
 
 
-def stored_tensors(folder: pathlib.Path) -> dict[str, Stored]:
-    """Name -> place, shape and dtype of every tensor of the folder, from the headers."""
+def stored_tensors(folder: pathlib.Path, name: str | None = None) -> dict[str, Stored]:
+    """Name -> place, shape and dtype of every tensor of the folder, from the headers.
+
+    name: of the file or index; default `model.safetensors`, or its index if there is one.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if (folder / INDEX).exists():
-        places = read_json(folder / INDEX).get("weight_map")
+    index = folder / (name if name is not None and name.endswith(".json") else INDEX)
+    if index.exists() if name is None else name.endswith(".json"):
+        places = read_json(index).get("weight_map")
         names = set(places.values()) if isinstance(places, dict) else set()
         good = bool(names) and all(isinstance(n, str) and re.fullmatch(r"[^/\\]+\.safetensors", n) for n in names)
-        require(good, f"{folder / INDEX}: its weight_map names no safetensors files; fetch it again")
+        require(good, f"{index}: its weight_map names no safetensors files; fetch it again")
         files = [folder / name for name in sorted(names)]
     else:
-        places, files = None, [folder / WHOLE]
+        places, files = None, [folder / (name or WHOLE)]
     found: dict[str, Stored] = {}
     for file in files:
         require(file.exists(), f"{file}: missing; expected {WHOLE}, or the shards that {INDEX} names")
         try:
             with safe_open(file, "numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (an open file, not a dict)
-                    if name in found:
-                        raise ConfigError(f"{file}: {name} is in {found[name].file.name} too; fetch the folder again")
-                    part = opened.get_slice(name)
-                    found[name] = Stored(file, tuple(part.get_shape()), part.get_dtype())
+                for key in opened.keys():  # noqa: SIM118 (an open file, not a dict)
+                    if key in found:
+                        raise ConfigError(f"{file}: {key} is in {found[key].file.name} too; fetch the folder again")
+                    part = opened.get_slice(key)
+                    found[key] = Stored(file, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{file}: not a readable safetensors file ({error}); fetch it again") from None
-    for name, shard in (places or {}).items():
-        there = name in found and found[name].file.name == shard
-        require(there, f"{folder / INDEX}: {name} is not in {shard}, where the index says; fetch both again")
+    for key, shard in (places or {}).items():
+        there = key in found and found[key].file.name == shard
+        require(there, f"{index}: {key} is not in {shard}, where the index says; fetch both again")
     return found
 
 

@@ -33,15 +33,20 @@ class TextTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """int32 ids and bool mask (b, max_tokens), padded on the right. A text that is cut is named in a warning."""
+        ids_bt, mask_bt, cut = self.tokens(texts)
+        for row, encoding in cut.items():
+            self._warn(row, texts[row], encoding)
+        return ids_bt, mask_bt
+
+    def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Any]]:
+        """As a call, but without a warning; also {row: encoding} of the texts that were cut."""
         check_texts(texts)
         encodings = self._tokenizer.encode_batch(list(texts))
         ids_bt = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
         mask_bt = np.zeros(ids_bt.shape, bool)
-        for row, (text, encoding) in enumerate(zip(texts, encodings)):
+        for row, encoding in enumerate(encodings):
             ids_bt[row, : len(encoding.ids)], mask_bt[row, : len(encoding.ids)] = encoding.ids, True
-            if encoding.overflowing:
-                self._warn(row, text, encoding)
-        return ids_bt, mask_bt
+        return ids_bt, mask_bt, {row: encoding for row, encoding in enumerate(encodings) if encoding.overflowing}
 
     def _warn(self, row: int, text: str, encoding: Any) -> None:
         kept = [end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask) if not special]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,41 +15,41 @@ import optax
 from clu.metrics import Average
 
 from maskgil_jax import networks
-from maskgil_jax.checkpoints.weights import Weights, extra, load_weights, read_metadata, save_weights
-from maskgil_jax.conditioning import ClassConditioner, Conditioner, stored_texts
+from maskgil_jax.checkpoints.weights import extra, load_weights, read_metadata, save_weights
+from maskgil_jax.conditioning import Conditioner
 from maskgil_jax.config import (
     ADALN_PRESETS,
     BERT_PRESETS,
     LLAMA_PRESETS,
     TEXT_RECIPE,
+    UVIT_PRESETS,
     CausalConfig,
     DecodeConfig,
     GeneratorConfig,
     choose,
     from_dict,
-    height_width,
     require,
     to_dict,
 )
 from maskgil_jax.config.training import Objective
-from maskgil_jax.data.code_store import CodeStore, code_batches
-from maskgil_jax.data.images import image_batches, open_images
-from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
-from maskgil_jax.models.condition import SizedCondition, select, valid_tokens
+from maskgil_jax.models.condition import GuidedCondition, SizedCondition, select, valid_tokens, without_null
 from maskgil_jax.runtime.mesh import batch_sharding, gather_embeddings, place, replicated, to_host
 from maskgil_jax.runtime.rng import image_keys
 from maskgil_jax.tokenizers.images import to_pixels, to_unit
+from maskgil_jax.training.generator_data import open_data
 from maskgil_jax.training.identity import text_identity
-from maskgil_jax.training.loop import data_identity, fit, loader_config, open_mesh, with_arrays
+from maskgil_jax.training.init_from import init_from
+from maskgil_jax.training.loop import data_identity, fit, open_mesh
+from maskgil_jax.training.lora import open_lora
 from maskgil_jax.training.losses import chunked_cross_entropy, corrupt, drop_conditions, masked_cross_entropy
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.skip_updates import skip_bad_updates, skip_config, step_metrics
 from maskgil_jax.training.state import TrainState, apply_gradients, init_state
 
-PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln": ADALN_PRESETS}
+PRESETS: dict[str, dict] = {"llama": LLAMA_PRESETS, "bert": BERT_PRESETS, "adaln": ADALN_PRESETS, "uvit": UVIT_PRESETS}
 
 
 def model_options(model, *, codebook_size: int, grid: tuple[int, int], **fixed: Any) -> GeneratorConfig:
@@ -88,12 +88,24 @@ def corrupt_batch(key: jax.Array, codes_bl, condition, cfg: GeneratorConfig, obj
     }
 
 
-def loss_sum(params: dict, part: dict, cfg: GeneratorConfig, objective: Objective, grid: tuple[int, int] | None = None):
-    """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics."""
-    model = networks.build(cfg, gather_embeddings(params))
+def loss_sum(
+    params: dict,
+    part: dict,
+    cfg: GeneratorConfig,
+    objective: Objective,
+    grid: tuple[int, int] | None = None,
+    base: dict | None = None,
+    adapter: Callable | None = None,
+):
+    """Summed (not averaged) loss of a part of a batch, so that parts add up exactly, and the sums for the metrics.
+
+    adapter: makes the network's parameters of `params` and the frozen ones `base` (`training.lora`).
+    """
+    model = networks.build(cfg, gather_embeddings(params if adapter is None else adapter(params, base)))
     condition = part["condition"]
     if objective.class_dropout > 0:
-        condition = select(part["drop"], model.null_condition(condition), condition)
+        condition = select(part["drop"], *null_and_own(model, condition))
+    condition = without_null(condition)
     hidden_bld, logged = model.training_states(part["inputs"], condition, grid=grid, key_b=part["key"])
     options = objective.label_smoothing, objective.unmasked_weight, objective.z_loss
     tokens, valid_bl = (part["targets"], part["mask"]), valid_tokens(condition, part["targets"].shape[1])
@@ -106,9 +118,21 @@ def loss_sum(params: dict, part: dict, cfg: GeneratorConfig, objective: Objectiv
     return sums["loss_sum"], sums | logged
 
 
-def gradients(params: dict, batch: dict, cfg: GeneratorConfig, objective: Objective, grid: tuple[int, int] | None = None):
-    """Gradient of the mean loss of the batch, and the metric sums; `objective.accumulate` parts give the same gradient."""
-    grad = jax.grad(functools.partial(loss_sum, cfg=cfg, objective=objective, grid=grid), has_aux=True)
+def null_and_own(model: Any, condition: Any) -> tuple[Any, Any]:
+    """(null condition, condition) of a batch; a `GuidedCondition` brings its null along."""
+    if isinstance(condition, GuidedCondition):
+        return condition.negative, condition.condition
+    return model.null_condition(condition), condition
+
+
+def gradients(
+    params: dict, batch: dict, cfg: GeneratorConfig, objective: Objective, grid: tuple[int, int] | None = None, **frozen: Any
+):
+    """Gradient of the mean loss of the batch, and the metric sums; `objective.accumulate` parts give the same gradient.
+
+    frozen: `base` and `adapter` of `loss_sum`.
+    """
+    grad = jax.grad(functools.partial(loss_sum, cfg=cfg, objective=objective, grid=grid, **frozen), has_aux=True)
     count = objective.accumulate
     if count == 1:
         total, sums = grad(params, batch)
@@ -144,12 +168,15 @@ def jitted_step(
     layout: Any,
     *,
     conditioner: Conditioner,
+    adapter: Callable | None = None,
 ):
-    """The program (state, batch, key, tokenizer) -> (state, metrics); the state is donated.
+    """The program (state, batch, key, tokenizer, texts) -> (state, metrics); the state is donated.
 
-    batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`. The
-    grid is that of the codes: another one compiles another program. With "rows" and "columns", int (b,), the codes are those
-    of images of several sizes, each at the start of a padded canvas (`SizedCondition`): one program for all of them.
+    batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`.
+    texts: the conditioner's `frozen` arrays. The grid is that of the codes: another one compiles another program. With
+    "rows" and "columns", int (b,), the codes are those of images of several sizes, each at the start of a padded canvas
+    (`SizedCondition`): one program for all of them.
+    adapter: of `loss_sum`; the program then has a last argument, the frozen parameters.
     """
 
     # The Pallas kernels read the sharding from the abstract mesh.
@@ -158,15 +185,16 @@ def jitted_step(
     )
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(layout, None))
-    def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer):
+    def train_step(state: TrainState, batch: dict, key: jax.Array, tokenizer, texts=None, base=None):
         codes = batch["codes"] if tokenizer is None else tokenizer.encode(to_unit(batch["image"]))
         grid, codes_bl = codes.shape[1:], codes.reshape(codes.shape[0], -1).astype(jnp.int32)
-        step_key, condition = jax.random.fold_in(key, state.step), conditioner.from_batch(batch)
+        step_key, condition = jax.random.fold_in(key, state.step), conditioner.from_batch(batch, texts)
         if "rows" in batch:
             condition = SizedCondition(condition, batch["rows"], batch["columns"])
         examples = corrupt_batch(step_key, codes_bl, condition, cfg, objective)
         with with_mesh():
-            grads, sums = gradients(state.params, examples, cfg, objective, grid)
+            frozen = {} if adapter is None else dict(base=base, adapter=adapter)
+            grads, sums = gradients(state.params, examples, cfg, objective, grid, **frozen)
         one = jnp.ones(())
         metrics = {  # averages over tokens, or over steps
             **token_metrics(sums, cfg.causal),
@@ -179,30 +207,6 @@ def jitted_step(
             return new, metrics | step_metrics(grads, state.params, new.params, new.opt_state)
 
     return train_step
-
-
-def open_data(config, tokenizer: Weights) -> tuple[Callable[..., Iterator[dict]], Conditioner, tuple[int, int], Any]:
-    """The training data: (function start_step -> batches of what the step takes, conditioner, grid, source or store)."""
-    data, factor = config.data, tokenizer.cfg.downsample
-    size = height, width = height_width(data.image_size, "config.data.image_size")
-    require(
-        height % factor == 0 and width % factor == 0,
-        f"config.data.image_size: {data.image_size} is not a multiple of the tokenizer's downsampling factor {factor}",
-    )
-    grid = (height // factor, width // factor)
-    if data.codes:
-        store = CodeStore(data.codes)
-        store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
-        texts = TextStore(data.texts) if data.get("texts") else None
-        conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
-        batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
-        return with_arrays(batches, ("codes", *conditioner.batch_keys)), conditioner, grid, store
-    require(not data.get("texts"), "config.data.texts: needs config.data.codes, a code store of the same images")
-    source = open_images(data.path, split=data.split, label=data.label, size=size, data_dir=data.data_dir or None)
-    options = dict(size=size, crop=data.crop, flip=data.flip)
-    conditioner = ClassConditioner(tuple(source.class_names))
-    batches = functools.partial(image_batches, source, loader_config(config), **options)
-    return with_arrays(batches, ("image", *conditioner.batch_keys)), conditioner, grid, source
 
 
 def sample_preview(params, tokenizer, condition, key, *, cfg: GeneratorConfig, decode_cfg, grid: tuple[int, int]) -> np.ndarray:
@@ -227,12 +231,13 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     # data
     require(bool(config.tokenizer), "config.tokenizer: is empty; give the weights folder of a tokenizer")
     tokenizer = load_weights(config.tokenizer, "tokenizer")
-    batches, conditioner, grid, source = open_data(config, tokenizer)
+    batches, conditioner, grid, source = open_data(config, tokenizer, mesh)
     tokenizer_network = place(tokenizer.build(), replicated(mesh))
 
     # model and optimizer
     sizes = dict(codebook_size=tokenizer.cfg.codebook_size, grid=grid, **conditioner.network_options())
-    cfg = model_options(config.model.to_dict(), **sizes)
+    lora = open_lora(config, sizes, mesh)
+    cfg = model_options(config.model.to_dict(), **sizes) if lora is None else lora.cfg
     decode_cfg = from_dict(CausalConfig if cfg.causal else DecodeConfig, config.decode.to_dict(), "config.decode")
     tx = make_optimizer(config.optimizer, config.total_steps, text=cfg.condition == "text")
     schedule = learning_rate(config.optimizer, config.total_steps)
@@ -241,7 +246,12 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     fixed = conditioner.fixed_parameters(cfg)
 
     def init_params(key: jax.Array) -> dict:
-        return networks.params_of(networks.create(cfg, key)) | fixed
+        return networks.params_of(networks.create(cfg, key)) | fixed if lora is None else lora.init(key)
+
+    whole = (lambda params: params) if lora is None else lora.whole  # the network's parameters of the trained ones
+
+    def start_from(state: TrainState) -> TrainState:
+        return init_from(config.init_from, state, tokenizer_hash=tokenizer.hash, keep=fixed)
 
     # previews: the same conditions at every step, as many as fill the devices
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -262,9 +272,9 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         save_weights(folder / "generator", cfg, averaged | fixed, metadata=metadata)
 
     def evaluate(step: int, state: TrainState) -> dict:
-        averaged = networks.build(cfg, state.averaged)
+        averaged = networks.build(cfg, whole(state.averaged))
         figures = evaluator(tokenizer_network, averaged, conditioner, decode_cfg, mesh)
-        parameters = to_host(state.averaged)  # by all processes together
+        parameters = to_host(whole(state.averaged))  # by all processes together
         if jax.process_index() == 0:
             save_this = functools.partial(save, averaged=parameters, steps=step)
             keep_best(open_folder(workdir) / "best", evaluator, figures, save_this)
@@ -279,9 +289,16 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         init=init_state(init_params, tx, ema=config.optimizer.ema_decay > 0),
         init_key=init_key,
         make_step=functools.partial(
-            jitted_step, cfg, objective, tx, schedule, config.optimizer.ema_decay, conditioner=conditioner
+            jitted_step,
+            cfg,
+            objective,
+            tx,
+            schedule,
+            config.optimizer.ema_decay,
+            conditioner=conditioner,
+            adapter=None if lora is None else lora.merge,
         ),
-        frozen=(step_key, None if config.data.codes else tokenizer_network),
+        frozen=(step_key, None if config.data.codes else tokenizer_network, conditioner.frozen, lora and lora.base),
         batches=batches,
         fingerprint_inputs={
             "model": cfg,
@@ -291,14 +308,18 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             "seed": config.seed,
             "batch_size": config.batch_size,
             **text_identity(conditioner),
+            **({} if lora is None else lora.identity),
         },
-        sample_fn=lambda state: {"samples": preview(state.averaged, tokenizer_network, previewed, sample_key)},
+        sample_fn=lambda state: {"samples": preview(whole(state.averaged), tokenizer_network, previewed, sample_key)},
         eval_fn=evaluate if evaluator else None,
+        start_from=start_from if config.get("init_from") and lora is None else None,
     )
 
-    weights, parameters = open_folder(workdir) / "weights", to_host(state.averaged)
+    weights, trained, parameters = open_folder(workdir) / "weights", to_host(state.averaged), to_host(whole(state.averaged))
     if jax.process_index() == 0:
         save(weights, parameters, config.total_steps)
+        if lora is not None:
+            lora.save(weights / "lora.safetensors", trained)
     return weights
 
 

@@ -55,10 +55,16 @@ def loader_config(config) -> LoaderConfig:
     return LoaderConfig(**{"batch_size": config.batch_size, "seed": config.seed, "rows": rows, **options})
 
 
-def with_arrays(batches: Callable[..., Iterator[dict]], names: tuple[str, ...]) -> Callable[..., Iterator[dict]]:
+def with_arrays(
+    batches: Callable[..., Iterator[dict]], names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Callable[..., Iterator[dict]]:
     """The same batches (a function start_step -> batches) with these arrays alone: what a step takes, as all are copied to the
-    devices."""
-    return lambda **options: ({name: batch[name] for name in names} for batch in batches(**options))
+    devices. optional: arrays that only some batches have."""
+
+    def of(batch: dict) -> dict:
+        return {name: batch[name] for name in (*names, *(name for name in optional if name in batch))}
+
+    return lambda **options: (of(batch) for batch in batches(**options))
 
 
 def data_identity(config, source=None) -> dict:
@@ -67,7 +73,7 @@ def data_identity(config, source=None) -> dict:
     Paths of codes and prepared data sets, the number of workers and loader options at their defaults are left out.
     source: an image source or code store.
     """
-    ignored = ("codes", "texts", "data_dir", "num_workers", "rows")
+    ignored = ("codes", "texts", "images", "buckets", "data_dir", "num_workers", "rows")
     defaults = [(name, value) for name, default in LOADER_DEFAULTS.items() for value in (default, None)]
     options = {name: value for name, value in config.data.items() if name not in ignored and (name, value) not in defaults}
     content = getattr(source, "content_hash", "")
@@ -97,6 +103,7 @@ def fit(
     frozen: tuple = (),
     sample_fn: Callable | None = None,
     eval_fn: Callable | None = None,
+    start_from: Callable | None = None,
 ):
     """Trains to `config.total_steps` and returns the final state; a `workdir` with checkpoints is continued.
 
@@ -108,6 +115,7 @@ def fit(
     primary_metric: shown in the progress bar, and watched for jumps.
     sample_fn: state -> {name: uint8 (h, w, 3)}, called by all processes every `config.sample_every` steps.
     eval_fn: (step, state) -> {metric: value}, called by all processes every `config.evaluate.every` steps.
+    start_from: state -> state, called on the initial state of a run without checkpoints.
     workdir: a folder that all processes see, or "gs://bucket/folder". All of them save checkpoints; process 0 writes the rest.
 
     Raises a ConfigError if the processes have different options or another run uses `workdir`, `TrainingDiverged`,
@@ -117,6 +125,7 @@ def fit(
     agree({**run_options(config), "made with": plain(fingerprint_inputs)})
     with contextlib.ExitStack() as stack:
         own_workdir(workdir, stack)
+        _log.info("%s: compiling; the first step takes longest, and times below are without it", name)
         state, state_sharding = sharded_init(init, init_key, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
         if lead:
@@ -134,6 +143,8 @@ def fit(
         if found:
             start, state = found
             _log.info("%s: continuing from step %d of %s", name, start, checkpoints.folder)
+        elif start_from:
+            state = start_from(state)
         if start >= config.total_steps:
             return state
         checkpoints.check_free_space(state)
@@ -168,10 +179,10 @@ def fit(
                     events("first_step", step=step)
 
                 if sample_fn and config.sample_every and (last or step % config.sample_every == 0):
-                    with jax.transfer_guard("allow"), watchdog.paused():
+                    with jax.transfer_guard("allow"), watchdog.paused(), log.clock.paused("pictures", config.sample_every):
                         writer.write_images(step, sample_fn(state))
                 if eval_fn and (last or step % config.evaluate.every == 0):
-                    with jax.transfer_guard("allow"), watchdog.paused():
+                    with jax.transfer_guard("allow"), watchdog.paused(), log.clock.paused("figures", config.evaluate.every):
                         writer.write_scalars(step, eval_fn(step, state))
 
                 stopped = signals.stop_at(step) and not last
@@ -179,7 +190,7 @@ def fit(
                     events("signal", step=step)
                     log.write()
                 if last or stopped or step % config.checkpoint.every == 0 or not checkpoints.check():
-                    with watchdog.paused():
+                    with watchdog.paused(), log.clock.paused("checkpoint", config.checkpoint.every):
                         save(checkpoints, step, state, fingerprint_inputs, config, log.score, wait=last or stopped)
                 if stopped:
                     events("stop", step=step, reason="signal")

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from maskgil_jax.files.atomic import writing
 from maskgil_jax.files.paths import LineFile, is_remote, open_folder
+from maskgil_jax.runtime.progress import StepClock, minutes_left, restart_bar
 from maskgil_jax.training.liveness import Watchdog
 from maskgil_jax.training.skip_updates import SkipConfig
 
@@ -34,7 +34,7 @@ class StepLog:
     Metrics are fetched after the next step is dispatched, so the device does not wait for the host. The host runs at most two
     steps ahead, so that batches do not accumulate on the device and `watchdog` is told of every step. Skipped steps (metric
     `skipped_in_a_row` above 0) are logged and counted, but excluded from the means. score: the last mean of `primary_metric`.
-    event: called with "skip" and "alarm".
+    event: called with "skip" and "alarm". clock: its `paused` goes around what is not a step, so that rates are those of steps.
     """
 
     def __init__(
@@ -65,15 +65,21 @@ class StepLog:
         self.held = start
         self.score: float | None = None
         self.alarm = LossAlarm(self.guard.loss_alarm)
-        self.clock, self.clock_step = time.perf_counter(), start
+        self.start, self.clock = start, StepClock(start, total)
         visible = writer.enabled and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, desc=name, unit="step", disable=not visible, smoothing=0.05)
+        if visible:
+            self.bar.set_postfix_str("compiling")
 
     def step(self, step: int, metrics) -> None:
         """Adds the metrics of `step`, which was just dispatched; writes the window that ended one step earlier, if any."""
         if len(self.running) == 2:
             ended, result = self.running[0]
             jax.block_until_ready(result)
+            if ended == self.start + 1:
+                self.clock.started(ended)
+                if not self.bar.disable:
+                    restart_bar(self.bar, ended)
             if self.watchdog:
                 self.watchdog.ended(ended)
         if self.pending and self.held % self.every == 0:
@@ -99,9 +105,7 @@ class StepLog:
             windows = {name: functools.reduce(lambda a, b: a.merge(b), [step[name] for step in good]) for name in good[0]}
             values = {name: float(window.compute()) for name, window in windows.items()}
         values["skipped"] = float(len(steps) - len(good))
-        now = time.perf_counter()
-        rate = (self.held - self.clock_step) * self.batch_size / max(now - self.clock, 1e-9)
-        self.clock, self.clock_step = now, self.held
+        rate = self.batch_size / self.clock.window(self.held)
         self.writer.write_scalars(self.held, {**values, "images_per_second": rate})
         for step, (metrics, run) in enumerate(zip(steps, runs), first):
             self._check_step(step, metrics, run)
@@ -137,16 +141,14 @@ class StepLog:
             text = f"{self.primary_metric} {self.score:.3f}"
         self.bar.set_postfix_str(f"{text}, {rate:.0f} images/s")
         if self.writer.enabled and self.bar.disable:
-            minutes, seconds = divmod(int((self.total - self.held) * self.batch_size / max(rate, 1e-9)), 60)
             _log.info(
-                "%s: step %d/%d, %s, %.0f images/s, %d:%02d left",
+                "%s: step %d/%d, %s, %.0f images/s, %s left",
                 self.name,
                 self.held,
                 self.total,
                 text,
                 rate,
-                minutes,
-                seconds,
+                minutes_left(self.clock.left()),
             )
 
 

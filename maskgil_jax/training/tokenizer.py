@@ -29,7 +29,7 @@ from maskgil_jax.config import (
     require,
     to_dict,
 )
-from maskgil_jax.data.images import image_batches, open_images
+from maskgil_jax.data.images import image_batches, open_held_out, open_images
 from maskgil_jax.files.images import contact_sheet
 from maskgil_jax.files.paths import open_folder
 from maskgil_jax.runtime.mesh import place, replicated, to_host
@@ -196,7 +196,7 @@ def train(config, workdir) -> pathlib.Path:
     source, loader = open_images(data.path, split=data.split, **options), loader_config(config)
 
     batches = functools.partial(image_batches, source, loader, size=size, crop=data.crop, flip=data.flip)
-    held_out = open_images(data.path, split=data.held_out, **options)
+    held_out = open_held_out(source, data.path, split=data.held_out, **options)
     crop = "center" if data.crop != "none" else "none"
     preview = next(image_batches(held_out, LoaderConfig(min(16, len(held_out))), size=size, crop=crop))["image"]
 

@@ -1,5 +1,6 @@
 """A pipeline of tiny random networks that take notice of their prompt, and the same as a weights folder."""
 
+import dataclasses
 import functools
 
 import jax
@@ -30,9 +31,14 @@ TEXT_LLAMA = LlamaConfig(
 DECODE = DecodeConfig(steps=2)
 
 
+def _llama(encoder):
+    """The generator's sizes for features as wide as the encoder's."""
+    return dataclasses.replace(TEXT_LLAMA, text_dim=getattr(encoder, "width", WIDTH))
+
+
 @functools.cache
-def _params():
-    params = params_of(create(TEXT_LLAMA, jax.random.key(0)))
+def _params(cfg):
+    params = params_of(create(cfg, jax.random.key(0)))
     params["head"] = {"kernel": jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape) / 2}
     params["caption_down"] = {"kernel": params["caption_down"]["kernel"] * 2000}
     return params
@@ -40,8 +46,9 @@ def _params():
 
 def text_pipeline(encoder):
     """A pipeline whose prompts are read by `encoder`, whose output for "" is the null text."""
-    conditioner = TextConditioner(TOKENS, WIDTH, encoder, getattr(encoder, "about", {}))
-    generator = build(TEXT_LLAMA, {**_params(), **conditioner.fixed_parameters(TEXT_LLAMA)})
+    cfg = _llama(encoder)
+    conditioner = TextConditioner(TOKENS, cfg.text_dim, encoder, getattr(encoder, "about", {}))
+    generator = build(cfg, {**_params(cfg), **conditioner.fixed_parameters(cfg)})
     return Pipeline(create(VQ, jax.random.key(2)), generator, conditioner, DECODE, "tiny text")
 
 
@@ -51,5 +58,5 @@ def save_text_pipeline(folder, encoder):
     tokenizer = params_of(pipeline.tokenizer)
     save_weights(folder / "tokenizer", VQ, tokenizer)
     about = {"tokenizer_hash": fingerprint(tokenizer), "decode": {"steps": DECODE.steps}, **pipeline.conditioner.metadata()}
-    save_weights(folder / "generator", TEXT_LLAMA, params_of(pipeline.generator), metadata=about)
+    save_weights(folder / "generator", pipeline.generator.cfg, params_of(pipeline.generator), metadata=about)
     return folder

@@ -13,6 +13,7 @@ from .bounded_text import parse_json, parse_yaml
 from .checkpoint import BadWeightFile, Problem
 
 MAX_BYTES = 64 << 10  # of one file; published ones have 1 to 3 KB
+MAX_CONFIG = 4 << 20  # of config.json, which may list a vocabulary; Chameleon's has 65,536 entries
 _ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -36,11 +37,12 @@ def read_sidecar_configs(path: str | os.PathLike) -> dict[str, dict]:
 
 
 def _read(file: pathlib.Path) -> dict[str, Any]:
+    limit = MAX_CONFIG if file.name == "config.json" else MAX_BYTES
     try:
         with open(file, "rb") as opened:
-            raw = opened.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise Problem(f"has more than {MAX_BYTES >> 10} KB; the options of a network have a few")
+            raw = opened.read(limit + 1)
+        if len(raw) > limit:
+            raise Problem(f"has more than {limit >> 10} KB; the options of a network have a few")
         if file.suffix == ".json":
             return parse_json(raw, "it")
         tree = parse_yaml(raw)

@@ -15,6 +15,7 @@ from maskgil_jax.config import CaptionConfig
 from maskgil_jax.data.sources.captions import CaptionedImages, Entry, LeftOut, block_digest, caption_values, clean_captions
 from maskgil_jax.data.sources.folder import EXTENSIONS
 from maskgil_jax.files.images import check_image, read_image
+from maskgil_jax.files.json_lines import parse_json_line
 from maskgil_jax.files.paths import walk_files
 
 IMAGE_FIELDS = ("image", "path", "file_name", "file", "image_path", "key")  # of a JSON line, the first that is present
@@ -124,11 +125,7 @@ def open_caption_lines(path: str | os.PathLike, images: str | os.PathLike | None
     for number, line in enumerate(_read(path).split(b"\n"), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-            raise ValueError(f"{path}: line {number} is not JSON ({reason}); {LINE}") from None
+        record = parse_json_line(line, path, number, LINE)
         field = next((f for f in IMAGE_FIELDS if f in record), None) if isinstance(record, dict) else None
         if field is None or not isinstance(record[field], str) or not record[field]:
             raise ValueError(f"{path}: line {number} names no image ({', '.join(IMAGE_FIELDS)}); {LINE}")

@@ -113,7 +113,7 @@ def _list_images(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
     if endings:
         left_out.append(f"files that are not {', '.join(EXTENSIONS)}: {_counts(endings)}")
     if loose:
-        left_out.append(f"{loose} images outside of the class sub-folders")
+        left_out.append(f"{loose} image{'s' if loose > 1 else ''} outside of the class sub-folders")
     if empty:
         left_out.append(f"sub-folders without images, which are no classes: {_some(empty)}")
     return files, left_out

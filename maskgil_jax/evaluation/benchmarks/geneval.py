@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from maskgil_jax.config import require
+from maskgil_jax.config import ConfigError, require
+from maskgil_jax.evaluation.benchmarks.layouts import job_images, link
 from maskgil_jax.files.atomic import writing
-from maskgil_jax.files.sample_formats import write_images
+from maskgil_jax.files.json_lines import read_json_objects
 
 # tag in the files -> name in tables, in the order of the paper's Table 4
 TASKS = {
@@ -34,62 +35,39 @@ PAPER = dict(zip([*TASKS, "overall"], (0.98, 0.52, 0.24, 0.69, 0.24, 0.29, 0.49)
 PER_PROMPT = 4
 
 
-def _json_lines(path: str | os.PathLike, fields: set[str], what: str) -> list[dict]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give {what}") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path}: line {number} is not JSON; give {what}") from None
-        if not isinstance(record, dict) or not fields <= record.keys():
-            raise ValueError(f"{path}: line {number} lacks {', '.join(sorted(fields))}; give {what}")
+def _tagged(path: str | os.PathLike, fields: set[str], what: str) -> list[dict]:
+    found = read_json_objects(path, fields, f"give {what}")
+    for number, record in found:
         if record["tag"] not in TASKS:
-            raise ValueError(f"{path}: line {number} has the unknown tag {record['tag']!r}; expected {', '.join(TASKS)}")
-        found.append(record)
-    if not found:
-        raise ValueError(f"{path}: is empty; give {what}")
-    return found
+            raise ConfigError(f"{path}: line {number} has the unknown tag {record['tag']!r}; expected {', '.join(TASKS)}")
+    return [record for _, record in found]
 
 
 def read_prompts(path: str | os.PathLike) -> list[dict]:
-    """Reads the prompts, dicts with at least `tag` and `prompt`. Raises a `ValueError` that names file and line."""
-    return _json_lines(path, {"tag", "prompt"}, "evaluation_metadata.jsonl of the benchmark")
+    """Reads the prompts, dicts with at least `tag` and `prompt`. Raises a `ConfigError` that names file and line."""
+    found = _tagged(path, {"tag", "prompt"}, "evaluation_metadata.jsonl of the benchmark")
+    for number, record in enumerate(found, 1):
+        require(isinstance(record["prompt"], str), f"{path}: prompt {number} is {record['prompt']!r:.40}, expected text")
+    return found
 
 
-def write_samples(
-    out: str | os.PathLike,
-    prompts: Iterable[dict],
-    draw: Callable[[str, int, int], np.ndarray],
-    *,
-    per_prompt: int = PER_PROMPT,
-) -> int:
-    """Writes the folder of each prompt that has none yet, so a stopped run continues; returns their number.
+def lay_out(drawn: str | os.PathLike, images: str | os.PathLike, prompts: Sequence[dict], per_prompt: int = PER_PROMPT) -> None:
+    """Makes the folder of each prompt from a finished job of `per_prompt` images a prompt; the image files are linked.
 
-    draw: (prompt, its index, count) -> uint8 images (count, h, w, 3). A folder is written atomically.
+    A folder appears as a whole. Folders that exist are kept. Raises a `ConfigError` if one is of another prompt.
     """
-    out, written = Path(out), 0
-    require(per_prompt >= 1, f"per_prompt: must be at least 1, got {per_prompt}")
+    files = job_images(drawn, per_prompt * len(prompts))
     for number, record in enumerate(prompts):
-        folder = out / f"{number:05d}"
+        folder = Path(images) / f"{number:05d}"
         if folder.exists():
-            if json.loads((folder / "metadata.jsonl").read_text()) != record:
-                raise ValueError(f"{folder}: was made for another prompt; use another folder")
+            same = json.loads((folder / "metadata.jsonl").read_text(encoding="utf-8")) == record
+            require(same, f"{folder}: was made for another prompt; give another --out")
             continue
-        images = draw(record["prompt"], number, per_prompt)
-        if images.shape[:1] != (per_prompt,) or images.dtype != np.uint8:
-            raise ValueError(f"draw gave {images.dtype} {images.shape}, expected uint8 ({per_prompt}, h, w, 3)")
         with writing(folder) as part:
             (part / "samples").mkdir(parents=True)
-            (part / "metadata.jsonl").write_text(json.dumps(record) + "\n")
-            write_images(part / "samples", images, digits=4)
-        written += 1
-    return written
+            (part / "metadata.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+            for i, file in enumerate(files[number * per_prompt : (number + 1) * per_prompt]):
+                link(file, part / "samples" / f"{i:04d}.png")
 
 
 def read_results(path: str | os.PathLike) -> dict:
@@ -99,7 +77,7 @@ def read_results(path: str | os.PathLike) -> dict:
     "correct_images": fraction over all images, "correct_prompts": fraction of prompts with at least one correct image}.
     Raises a `ValueError` for a missing task.
     """
-    records = _json_lines(path, {"tag", "correct"}, "the results file of the benchmark's evaluate_images.py")
+    records = _tagged(path, {"tag", "correct"}, "the results file of the benchmark's evaluate_images.py")
     by_task: dict[str, list[bool]] = {tag: [] for tag in TASKS}
     by_prompt: dict[str, bool] = {}
     for number, record in enumerate(records, 1):

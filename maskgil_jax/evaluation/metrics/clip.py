@@ -1,15 +1,10 @@
-"""CLIPScore of images and texts: the formula, and embeddings by a CLIP model of the transformers library.
-
-`pip install maskgil_jax[clip]` brings the transformers library with PyTorch; the model is a folder or hub name of its
-format.
-"""
+"""CLIPScore of images and texts: the formula, and its row among the metrics. `clip_embedding.py` makes the embeddings."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +14,6 @@ from maskgil_jax.evaluation.metrics.base import Figure, Metric, MetricResult
 from maskgil_jax.evaluation.metrics.frechet import check_features
 
 CLIP_CONVENTIONS = ("torchmetrics", "clipped", "hessel", "cosine")
-USUAL_MODEL = "openai/clip-vit-large-patch14"
 
 
 def clip_similarity(image_emb, text_emb) -> np.ndarray:
@@ -50,34 +44,12 @@ def clip_score(image_emb, text_emb, *, convention: str = "torchmetrics") -> floa
     return float(np.maximum(cos_n, 0).mean()) * (100 if convention == "clipped" else 2.5)
 
 
-def read_texts(path) -> list[str]:
-    """Reads one text per image, in order: lines of text, or JSON lines with a "prompt". Errors name the line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as text ({error})") from None
-    texts = []
-    for number, line in enumerate((line.strip() for line in lines), 1):
-        if line.startswith("{"):
-            try:
-                line = json.loads(line)["prompt"]
-            except (ValueError, KeyError):
-                raise ValueError(f"{path}: line {number} is not a JSON object with a prompt") from None
-        if line:
-            texts.append(str(line))
-    if not texts:
-        raise ValueError(f"{path}: holds no texts")
-    return texts
-
-
 @dataclasses.dataclass
 class ClipScorer:
-    """Embeds images as they are read. `embed_images(uint8 (b, h, w, 3))` and `embed_texts([str])` -> (b, d) arrays."""
+    """Embeds images as they are read. embedder: a `clip_embedding.ClipEmbedder`. texts: one for each image."""
 
-    embed_images: Callable[[np.ndarray], np.ndarray]
-    embed_texts: Callable[[list[str]], np.ndarray]
+    embedder: Any
     texts: list[str]
-    model: str
     convention: str = "torchmetrics"
 
     def __post_init__(self):
@@ -91,51 +63,23 @@ class ClipScorer:
 
         def batches(rows: int) -> Iterator[np.ndarray]:
             for batch in images.batches(rows):
-                self._rows.append(np.asarray(self.embed_images(batch), np.float32))
+                self._rows.append(self.embedder.images(batch))
                 yield batch
 
         return dataclasses.replace(images, batches=batches)
 
     def result(self) -> MetricResult:
         """The score of the images that were read."""
-        step = 256
-        texts = [self.embed_texts(self.texts[i : i + step]) for i in range(0, len(self.texts), step)]
-        score = clip_score(np.concatenate(self._rows), np.concatenate(texts), convention=self.convention)
-        return MetricResult({"clipscore": score}, {"model": self.model, "convention": self.convention})
-
-
-def open_clip(texts: list[str], model: str = USUAL_MODEL, convention: str = "torchmetrics") -> ClipScorer:
-    """Makes a `ClipScorer` with a model of transformers, on the CPU. Raises a `ConfigError` without the extra."""
-    try:
-        from transformers import CLIPModel, CLIPProcessor
-    except ImportError:
-        raise ConfigError("clipscore: needs the transformers library: pip install maskgil_jax[clip]") from None
-    try:
-        # safetensors only: loading a pickled checkpoint could run code
-        network, processor = CLIPModel.from_pretrained(model, use_safetensors=True), CLIPProcessor.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--clip {model}: cannot be loaded ({str(error).strip().splitlines()[0]})") from None
-    network.eval().requires_grad_(False)
-
-    def rows(output) -> np.ndarray:  # newer versions of the library wrap the projected embedding
-        return np.asarray(getattr(output, "pooler_output", output), np.float32)
-
-    def images(batch: np.ndarray) -> np.ndarray:
-        return rows(network.get_image_features(**processor(images=list(batch), return_tensors="pt")))
-
-    def words(batch: list[str]) -> np.ndarray:
-        inputs = processor(text=batch, return_tensors="pt", padding=True, truncation=True)
-        return rows(network.get_text_features(**inputs))
-
-    return ClipScorer(images, words, texts, model, convention)
+        score = clip_score(np.concatenate(self._rows), self.embedder.texts(self.texts), convention=self.convention)
+        return MetricResult({"clip_score": score}, {"model": self.embedder.name, "convention": self.convention})
 
 
 METRICS = (
     Metric(
-        name="clipscore",
-        help="CLIPScore of images and texts, with --texts",
+        name="clip_score",
+        help="CLIPScore of images and texts by --clip; texts of the manifest, or --texts",
         compute=lambda inputs: inputs.clip.result(),
-        figures=(Figure("clipscore", "CLIPScore", 100, digits=3),),
+        figures=(Figure("clip_score", "CLIPScore", 100, digits=3),),
         needs=("texts",),
         min_images=1,
     ),
