@@ -223,7 +223,7 @@ def test_damaged_store_raises_naming_the_file(tmp_path):
     damage_manifest(folder, format="other")
     refused("format is 'other', expected 'maskgil-codes-1'")
     damage_manifest(folder, codebook_size="many")
-    refused("codebook_size is 'many', expected a int")
+    refused("codebook_size is 'many', expected a whole number")
     damage_manifest(folder, dtype="uint32")
     refused("dtype is 'uint32', expected 'uint16'")
     damage_manifest(folder, shards=[{"name": "../x", "records": 25, "bytes": 1, "crc32": 1}])

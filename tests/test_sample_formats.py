@@ -72,7 +72,7 @@ def test_samples_json_of_another_tool_does_not_make_a_job_folder(tmp_path):
         assert images.count == 3
         assert images.notes == ["1 file without an image suffix is left out (samples.json)"]
     (folder / "samples.json").write_text(json.dumps({"format": "maskgil samples 9"}))
-    with pytest.raises(ConfigError, match=r"samples\.json: does not describe samples of this version"):
+    with pytest.raises(ConfigError, match=r"samples\.json: format is"):
         open_image_set(folder)
 
 

@@ -220,7 +220,7 @@ def test_missing_or_broken_tokenizer_is_named_at_the_first_text(tmp_path):
     refused(r"gemma/tokenizer\.json: missing", ["a cat"], load=encoder)
     folder = copied("gemma", tmp_path)
     (folder / "tokenizer.json").write_text('{"model": 3}')
-    refused(r"gemma/tokenizer\.json: not a readable tokenizer", ["a cat"], load=load_text_encoder(folder))
+    refused(r"gemma/tokenizer\.json: not a usable tokenizer", ["a cat"], load=load_text_encoder(folder))
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_text_store_refuses_other_contents_and_damage(store, encoder, tmp_path):
     with pytest.raises(ConfigError, match=r"codes-00001.array_record: \d+ bytes, expected"):
         TextStore(copy)
     (copy / "manifest.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"manifest.json: not a readable JSON file"):
+    with pytest.raises(ConfigError, match=r"manifest.json: not a JSON file"):
         TextStore(copy)
 
 

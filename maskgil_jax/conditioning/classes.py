@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.config.base import shown
 from maskgil_jax.models.condition import ClassCondition
 
 Labels = int | str | Sequence[int | str] | np.ndarray | ClassCondition
@@ -58,7 +59,7 @@ class ClassConditioner:
         if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
             return self._in_range(int(label))
         if not isinstance(label, str):
-            raise ConfigError(f"labels: expected class numbers or names, got {label!r:.80} ({type(label).__name__})")
+            raise ConfigError(f"labels: expected class numbers or names, got {shown(label)} ({type(label).__name__})")
         text = label.strip()
         for name in (label, text):
             if name in self.class_names:
@@ -68,7 +69,7 @@ class ClassConditioner:
         near = difflib.get_close_matches(text, self.class_names, n=3, cutoff=0.4)
         near += [n for n in self.class_names if text and text.lower() in n.lower() and n not in near][:3]
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"there are {len(self.class_names)}"
-        raise ConfigError(f"labels: no class is called {text!r:.80}; {hint}" + ("" if near else ": --labels list shows them"))
+        raise ConfigError(f"labels: no class is called {shown(text)}; {hint}" + ("" if near else ": --labels list shows them"))
 
     def _in_range(self, number: int) -> int:
         count = len(self.class_names)

@@ -14,7 +14,7 @@ import logging
 import math
 import numbers
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 _log = logging.getLogger("maskgil_jax")
@@ -30,14 +30,20 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def shown(value: Any, limit: int = 80) -> str:
+    """The repr of a value for a message: one line of at most `limit` characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def choose(name: str, value: Any, allowed) -> Any:
     """Returns `value` if it is one of `allowed`, else raises a `ConfigError` that lists them and the nearest."""
     allowed = tuple(allowed)
-    if value in allowed:
+    if isinstance(value, Hashable) and value in allowed:
         return value
-    near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1)
+    near = difflib.get_close_matches(str(value)[:80], [str(a) for a in allowed], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{name}: unknown value {value!r}; choose from {', '.join(map(str, allowed))}.{hint}")
+    raise ConfigError(f"{name}: unknown value {shown(value)}; choose from {', '.join(map(str, allowed))}.{hint}")
 
 
 def require(condition: bool, message: str) -> None:
@@ -119,7 +125,7 @@ MAX_INT = 2**31 - 1  # of an option without another limit: counts become int32 o
 MAX_FLOAT = 3.4028234663852886e38  # the largest float32
 
 # type of an option -> (what a value must be an instance of, the same in words)
-_KINDS: dict[type, tuple[type, str]] = {
+_KINDS: dict[type, tuple[Any, str]] = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a finite number"),
     bool: (bool, "True or False"),
@@ -149,7 +155,7 @@ def check_option(cls, field: dataclasses.Field, value: Any, name: str | None = N
     if kind not in _KINDS or (sizes and type(value) is kind and value == field.default):
         return
     info = _with_limits(info, kind, sizes)
-    require(_is_sound(value, kind, info), f"{name}: must be {or_none}{_in_words(kind, info, value)}, got {_short(value)}")
+    require(_is_sound(value, kind, info), f"{name}: must be {or_none}{_in_words(kind, info, value)}, got {shown(value)}")
 
 
 def _with_limits(info: OptionInfo, kind: type, sizes: bool) -> OptionInfo:
@@ -168,7 +174,7 @@ def _is_sound(value: Any, kind: type, info: OptionInfo) -> bool:
 
 
 def _in_words(kind: type, info: OptionInfo, value: Any) -> str:
-    too_large = kind is int and isinstance(value, numbers.Integral) and info.high is None and value > MAX_INT
+    too_large = kind is int and info.high is None and isinstance(value, int | numbers.Integral) and int(value) > MAX_INT
     return " ".join(part for part in (_KINDS[kind][1], info.range, f"and at most {MAX_INT}" if too_large else "") if part)
 
 
@@ -180,15 +186,11 @@ def _check_tuple(name: str, value: Any, kinds: tuple, info: OptionInfo, sizes: b
     kind, count = kinds[0], f"{len(kinds)} of " if fixed else ""
     require(
         isinstance(value, tuple) and (not fixed or len(value) == len(kinds)),
-        f"{name}: must be {or_none}a tuple of {count}{kind.__name__}, got {_short(value)}",
+        f"{name}: must be {or_none}a tuple of {count}{kind.__name__}, got {shown(value)}",
     )
     info = _with_limits(info, kind, sizes)
     for element in value if kind in _KINDS else ():
-        require(_is_sound(element, kind, info), f"{name}: must be {_in_words(kind, info, element)} each, got {_short(value)}")
-
-
-def _short(value: Any) -> str:
-    return text if len(text := repr(value)) <= 80 else text[:77] + "..."
+        require(_is_sound(element, kind, info), f"{name}: must be {_in_words(kind, info, element)} each, got {shown(value)}")
 
 
 def _plain_hint(cls, name: str) -> Any:

@@ -52,12 +52,14 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgil_jax.config import height_width
+from maskgil_jax.config import height_width, require
+from maskgil_jax.config.base import shown
+from maskgil_jax.files.manifests import Kind, check_shards, check_texts, check_types, read_object
 from maskgil_jax.files.sample_formats import write_records
 
 FORMAT, FORMAT_2 = "maskgil-codes-1", "maskgil-codes-2"
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
-MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
+MANIFEST_TYPES: dict[str, Kind] = {
     "format": str,
     "tokenizer_hash": str,
     "grid": list,
@@ -169,32 +171,25 @@ def read_json(path: Path) -> dict:
 
     Raises a ValueError that names the file and the wrong entry.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error}); encode the data set again into a new folder") from None
-    if not isinstance(values, dict) or values.get("format") not in (FORMAT, FORMAT_2):
-        found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r} or {FORMAT_2!r}")
-    more = {"captioned": bool, "sizes": list} if values["format"] == FORMAT_2 else {}
-    for name, kind in {**MANIFEST_TYPES, **more}.items():
-        if not isinstance(values.get(name), kind):
-            expected = "a number or [height, width]" if isinstance(kind, tuple) else f"a {kind.__name__}"
-            raise ValueError(f"{path}: {name} is {values.get(name)!r}, expected {expected}")
+    values = read_object(path, "encode the data set again into a new folder")
+    found = values.get("format")
+    known = isinstance(found, str) and found in (FORMAT, FORMAT_2)
+    require(known, f"{path}: format is {shown(found)}, expected {FORMAT!r} or {FORMAT_2!r}")
+    more: dict[str, Kind] = {"captioned": bool, "sizes": list} if found == FORMAT_2 else {}
+    check_types(path, values, {**MANIFEST_TYPES, **more})
     values["image_size"] = list(height_width(values["image_size"], f"{path}: image_size"))
-    if "sizes" in more:
+    if more:
         values["sizes"] = [list(height_width(size, f"{path}: sizes")) for size in values["sizes"]]
-        if not values["sizes"]:
-            raise ValueError(f"{path}: sizes is empty, expected [[height, width], ...]")
-    if len(values["grid"]) != 2 or not all(isinstance(side, int) and side >= 1 for side in values["grid"]):
-        raise ValueError(f"{path}: grid is {values['grid']}, expected [rows, columns]")
-    if values["dtype"] != codes_dtype(values["codebook_size"]):
-        raise ValueError(f"{path}: dtype is {values['dtype']!r}, expected {codes_dtype(values['codebook_size'])!r}")
-    entries = values.get("shards")
-    keys = {"name": str, "records": int, "bytes": int, "crc32": int}
-    for entry in entries if isinstance(entries, list) else [None]:
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in keys.items()):
-            raise ValueError(f"{path}: shards must be a list of {{name, records, bytes, crc32}}, found {entry!r}")
-        if Path(entry["name"]).name != entry["name"]:
-            raise ValueError(f"{path}: shard {entry['name']!r} is not a plain file name")
+        require(bool(values["sizes"]), f"{path}: sizes is empty, expected [[height, width], ...]")
+    sides = values["grid"]
+    sound = len(sides) == 2 and all(type(side) is int and 1 <= side < 2**16 for side in sides)
+    require(sound, f"{path}: grid is {shown(sides)}, expected [rows, columns]")
+    require(values["codebook_size"] >= 2, f"{path}: codebook_size is {values['codebook_size']}, expected at least 2")
+    dtype = codes_dtype(values["codebook_size"])
+    require(values["dtype"] == dtype, f"{path}: dtype is {shown(values['dtype'])}, expected {dtype!r}")
+    check_texts(path, "class_names", values["class_names"])
+    for variant in values["variants"] or [None]:
+        sound = isinstance(variant, list) and len(variant) == 2 and all(type(n) is int and 0 <= n < 256 for n in variant)
+        require(sound, f"{path}: variants: found {shown(variant)}, expected [crop, mirrored]")
+    check_shards(path, values.get("shards"))
     return values

@@ -19,6 +19,7 @@ from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.loader import batches
 from maskgil_jax.data.text_store import TEXT_FIELDS, RandomCaption, TextStore
 from maskgil_jax.files.paths import is_remote
+from maskgil_jax.files.records import RecordFiles
 
 __all__ = ["CodeStore", "code_batches", "encode_dataset"]
 
@@ -37,8 +38,6 @@ class CodeStore:
     """
 
     def __init__(self, path: str | os.PathLike):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self.path = local_store(os.fspath(path)) if is_remote(path) else Path(path)
         manifest_path = self.path / code_format.MANIFEST
         if not manifest_path.is_file():
@@ -58,7 +57,7 @@ class CodeStore:
         listed = sum(entry["records"] for entry in self.manifest["shards"])
         if not shards or listed != expected:
             raise ValueError(f"{manifest_path}: shards hold {listed} images, num_images is {expected}")
-        self._records = ArrayRecordDataSource([str(shard) for shard in shards])
+        self._records = RecordFiles(shards, self.path)
         if len(self._records) != expected:
             raise ValueError(f"{self.path}: shards hold {len(self._records)} images, the manifest says {expected}")
         self.name = f"codes/{self.manifest['source']}"
@@ -85,9 +84,12 @@ class CodeStore:
             raise IndexError(i)
         try:
             record = self._unpack(self._records[i])
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: image {i} cannot be read ({error}); check the store with verify()") from None
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200].removeprefix(f"{self.path}: ")
+            raise ValueError(f"{self.path}: image {i} cannot be read ({reason}); check the store with verify()") from None
         codes = record["codes"]
+        if not 0 <= record["label"] < max(1, len(self.class_names)):
+            raise ValueError(f"{self.path}: image {i} has class {record['label']}, class_names has {len(self.class_names)}")
         if len(codes) != len(self.variants) or codes.min() < 0 or codes.max() >= self.codebook_size:
             raise ValueError(
                 f"{self.path}: image {i} has {len(codes)} variants of codes {codes.min()}..{codes.max()}; "

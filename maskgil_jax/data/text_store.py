@@ -35,13 +35,24 @@ import ml_dtypes
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.config.base import shown
 from maskgil_jax.data.code_format import MANIFEST, PROGRESS, shard_name, sum_file, write_shard
 from maskgil_jax.files.atomic import write_json
+from maskgil_jax.files.manifests import Kind, check_shards, check_types, read_object
+from maskgil_jax.files.records import RecordFiles
 
 FORMAT = "maskgil-texts-1"
 _HEAD = struct.Struct("<HH")
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_FIELDS = {"encoder": dict, "width": int, "max_tokens": int, "num_texts": int, "texts": str, "shard_size": int, "shards": list}
+_FIELDS: dict[str, Kind] = {
+    "encoder": dict,
+    "width": int,
+    "max_tokens": int,
+    "num_texts": int,
+    "texts": str,
+    "shard_size": int,
+    "shards": list,
+}
 
 
 def caption_ids(image_id: str, count: int) -> list[str]:
@@ -121,12 +132,9 @@ def _pack(name: str, features_td: np.ndarray) -> bytes:
 
 
 def _read(file: Path) -> dict:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: not a readable JSON file ({error}); write the store again into a new folder") from None
-    found = values.get("format") if isinstance(values, dict) else type(values).__name__
-    require(found == FORMAT, f"{file}: format is {found!r}, expected {FORMAT!r}")
+    values = read_object(file, "write the store again into a new folder")
+    require(values.get("format") == FORMAT, f"{file}: format is {shown(values.get('format'))}, expected {FORMAT!r}")
+    check_shards(file, values.get("shards"))
     return values
 
 
@@ -138,20 +146,23 @@ class TextStore:
     """
 
     def __init__(self, path: str | os.PathLike):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self.path = Path(path)
         require((self.path / MANIFEST).is_file(), f"{path}: not a finished text store (no {MANIFEST})")
         manifest = _read(self.path / MANIFEST)
-        for name, kind in _FIELDS.items():
-            require(isinstance(manifest.get(name), kind), f"{self.path / MANIFEST}: {name} is {manifest.get(name)!r:.60}")
+        check_types(self.path / MANIFEST, manifest, _FIELDS)
+        for name in ("width", "max_tokens"):
+            found = manifest[name]
+            require(1 <= found < 2**16, f"{self.path / MANIFEST}: {name} is {found}, expected 1 to 65535")
         self.about, self.width, self.max_tokens = manifest["encoder"], manifest["width"], manifest["max_tokens"]
         for entry in manifest["shards"]:
             file = self.path / entry["name"]
             size = file.stat().st_size if file.is_file() else 0
             require(size == entry["bytes"], f"{file}: {size} bytes, expected {entry['bytes']}; write the store again")
-        self._records = ArrayRecordDataSource([str(self.path / entry["name"]) for entry in manifest["shards"]])
-        found, expected = len(self._records), manifest["num_texts"]
+        listed, expected = sum(entry["records"] for entry in manifest["shards"]), manifest["num_texts"]
+        sound = 1 <= listed == expected
+        require(sound, f"{self.path / MANIFEST}: shards hold {listed} texts, num_texts is {expected}")
+        self._records = RecordFiles([self.path / entry["name"] for entry in manifest["shards"]], self.path)
+        found = len(self._records)
         require(found == expected, f"{self.path}: shards hold {found} texts, the manifest says {expected}")
         self.texts: str = manifest["texts"]
         self.ids: tuple[str, ...] = tuple(self._split(i)[0] for i in range(found))
@@ -167,13 +178,19 @@ class TextStore:
         return name in self._number
 
     def _split(self, number: int) -> tuple[str, np.ndarray]:
-        record = self._records[number]
-        size, tokens = _HEAD.unpack_from(record)
-        start = _HEAD.size + size
+        """(caption id, features) of a record. Raises a `ConfigError` that names the store if it is damaged."""
+        try:
+            record = self._records[number]
+            size, tokens = _HEAD.unpack_from(record)
+            start = _HEAD.size + size
+            name = bytes(record[_HEAD.size : start]).decode("utf-8")
+        except (struct.error, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ConfigError(f"{self.path}: text {number} cannot be read ({reason}); write the store again") from None
         expected = start + tokens * self.width * _BFLOAT16.itemsize
         require(len(record) == expected, f"{self.path}: text {number} has {len(record)} bytes, expected {expected}")
-        features_td = np.frombuffer(record, _BFLOAT16, offset=start).reshape(tokens, self.width)
-        return bytes(record[_HEAD.size : start]).decode("utf-8"), features_td
+        require(tokens <= self.max_tokens, f"{self.path}: text {number} has {tokens} tokens, max_tokens is {self.max_tokens}")
+        return name, np.frombuffer(record, _BFLOAT16, offset=start).reshape(tokens, self.width)
 
     def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(features bfloat16 (max_tokens, width), zero at padding, mask bool (max_tokens,)) of a caption."""

@@ -23,6 +23,7 @@ from maskgil_jax.data.transforms import adm_center_crop
 from maskgil_jax.files import sample_formats
 from maskgil_jax.files.images import read_image_and_conversions
 from maskgil_jax.files.npz import NpzImages
+from maskgil_jax.files.records import RecordFiles
 
 THREADS = 8
 Size = int | tuple[int, int]  # (height, width); one number is a square
@@ -186,13 +187,8 @@ def _from_files(path: Path, files: list[Path], size, count: int | None, notes: S
 
 # ------------------------------------------------------------------------------------------------ other containers
 def _from_records(name: str, paths: list[Path], size, count: int | None, notes: Sequence[str] = ()) -> ImageSet:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    try:
-        records = ArrayRecordDataSource([str(path) for path in paths])
-        total = len(records)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ValueError(f"{name}: not a readable ArrayRecord file ({str(error).splitlines()[0][:120]})") from None
+    records = RecordFiles(paths, name)
+    total = len(records)
     if not total:
         raise ValueError(f"{name}: holds no records")
     names = [f"{name}: record {i}" for i in range(total)]

@@ -8,11 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+# What `zipfile` and NumPy raise for damaged files; an unknown compression and a password are the last two.
+_DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError, OverflowError)
+_DAMAGE += (struct.error, zlib.error, MemoryError, NotImplementedError, RuntimeError)
 
 
 def npz_headers(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype, bool]]:
@@ -20,11 +26,22 @@ def npz_headers(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.
 
     Raises a `ValueError` that names the file if it is not an npz, is truncated, or holds pickled objects.
     """
+    with _reading(path, "not a readable .npz file"), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy"): _header(archive, name, path) for name in archive.namelist()}
+
+
+@contextlib.contextmanager
+def _reading(path, what: str) -> Iterator[None]:
+    """Turns the many exceptions of damaged zip files and arrays into a `ValueError` of one line."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy"): _header(archive, name, path) for name in archive.namelist()}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError) and reason.startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: {what} ({reason[:160] or type(error).__name__})") from None
 
 
 def _header(archive: zipfile.ZipFile, name: str, path):
@@ -37,8 +54,10 @@ def _read_header(member, where: str):
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(member)
-    except ValueError as error:
-        raise ValueError(f"{where}: not an array ({str(error).splitlines()[0]})") from None
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{where}: not an array ({' '.join(str(error).split())[:160]})") from None
+    if any(side < 0 for side in shape):
+        raise ValueError(f"{where}: has the impossible shape {shape}")
     if dtype.hasobject:
         raise ValueError(f"{where}: holds pickled Python objects, which are never loaded; save plain arrays")
     return shape, dtype, fortran
@@ -46,11 +65,8 @@ def _read_header(member, where: str):
 
 def load_array(path: str | os.PathLike, key: str) -> np.ndarray:
     """Loads one array of an npz. Raises a `ValueError` that names the file."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path}: {key} cannot be read ({str(error).splitlines()[0]})") from None
+    with _reading(path, f"{key} cannot be read"), np.load(path, allow_pickle=False) as arrays:
+        return arrays[key]
 
 
 def load_json(path: str | os.PathLike, key: str) -> dict:
@@ -99,10 +115,8 @@ class NpzImages:
             _read_header(member, str(self.path))
             while left:
                 take = min(rows, left)
-                try:
+                with _reading(self.path, "arr_0 is damaged"):
                     data = member.read(take * image_bytes)
-                except (zipfile.BadZipFile, EOFError, OSError) as error:
-                    raise ValueError(f"{self.path}: arr_0 is damaged ({error})") from None
                 if len(data) != take * image_bytes:
                     raise ValueError(f"{self.path}: arr_0 ends after {self.count - left} of {self.count} images")
                 images = np.frombuffer(data, np.uint8).reshape(take, *self.size, self.channels)

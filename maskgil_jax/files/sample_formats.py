@@ -17,13 +17,17 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from maskgil_jax.config import ConfigError, require
+from maskgil_jax.config import require
+from maskgil_jax.config.base import MAX_INT, shown
 from maskgil_jax.files.atomic import clear, writing
 from maskgil_jax.files.images import png_bytes, read_image_and_conversions, save_png, save_webp
+from maskgil_jax.files.manifests import check_types, read_object
 from maskgil_jax.files.npz import NpzImages, npz_writer
+from maskgil_jax.files.records import RecordFiles
 
 IMAGE_FORMATS = ("png", "webp")  # a file for each image
 FORMATS = (*IMAGE_FORMATS, "npz", "array_record")
@@ -137,13 +141,14 @@ def decode_record(record: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]
 def read_manifest(folder: str | os.PathLike) -> dict:
     """The manifest of a job's folder. Raises a `ConfigError` that names the file if it is not one of this version."""
     path = Path(folder) / MANIFEST
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not a JSON file ({error}); give another --out") from None
-    valid = isinstance(values, dict) and values.get("format") == MANIFEST_FORMAT and values.get("files") in FORMATS
-    sizes = valid and all(isinstance(values.get(name), int) and values[name] >= 1 for name in ("num", "part_size"))
-    require(sizes, f"{path}: does not describe samples of this version; give another --out")
+    values = read_object(path, "give another --out")
+    for name, known in (("format", (MANIFEST_FORMAT,)), ("files", FORMATS)):
+        found = values.get(name)
+        sound = isinstance(found, str) and found in known
+        require(sound, f"{path}: {name} is {shown(found)}, expected {' or '.join(known)}; give another --out")
+    check_types(path, values, {"num": int, "part_size": int})
+    for name in ("num", "part_size"):
+        require(values[name] >= 1, f"{path}: {name} is {values[name]}, expected at least 1; give another --out")
     return values
 
 
@@ -151,7 +156,7 @@ def is_job_folder(folder: str | os.PathLike) -> bool:
     """Whether a folder holds the manifest of a sampling job, rather than no or another `samples.json`."""
     try:
         values = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and str(values.get("format", "")).startswith("maskgil samples")
 
@@ -174,10 +179,14 @@ def sample_files(manifest: dict) -> list[str]:
 def manifest_labels(manifest: dict) -> np.ndarray | None:
     """The class of each image (n,) int32, from the manifest's [class, images in a row]; None without them."""
     runs = manifest.get("labels")
-    if not isinstance(runs, list) or not all(isinstance(run, list) and len(run) == 2 for run in runs):
+    if not isinstance(runs, list) or not all(map(_is_run, runs)) or sum(count for _, count in runs) != manifest["num"]:
         return None
-    labels = np.repeat(*np.asarray(runs, np.int64).reshape(-1, 2).T).astype(np.int32)
-    return labels if len(labels) == manifest["num"] else None
+    return np.repeat(*np.asarray(runs, np.int64).reshape(-1, 2).T).astype(np.int32)
+
+
+def _is_run(run: Any) -> bool:
+    """Whether `run` is [class, images in a row]."""
+    return isinstance(run, list) and len(run) == 2 and all(type(n) is int and 0 <= n <= MAX_INT for n in run)
 
 
 def read_samples(folder: str | os.PathLike, limit: int | None = None) -> np.ndarray:
@@ -198,9 +207,5 @@ def read_samples(folder: str | os.PathLike, limit: int | None = None) -> np.ndar
 def _read_file(path: Path) -> list[np.ndarray]:
     if path.suffix != ".array_record":
         return [read_image_and_conversions(path)[0]]
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    reader = ArrayRecordReader(str(path))
-    records = reader.read_all()
-    reader.close()
-    return [decode_record(record, f"{path}: record {i}")[0] for i, record in enumerate(records)]
+    records = RecordFiles([path], path)
+    return [decode_record(records[i], f"{path}: record {i}")[0] for i in range(len(records))]

@@ -104,14 +104,12 @@ class HybridPlan:
 
         "at least": a step reads weights and cache once at the published bandwidth. "cycles": the compiler's count.
         """
-        others = [plan.estimates(chip) for plan in (self.prompt, self.masked)]
+        prompt, masked = (plan.estimates(chip) for plan in (self.prompt, self.masked))
         bound = (self.steps.arguments or 0) / chip.bandwidth
-        prompt, masked = (other["roofline"]["seconds"] for other in others)
-        found = {"at least": (bound, prompt, masked)}
+        found = {"at least": (bound, prompt["roofline"]["seconds"], masked["roofline"]["seconds"])}
         counted = self.steps.cycle_seconds(chip)
-        if counted is not None and all("cycles" in other for other in others):
-            prompt, masked = (other["cycles"]["seconds"] for other in others)
-            found["cycles"] = (counted / STEPS, prompt, masked)
+        if counted is not None and "cycles" in prompt and "cycles" in masked:
+            found["cycles"] = (counted / STEPS, prompt["cycles"]["seconds"], masked["cycles"]["seconds"])
         return found
 
     def seconds(self, chip: Chip) -> dict[str, dict[float, float]]:

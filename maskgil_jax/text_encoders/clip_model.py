@@ -22,7 +22,16 @@ from maskgil_jax.text_encoders.clip import (
     vision_apply,
     vision_table,
 )
-from maskgil_jax.text_encoders.folder import Table, chosen_layers, locate, match, read_config, read_params, stored_tensors
+from maskgil_jax.text_encoders.folder import (
+    Table,
+    chosen_layers,
+    locate,
+    match,
+    network_options,
+    read_config,
+    read_params,
+    stored_tensors,
+)
 from maskgil_jax.text_encoders.layers import layer_norm, linear
 from maskgil_jax.text_encoders.placement import putter
 from maskgil_jax.text_encoders.text_tokens import TextTokenizer
@@ -169,8 +178,8 @@ def load_clip(path, *, dtype: str = "float32", mesh: Mesh | None = None) -> CLIP
     folder = locate(path)
     values = read_config(folder, KINDS)
     where, kind = str(folder / "config.json"), values["model_type"]
-    text = read_text_config(values, where) if kind != "clip_vision_model" else None
-    vision = read_vision_config(values, where) if kind != "clip_text_model" else None
+    text = network_options(read_text_config, values, where) if kind != "clip_vision_model" else None
+    vision = network_options(read_vision_config, values, where) if kind != "clip_text_model" else None
     stored = stored_tensors(folder)
     names = clip_names(folder, text, vision, {name: tensor.shape for name, tensor in stored.items()})
     pad_id = (values.get("text_config") or values).get("pad_token_id")

@@ -11,12 +11,13 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.config.base import shown
 
 Table = dict[str, tuple[str, tuple[int, ...]]]  # "layers/0/q/weight" -> (name in the file, shape)
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,7 +35,8 @@ class Stored(NamedTuple):
 def refuse_unless(where: str, key: str, found: Any, allowed: Collection) -> None:
     """Raises a `ConfigError` unless the value of a configuration file is one that the network here computes."""
     accepted = " or ".join(repr(value) for value in allowed)
-    require(found in allowed, f"{where}: {key} is {found!r}, expected {accepted}; this encoder does not compute the other form")
+    known = isinstance(found, Hashable) and found in allowed
+    require(known, f"{where}: {key} is {shown(found)}, expected {accepted}; this encoder does not compute the other form")
 
 
 def locate(path) -> pathlib.Path:
@@ -56,7 +58,7 @@ def read_json(file: pathlib.Path) -> dict:
     except FileNotFoundError:
         raise ConfigError(f"{file}: missing; copy the whole Hugging Face folder") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not readable as JSON ({error}); fetch it again") from None
+        raise ConfigError(f"{file}: not readable as JSON ({' '.join(str(error).split())[:160]}); fetch it again") from None
     require(isinstance(values, dict), f"{file}: expected an object, found a {type(values).__name__}; fetch it again")
     return values
 
@@ -66,10 +68,22 @@ def read_config(folder: pathlib.Path, kinds: Iterable[str]) -> dict:
     values = read_json(folder / "config.json")
     found, known = values.get("model_type"), ", ".join(kinds)
     require(
-        found in set(kinds),
-        f"{folder / 'config.json'}: model_type is {found!r}, expected one of {known}; choose another folder",
+        isinstance(found, str) and found in set(kinds),
+        f"{folder / 'config.json'}: model_type is {shown(found)}, expected one of {known}; choose another folder",
     )
     return values
+
+
+def network_options(read: Callable[[dict, str], Any], values: dict, where: Any) -> Any:
+    """`read(values, where)`, the sizes of a network. Raises: ConfigError that names the file, for any values."""
+    try:
+        return read(values, str(where))
+    except ConfigError as error:
+        named = str(error).startswith(str(where))
+        raise error if named else ConfigError(f"{where}: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{where}: an option has a value of another kind ({reason}); fetch it again") from None
 
 
 def stored_tensors(folder: pathlib.Path, name: str | None = None) -> dict[str, Stored]:

@@ -12,7 +12,15 @@ from jax.sharding import Mesh
 from maskgil_jax.config.encoders import TextEncoderOptions
 from maskgil_jax.text_encoders import bert, clip, gemma, t5
 from maskgil_jax.text_encoders.encoder import FrozenTextEncoder, Network
-from maskgil_jax.text_encoders.folder import chosen_layers, is_used, locate, read_config, read_params, stored_tensors
+from maskgil_jax.text_encoders.folder import (
+    chosen_layers,
+    is_used,
+    locate,
+    network_options,
+    read_config,
+    read_params,
+    stored_tensors,
+)
 from maskgil_jax.text_encoders.identity import sample_digest
 from maskgil_jax.text_encoders.packed import is_packed, packed_shapes, read_packed
 from maskgil_jax.text_encoders.placement import putter
@@ -60,7 +68,7 @@ def load_text_encoder(
     values = read_config(folder, NETWORKS)
     kind = values["model_type"]
     network = NETWORKS[kind]
-    cfg = network.read_config(values, str(folder / "config.json"))
+    cfg = network_options(network.read_config, values, folder / "config.json")
     count, norm = chosen_layers(layer, cfg.depth, network.norm_is_last, folder)
     stored = stored_tensors(folder)
     packed = is_packed(values)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,17 @@ class TextTokenizer:
 
     def __init__(self, folder: pathlib.Path, max_tokens: int, pad_id: int | None = None):
         self.file, self._tokenizer = _read(folder)
-        specials = self._tokenizer.num_special_tokens_to_add(False)
+        with _library(self.file):
+            specials = self._tokenizer.num_special_tokens_to_add(False)
         require(
             max_tokens > specials,
             f"max_tokens: {max_tokens} leaves no position beside {specials} special tokens of {self.file}; choose more",
         )
         self.max_tokens = max_tokens
-        self.pad_id = _pad_id(self._tokenizer, self.file.parent, pad_id)
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+        with _library(self.file):
+            self.pad_id = _pad_id(self._tokenizer, self.file.parent, pad_id)
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(max_tokens)
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """int32 ids and bool mask (b, max_tokens), padded on the right. A text that is cut is named in a warning."""
@@ -41,12 +44,13 @@ class TextTokenizer:
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Any]]:
         """As a call, but without a warning; also {row: encoding} of the texts that were cut."""
         check_texts(texts)
-        encodings = self._tokenizer.encode_batch(list(texts))
-        ids_bt = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
-        mask_bt = np.zeros(ids_bt.shape, bool)
-        for row, encoding in enumerate(encodings):
-            ids_bt[row, : len(encoding.ids)], mask_bt[row, : len(encoding.ids)] = encoding.ids, True
-        return ids_bt, mask_bt, {row: encoding for row, encoding in enumerate(encodings) if encoding.overflowing}
+        with _library(self.file):
+            encodings = self._tokenizer.encode_batch(list(texts))
+            ids_bt = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
+            mask_bt = np.zeros(ids_bt.shape, bool)
+            for row, encoding in enumerate(encodings):
+                ids_bt[row, : len(encoding.ids)], mask_bt[row, : len(encoding.ids)] = encoding.ids, True
+            return ids_bt, mask_bt, {row: encoding for row, encoding in enumerate(encodings) if encoding.overflowing}
 
     def _warn(self, row: int, text: str, encoding: Any) -> None:
         kept = [end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask) if not special]
@@ -69,6 +73,23 @@ def check_texts(texts: Any) -> None:
             raise ConfigError(f"texts: text {row} is not Unicode text ({error.reason} at {error.start}); repair it") from None
 
 
+@contextlib.contextmanager
+def _library(file: pathlib.Path) -> Iterator[None]:
+    """Turns what the library raises for a damaged tokenizer into a `ConfigError` that names the file.
+
+    It raises bare Exceptions; a panic of its Rust code is no Exception, and is known by its name alone.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{file}: not a usable tokenizer ({reason}); fetch it again") from None
+
+
 def _read(folder: pathlib.Path) -> tuple[pathlib.Path, Any]:
     """(file, tokenizer) of the folder, or of the folder `tokenizer` beside it, where diffusers keeps it."""
     try:
@@ -77,16 +98,13 @@ def _read(folder: pathlib.Path) -> tuple[pathlib.Path, Any]:
         raise ConfigError(f"{folder}: reading texts needs tokenizers; pip install 'maskgil-jax[text]'") from None
     for place in (folder, folder.parent / "tokenizer"):
         file = place / "tokenizer.json"
-        try:
-            if file.exists():
+        if file.exists():
+            with _library(file):
                 return file, tokenizers.Tokenizer.from_file(str(file))
-            file = place / "vocab.json"
-            if file.exists() and (place / "merges.txt").exists():
+        file = place / "vocab.json"
+        if file.exists() and (place / "merges.txt").exists():
+            with _library(file):
                 return file, _clip_tokenizer(file, place / "merges.txt")
-        except ConfigError:
-            raise
-        except Exception as error:  # the library raises bare Exceptions
-            raise ConfigError(f"{file}: not a readable tokenizer ({' '.join(str(error).split())}); fetch it again") from None
     raise ConfigError(
         f"{folder / 'tokenizer.json'}: missing; copy it from the model's repository, as texts become tokens by it"
     )

@@ -126,8 +126,8 @@ def _codes(config, tokenizer: Weights, encoder: Any, grid: tuple[int, int]) -> G
     store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
     _check_sizes(config, store, tokenizer.cfg.downsample)
     texts = TextStore(data.texts) if data.get("texts") else None
+    conditioner: Conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
     batches: Callable[..., Iterator[dict]] = functools.partial(code_batches, store, loader_config(config), texts=texts)
-    conditioner: Conditioner
     if encoder is not None:
         require(store.captioned, f"config.text_encoder.path: {store.path} holds no captions; encode the images with --captions")
         conditioner = _online(encoder, example_captions(store))
