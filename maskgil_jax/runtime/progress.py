@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _log = logging.getLogger(__name__)
 SECONDS = 30.0  # between two log lines
@@ -43,7 +44,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.name, self.total, self.done, self.unit, self.log, self.clock = name, total, done, unit, log, clock
-        self.bar, self.began, self.began_at, self.logged = None, None, done, 0.0
+        self.bar: Any = None  # of tqdm, inside the context
+        self.began: float | None = None  # when compiling had ended
+        self.began_at, self.logged = done, 0.0
 
     def __enter__(self) -> Progress:
         from tqdm import tqdm
