@@ -227,7 +227,7 @@ def test_damaged_store_raises_naming_the_file(tmp_path):
     damage_manifest(folder, dtype="uint32")
     refused("dtype is 'uint32', expected 'uint16'")
     damage_manifest(folder, shards=[{"name": "../x", "records": 25, "bytes": 1, "crc32": 1}])
-    refused("not a plain file name")
+    refused("expected a plain file name")
     damage_manifest(folder, num_images=26)
     refused("shards hold 25 images, num_images is 26")
     (folder / "codes-00002.array_record").write_bytes(good["codes-00002.array_record"][:-1])

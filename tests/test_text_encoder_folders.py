@@ -205,7 +205,7 @@ def test_clip_of_another_kind_is_refused():
     [
         ({"layer": 4}, r"layer: 4 is not one of the 4 hidden states"),
         ({"layer": -5}, r"layer: -5 .*choose -4\.\.3"),
-        ({"max_tokens": 0}, r"max_tokens: must be at least 1"),
+        ({"max_tokens": 0}, r"max_tokens: must be a whole number >= 1"),
         ({"padding": "middle"}, r"padding: unknown value 'middle'"),
         ({"dtype": "float16"}, r"dtype: unknown value 'float16'"),
     ],

@@ -189,6 +189,9 @@ def _check_tuple(name: str, value: Any, kinds: tuple, info: OptionInfo, sizes: b
         f"{name}: must be {or_none}a tuple of {count}{kind.__name__}, got {shown(value)}",
     )
     info = _with_limits(info, kind, sizes)
+    if typing.get_origin(kind) is tuple:
+        for element in value:
+            _check_tuple(name, element, typing.get_args(kind), info, sizes, default, or_none)
     for element in value if kind in _KINDS else ():
         require(_is_sound(element, kind, info), f"{name}: must be {_in_words(kind, info, element)} each, got {shown(value)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import require
+from .base import check_ranges, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ServeConfig:
     stop_seconds: float = 60.0
 
     def __post_init__(self):
+        check_ranges(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)):

@@ -44,8 +44,8 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.name, self.total, self.done, self.unit, self.log, self.clock = name, total, done, unit, log, clock
-        self.bar: Any = None
-        self.began: float | None = None  # when the first update came
+        self.bar: Any = None  # of tqdm, inside the context
+        self.began: float | None = None  # when compiling had ended
         self.began_at, self.logged = done, 0.0
 
     def __enter__(self) -> Progress:
