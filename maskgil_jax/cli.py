@@ -17,6 +17,7 @@ from maskgil_jax.commands import (
     edit,
     encode,
     evaluate,
+    export,
     pack,
     plan,
     plot,
@@ -44,6 +45,7 @@ COMMANDS = (
     convert,
     pack,
     push,
+    export,
     plan,
     checkpoints,
 )

@@ -163,7 +163,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{kind} {path} {value!r}" for kind, path, value in CASES])
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{i} {kind} {path}" for i, (kind, path, _) in enumerate(CASES)])
 def test_manifest_entry_found_wrong_before_stays_refused(case, tmp_path):
     kind, path, value = CASES[case]
     make, name, read = KINDS[kind]

@@ -143,12 +143,15 @@ def require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -
         raise ValueError(f"{where}: {name} holds {np.count_nonzero(~finite)} values that are not finite{suffix}")
 
 
-def resolve(path: str | pathlib.Path, part: str | None = None) -> pathlib.Path:
-    """The local folder of a path, a shipped name or a hub address; with `part`, its sub-folder of that name if it exists."""
+def resolve(path: str | pathlib.Path, part: str | None = None, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """The local folder of a path, a shipped name or a hub address; with `part`, its sub-folder of that name if it exists.
+
+    cache_dir: where downloads of the hub are kept; default the hub's own cache.
+    """
     text = str(path)
     shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir())
     if text.startswith("hf://"):
-        folder = download(text)
+        folder = download(text, cache_dir=cache_dir)
     elif is_remote(text):
         folder = local_copy(text)
     else:

@@ -1,4 +1,4 @@
-"""maskgil convert, inspect and export: weight files of other projects, in and out."""
+"""maskgil convert and inspect: weight files of other projects."""
 
 from __future__ import annotations
 
@@ -44,13 +44,6 @@ def add(command) -> None:
     sub.add_argument("file", metavar="FILE")
     sub.add_argument("--family", help="family to plan for (default: identified by the tensor names)")
     sub.add_argument("--key", help="outer key of the file to show")
-
-    sub = command("export", run_export, "Write a weights folder as a file that the original code loads.")
-    sub.add_argument("weights", metavar="WEIGHTS", help="weights folder, shipped name or hf://owner/repo")
-    sub.add_argument(
-        "out", metavar="OUT", help="file to write: .safetensors, or .pt (needs torch); .msgpack for Google's families"
-    )
-    sub.add_argument("--to", required=True, metavar="FAMILY", help="see maskgil convert --list")
 
 
 def run_convert(args, rest) -> None:
@@ -99,10 +92,3 @@ def run_inspect(args, rest) -> None:
     from maskgil_jax.convert.main import inspect
 
     print(inspect(args.file, key=args.key, family=args.family))
-
-
-def run_export(args, rest) -> None:
-    """maskgil export"""
-    from maskgil_jax.convert.main import export_file
-
-    print(f"{args.to}: {export_file(args.weights, args.out, args.to)}")

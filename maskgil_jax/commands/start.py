@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 
 from maskgil_jax.commands.parser import at_least
 
 
 def prepare_jax() -> None:
     """Sets the persistent compilation cache, so that a second process does not compile the same program again."""
-    import os
+    from maskgil_jax.runtime.platform import set_compile_cache
 
-    import jax
-
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(pathlib.Path.home() / ".cache" / "maskgil_jax" / "xla")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    set_compile_cache()
 
 
 def add_process_options(sub) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.models.condition import GuidedCondition, PooledTextCondition, take
+from maskgil_jax.runtime.mesh import place, replicated, to_host
 from maskgil_jax.text_encoders.pooled_clip import load_pooled_clip
 
 
@@ -41,9 +43,15 @@ class PooledTextConditioner:
     def batch_keys(self) -> tuple[str, ...]:
         return ("text_ids", "text_mask") if self.online else ("text_features", "text_mask", "text_pooled", "micro")
 
-    @property
+    @functools.cached_property
     def frozen(self) -> Any:
-        return (self.encoder.params, self._null) if self.online else None
+        if not self.online:
+            return None
+        sharding = jax.tree.leaves(self.encoder.params)[0].sharding
+        null = self._null
+        if isinstance(sharding, NamedSharding):
+            null = place(to_host(null), replicated(sharding.mesh))
+        return self.encoder.params, null
 
     def encode(self, requests: Any) -> Any:
         """Prompts -> their conditions with that of "" for guidance. A condition is returned as it is."""

@@ -45,7 +45,7 @@ def prepared(path: str | os.PathLike, cache_dir: str | os.PathLike | None = None
     """
     text = os.fspath(path)
     if text.startswith("hf://"):
-        folder = _fetched(text, variant)
+        folder = _fetched(text, variant, cache_dir)
         if folder is None:
             return path
         repo, asked = split_address(text)
@@ -62,13 +62,14 @@ def prepared(path: str | os.PathLike, cache_dir: str | os.PathLike | None = None
     return path
 
 
-def _fetched(address: str, variant: str | None) -> pathlib.Path | None:
+def _fetched(address: str, variant: str | None, cache_dir: Any = None) -> pathlib.Path | None:
     """The local copy of a repository of diffusers; None for any other one."""
     names = list_files(address)
     if names is not None and MODEL_INDEX not in names:
         return None
+    kept = None if cache_dir is None else pathlib.Path(cache_dir, "hub")
     # Without the hub, the copy in its cache must do: which of its weight files are missing, the conversion says.
-    folder = download(address, ["*.safetensors"] if names is None else _unwanted(names, variant))
+    folder = download(address, ["*.safetensors"] if names is None else _unwanted(names, variant), kept)
     return folder if is_pipeline_folder(folder) else None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -66,8 +66,22 @@ def decode(
     steps = functools.partial(_decode, generator, condition, key, tokens_bl, cfg=cfg, grid=grid, trajectory=False)
     if on_step is None:
         return steps(None, None, None)[0]
+    for step, canvas_bl in decode_stream(generator, condition, key, cfg, tokens_bl, grid):
+        on_step(step, canvas_bl)
+    return canvas_bl
+
+
+def decode_stream(
+    generator, condition, key, cfg: DecodeConfig, tokens_bl=None, grid: tuple[int, int] | None = None
+) -> Iterator[tuple[int, jax.Array]]:
+    """As `decode`, but yields (step, copy of the canvas) after each step, `cfg.skip_steps` + 1 to `cfg.steps`.
+
+    The host starts every step, with one compiled program for all of them.
+    """
+    grid = _check(generator, condition, key, tokens_bl, grid)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((generator, condition, key, tokens_bl)))
     require(not traced, "on_step: is called from the host, so decode cannot be called inside a jitted function with it")
+    steps = functools.partial(_decode, generator, condition, key, tokens_bl, cfg=cfg, grid=grid, trajectory=False)
     canvas_bl = _own_canvas(generator, condition, tokens_bl, grid)
     layout = canvas_bl.sharding
     revealed_prob_bl = jnp.zeros(canvas_bl.shape, jnp.float32) if keeps_probabilities(cfg) else None
@@ -75,8 +89,7 @@ def decode(
     for i in range(cfg.skip_steps, cfg.steps):
         # The sharding of the first canvas again, so that every step reuses the compiled program.
         canvas_bl, revealed_prob_bl = jax.device_put(steps(canvas_bl, revealed_prob_bl, _step_range(i, i + 1)), layout)
-        on_step(i + 1, jnp.copy(canvas_bl))  # a copy: the next step is given the memory of this canvas
-    return canvas_bl
+        yield i + 1, jnp.copy(canvas_bl)  # a copy: the next step is given the memory of this canvas
 
 
 def decode_steps(generator, condition, key, cfg: DecodeConfig, tokens_bl=None, grid: tuple[int, int] | None = None):

@@ -45,18 +45,18 @@ def list_files(address: str) -> list[str] | None:
         return None  # `download` says what is wrong, unless the cache has the files
 
 
-def download(address: str, ignore: Sequence[str] = ()) -> pathlib.Path:
+def download(address: str, ignore: Sequence[str] = (), cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache: only JSON, safetensors and the merges of
     CLIP's tokenizer, without the names that the patterns `ignore` match.
 
+    cache_dir: instead of the hub's cache, a folder of the same layout.
     Files in the cache are used if the hub cannot be reached. Raises a ConfigError of one line.
     """
     repo, revision = split_address(address)
     hub = _library(address)
     with _as_config_error(address, repo, revision):
-        fetched = hub.snapshot_download(
-            repo, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=list(ignore) or None, endpoint=_endpoint()
-        )
+        patterns = dict(allow_patterns=_PATTERNS, ignore_patterns=list(ignore) or None)
+        fetched = hub.snapshot_download(repo, revision=revision, endpoint=_endpoint(), cache_dir=cache_dir, **patterns)
         return pathlib.Path(fetched)
 
 

@@ -1,6 +1,8 @@
 """Editing images with a pipeline. `Pipeline` has these functions as its methods; none of them calls it by name.
 
-Common to all: images are uint8 (b, height, width, 3), in and out, and their sides are multiples of the tokenizer's cells.
+Common to all: images are uint8 (b, height, width, 3), PIL images, paths of files, or lists of them; one picture is a batch of
+one, and the result is always a batch, as in a call of the pipeline. Sides are multiples of the tokenizer's cells. Results are
+uint8 (b, height, width, 3), or with output="pil" lists of PIL images.
 labels: one request for all images, one per image, or None for none (the null condition); prompts, and negative_prompts if
 any, instead for a text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image of index
 i depends on the key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so each function
@@ -31,20 +33,23 @@ from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.condition import take
 from maskgil_jax.models.generator import for_condition
 from maskgil_jax.pipelines.draw import RequestBatch, batch_requests
+from maskgil_jax.pipelines.pictures import as_images, as_masks, with_output
 from maskgil_jax.pipelines.scheduler_rules import image_to_image, inpainting
+from maskgil_jax.pipelines.streaming import paint_masked
 from maskgil_jax.tokenizers.images import to_pixels, to_tokens
 
-GREY = 160  # of cells that are still masked
 MASKED_ONLY = "editing uses masked decoding alone; a causal network attends to nothing below a hole or to the right of it"
 
 
+@with_output
 def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | None = None, cfg=None, **options) -> np.ndarray:
     """Fills holes in images: uint8 (b, height, width, 3).
 
-    masks: true in the hole: bool, or uint8 where 128 and more counts, (b, height, width) or one (height, width) for all. None:
-    the images have a fourth channel, which is 0 in the hole. The pixels of the hole are ignored. Tokens whose cell overlaps
-    the hole, and their neighbours, are sampled anew. Pixels change in the hole and in `feather` pixels around it (default:
-    half a cell), over which the old picture is blended into the new one; 0 for a hard edge.
+    masks: true in the hole: bool, or uint8 where 128 and more counts, (b, height, width) or one (height, width) for all; or PIL
+    images or paths, white in the hole. None: the images have a fourth channel (alpha), which is 0 in the hole. The pixels of
+    the hole are ignored. Tokens whose cell overlaps the hole, and their neighbours, are sampled anew. Pixels change in the hole
+    and in `feather` pixels around it (default: half a cell), over which the old picture is blended into the new one; 0 for a
+    hard edge.
     """
     images_bhwc, masks_bhw = _images_and_masks(images, masks)
     cell = pipeline.tokenizer.cfg.downsample
@@ -63,12 +68,13 @@ def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | No
     return np.concatenate(made)
 
 
+@with_output
 def edit_box(pipeline: Any, images, box: tuple[int, int, int, int], labels=None, **options) -> np.ndarray:
     """Replaces a box of the images, usually by another class: `inpaint` with that hole, uint8 (b, height, width, 3).
 
     box: (left, top, right, bottom) in pixels, right and bottom just outside it, the same for all images.
     """
-    images_bhwc = _images(images)
+    images_bhwc = as_images(images)
     _, height, width, _ = images_bhwc.shape
     left, top, right, bottom = box
     inside = 0 <= left < right <= width and 0 <= top < bottom <= height
@@ -80,6 +86,7 @@ def edit_box(pipeline: Any, images, box: tuple[int, int, int, int], labels=None,
     return inpaint(pipeline, images_bhwc, mask_hw, labels, **options)
 
 
+@with_output
 @renamed(share="strength")
 def vary(pipeline: Any, images, labels=None, *, strength: float = 0.5, cfg=None, **options) -> np.ndarray:
     """Variations of images, with the class they have or another one: uint8 (b, height, width, 3).
@@ -87,7 +94,7 @@ def vary(pipeline: Any, images, labels=None, *, strength: float = 0.5, cfg=None,
     strength: fraction of the tokens that is sampled anew, at random positions: 0 gives the tokenizer's reconstruction, 1 new
     images. Under aMUSEd's scheduler (plan gamma_canvas), the share of its steps that are run.
     """
-    images_bhwc = _images(images)
+    images_bhwc = as_images(images)
     _check_masked(pipeline)
     cfg, share = image_to_image(pipeline.options(cfg), strength)
     grid, made = _grid_of(pipeline, images_bhwc), []
@@ -99,6 +106,7 @@ def vary(pipeline: Any, images, labels=None, *, strength: float = 0.5, cfg=None,
     return np.concatenate(made)
 
 
+@with_output
 def interpolate(
     pipeline: Any, first, second, *, weights=(0.0, 0.25, 0.5, 0.75, 1.0), cfg=None, grid=None, **options
 ) -> np.ndarray:
@@ -130,6 +138,7 @@ def interpolate(
     return images_nhwc.reshape(pairs, len(weight_w), *images_nhwc.shape[1:])
 
 
+@with_output
 def outpaint(
     pipeline: Any,
     images,
@@ -149,7 +158,7 @@ def outpaint(
     grid (`decoding.token_edits.decode_windows`, which defines `overlap`), so learned positions work too. feather: pixels
     inside the image's edge that are blended into the new picture; default half a cell.
     """
-    images_bhwc, cell = _images(images), pipeline.tokenizer.cfg.downsample
+    images_bhwc, cell = as_images(images), pipeline.tokenizer.cfg.downsample
     (rows, columns), (h, w) = canvas, _grid_of(pipeline, images_bhwc)
     margin = (rows - h, columns - w)
     require(min(margin) >= 0, f"canvas: {rows}x{columns} cells are less than the image's {h}x{w}")
@@ -181,6 +190,7 @@ def outpaint(
     return np.concatenate(made)
 
 
+@with_output
 def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) -> np.ndarray:
     """The canvas after each step of masked decoding: uint8 (steps, b, height, width, 3), the last ones the images of a call.
 
@@ -189,7 +199,7 @@ def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) ->
     """
     _check_masked(pipeline)
     shape, mask_id = tuple(grid or pipeline.generator.cfg.grid), pipeline.generator.cfg.mask_id
-    cell, steps = pipeline.tokenizer.cfg.downsample, []
+    steps = []
     requests = pipeline.condition(labels, options.pop("prompts", None), options.pop("negative_prompts", None))
     for _, condition, key_b, num_valid in _batches(pipeline, requests, rows_of(requests), **options):
         seen: list[jax.Array] = []
@@ -198,8 +208,7 @@ def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) ->
         for tokens_bl in seen:
             masked_bl = tokens_bl == mask_id
             pixels_bhwc = jax.device_get(to_pixels(pipeline.tokenizer, jnp.where(masked_bl, seen[-1], tokens_bl), shape))
-            masked_bhw = np.asarray(masked_bl).reshape(-1, *shape).repeat(cell, axis=1).repeat(cell, axis=2)
-            batch.append(np.where(masked_bhw[..., None], np.uint8(GREY), pixels_bhwc)[:num_valid])
+            batch.append(paint_masked(pixels_bhwc, np.asarray(masked_bl), shape)[:num_valid])
         steps.append(np.stack(batch))
     return np.concatenate(steps, axis=1)
 
@@ -245,24 +254,14 @@ def _check_masked(pipeline: Any) -> None:
     require(pipeline.masked, f"{pipeline.name}: holds a causal generator; editing needs one that fills in masked tokens")
 
 
-def _images(images, channels: tuple[int, ...] = (3,)) -> np.ndarray:
-    images_bhwc = np.asarray(images)
-    if images_bhwc.dtype != np.uint8 or images_bhwc.ndim != 4 or images_bhwc.shape[-1] not in channels or not images_bhwc.size:
-        raise ConfigError(
-            f"images: expected uint8 (b, height, width, {' or '.join(map(str, channels))}), got {images_bhwc.dtype} "
-            f"{images_bhwc.shape}"
-        )
-    return images_bhwc
-
-
 def _images_and_masks(images, masks) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 (b, h, w, 3), bool (b, h, w)), checked; see `inpaint`."""
-    images_bhwc = _images(images, (3, 4))
+    images_bhwc = as_images(images, (3, 4))
     if masks is None:
         require(images_bhwc.shape[-1] == 4, "masks: none given, and the images have no fourth channel (alpha) to say where")
         masks_bhw = images_bhwc[..., 3] == 0
     else:
-        masks_bhw = np.asarray(masks)
+        masks_bhw = as_masks(masks)
         if masks_bhw.dtype not in (bool, np.uint8):
             raise ConfigError(f"masks: expected bool or uint8 (128 and more is masked), got {masks_bhw.dtype}")
         masks_bhw = masks_bhw if masks_bhw.dtype == bool else masks_bhw >= 128

@@ -1,14 +1,19 @@
-"""An image source -> the code store of a tokenizer's weights folder."""
+"""Images <-> codes with a pipeline's tokenizer, and an image source -> the code store of a tokenizer's weights folder."""
 
 from __future__ import annotations
 
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from maskgil_jax.checkpoints.weights import Weights
-from maskgil_jax.config import height_width
+from maskgil_jax.config import height_width, require
 from maskgil_jax.data.encode import encode_dataset
-from maskgil_jax.tokenizers.images import encoder_of
+from maskgil_jax.pipelines.pictures import as_images, with_output
+from maskgil_jax.tokenizers.images import encoder_of, to_pixels, to_tokens
 
 
 def encode_source(
@@ -31,3 +36,29 @@ def encode_source(
         batch_size=batch_size,
         **options,
     )
+
+
+def encode(pipeline: Any, images: Any) -> np.ndarray:
+    """The codes of images: int32 (b, rows, columns). images: uint8 arrays, PIL images or paths (`pictures.as_images`)."""
+    images_bhwc = as_images(images)
+    rows, columns = pipeline.grid_of(*images_bhwc.shape[1:3])
+    return jax.device_get(to_tokens(pipeline.tokenizer, images_bhwc)).reshape(-1, rows, columns)
+
+
+@with_output
+def decode(pipeline: Any, codes_bhw: Any) -> np.ndarray:
+    """The images of codes (b, rows, columns): uint8 (b, height, width, 3). output: "numpy" or "pil"."""
+    codes_bhw = np.asarray(codes_bhw)
+    size = pipeline.tokenizer.cfg.codebook_size
+    sound = codes_bhw.ndim == 3 and codes_bhw.size and np.issubdtype(codes_bhw.dtype, np.integer)
+    require(bool(sound), f"codes: expected whole numbers (b, rows, columns), got {codes_bhw.dtype} {codes_bhw.shape}")
+    inside = codes_bhw.min() >= 0 and codes_bhw.max() < size
+    require(bool(inside), f"codes: must be in 0..{size - 1}, got {codes_bhw.min()}..{codes_bhw.max()}")
+    tokens_bl = jnp.asarray(codes_bhw.reshape(len(codes_bhw), -1), jnp.int32)
+    return jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, codes_bhw.shape[1:]))
+
+
+@with_output
+def reconstruct(pipeline: Any, images: Any) -> np.ndarray:
+    """Images through the tokenizer and back: uint8 (b, height, width, 3). output: "numpy" or "pil"."""
+    return decode(pipeline, encode(pipeline, images))

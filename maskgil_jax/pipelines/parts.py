@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from maskgil_jax.checkpoints.placed import load_placed
-from maskgil_jax.checkpoints.weights import Weights, load_weights, open_weights
+from maskgil_jax.checkpoints.weights import Weights, load_weights, open_weights, resolve
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
@@ -23,6 +25,7 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.convert.lora import merged
 from maskgil_jax.convert.published import prepared
+from maskgil_jax.networks import flatten, unflatten
 from maskgil_jax.runtime.mesh import place, replicated, shardings
 
 
@@ -38,12 +41,18 @@ def open_parts(
 ) -> tuple[Any, Weights, Weights]:
     """(folder, tokenizer, generator) of a pipeline, read and compared with each other; see `pipeline.load`."""
     path = prepared(path, cache_dir, variant=variant)
-    tokenizer, generator = load_weights(path, "tokenizer"), load_generator_part(path, mesh=mesh, kernels=kernels)
+    folder = cached(path, cache_dir)
+    tokenizer, generator = load_weights(folder, "tokenizer"), load_generator_part(folder, mesh=mesh, kernels=kernels)
     parts = (("tokenizer", hasattr(tokenizer.cfg, "downsample")), ("generator", isinstance(generator.cfg, GeneratorConfig)))
     for part, sound in parts:
         require(sound, f"{path}: holds no {part}; expected sub-folders tokenizer/ and generator/")
     check_tokenizer(path, generator, tokenizer)
     return path, tokenizer, generator if lora is None else merged(generator, lora, lora_scale)
+
+
+def cached(path, cache_dir: Any) -> Any:
+    """The local folder of `path`; with `cache_dir` downloads from the hub are kept in its folder `hub`."""
+    return path if cache_dir is None else resolve(path, cache_dir=pathlib.Path(cache_dir, "hub"))
 
 
 def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None = None) -> Weights:
@@ -66,6 +75,21 @@ def built(weights: Weights, mesh: Mesh | None) -> Any:
     except ValueError:
         layout = jax.tree.map(lambda _: replicated(mesh), weights.params)
     return dataclasses.replace(weights, params=jax.tree.map(place, weights.params, layout)).build()
+
+
+def in_dtype(weights: Weights, dtype: str | None) -> Weights:
+    """The weights of a network that computes in `dtype`; None: as they are.
+
+    A generator in bfloat16 has its matrices in it. Norms, biases and all of a tokenizer stay in float32.
+    """
+    if dtype is None:
+        return weights
+    params, cfg = weights.params, dataclasses.replace(weights.cfg, dtype=dtype)
+    if dtype == "bfloat16" and isinstance(cfg, GeneratorConfig):
+        flat = flatten(params).items()
+        matrices = ("kernel", "embedding")
+        params = unflatten({n: x.astype(jnp.bfloat16) if n.rpartition("/")[2] in matrices else x for n, x in flat})
+    return dataclasses.replace(weights, cfg=cfg, params=params)
 
 
 def scaled(path, generator: Weights, rope_scaling: str | None) -> Weights:

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskgil_jax.conditioning import ClassConditioner, Conditioner, TokenConditioner, conditioner_of
+from maskgil_jax.checkpoints.weights import extra
+from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
 from maskgil_jax.config import (
     CausalConfig,
     ConfigError,
@@ -22,25 +23,24 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
-from maskgil_jax.models.condition import GuidedCondition, HybridCondition, repeat, take, without_null
-from maskgil_jax.models.condition import batch_size as rows_of
-from maskgil_jax.pipelines import editing
+from maskgil_jax.models.condition import HybridCondition
+from maskgil_jax.pipelines import editing, encoding, requests, saving, streaming
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.pipelines.parts import (
     ar_conditioner_of,
     built,
+    cached,
     check_tokenizer,
     decoding_of,
+    in_dtype,
     load_generator_part,
     open_parts,
     scaled,
 )
-from maskgil_jax.pipelines.sizes import grid_of_size
+from maskgil_jax.pipelines.requests import request_of
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
-from maskgil_jax.runtime.rng import keys_of_seeds
-
-MAX_BATCH = 64  # images that a call without `batch_size` generates at once
+from maskgil_jax.runtime.platform import set_compile_cache
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -53,7 +53,8 @@ class Pipeline:
     conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a `ClassConditioner`.
     cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator, for
     `ar_ratio`; ar_cfg: its decoding options; ar_conditioner: makes its conditions, if it reads prompts in another way.
-    mesh: the devices that share every batch (`over`); None leaves it to JAX.
+    mesh: the devices that share every batch (`over`); None leaves it to JAX. metadata: of "tokenizer" and "generator", the
+    entries of their config.json that describe no network; kept by `save`.
     """
 
     tokenizer: Any
@@ -65,6 +66,7 @@ class Pipeline:
     ar_cfg: CausalConfig = dataclasses.field(default_factory=CausalConfig)
     mesh: Any = None
     ar_conditioner: Conditioner | None = None
+    metadata: dict = dataclasses.field(default_factory=dict, compare=False)
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class Pipeline:
         ar_cfg: CausalConfig | None = None,
         mesh: Any = None,
         ar_conditioner: Conditioner | None = None,
+        metadata: dict | None = None,
         *,
         class_names: Sequence[str] | None = None,
     ):
@@ -86,7 +89,8 @@ class Pipeline:
         elif isinstance(given, (tuple, list)):
             given = ClassConditioner(tuple(given))
         cfg = cfg or (CausalConfig() if is_causal(generator.cfg) else DecodeConfig())
-        values = (tokenizer, generator, given, cfg, name, ar, ar_cfg or CausalConfig(), mesh, ar_conditioner)
+        options = cfg, name, ar, ar_cfg or CausalConfig(), mesh, ar_conditioner, metadata or {}
+        values = (tokenizer, generator, given, *options)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
@@ -96,6 +100,16 @@ class Pipeline:
     interpolate = editing.interpolate
     outpaint = editing.outpaint
     trajectory = editing.trajectory
+    stream = streaming.stream
+    warm_up = streaming.warm_up
+    encode = encoding.encode
+    decode = encoding.decode
+    reconstruct = encoding.reconstruct
+    save = saving.save
+    push = saving.push
+    condition = requests.condition
+    with_negative = requests.with_negative
+    grid_of = requests.grid_of
 
     def __repr__(self) -> str:
         height, width = (side * self.tokenizer.cfg.downsample for side in self.generator.cfg.grid)
@@ -154,68 +168,24 @@ class Pipeline:
         `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
         """
         choose("output", output, ("numpy", "pil"))
-        require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
-        grid = self.grid_of(height, width, grid)
-        asked = self.condition(labels, prompts, negative_prompts, grid=grid, ar_ratio=ar_ratio)
-        condition = repeat(asked, num_per_label)
-        count = rows_of(condition)
-        if seeds is not None:
-            require(key is None and seed == 0, "seeds: give them, seed or key")
-            require(count in (1, len(seeds)), f"seeds: {len(seeds)} seeds for {count} images; give one for each")
-            condition, key = take(condition, np.arange(len(seeds)) % count), keys_of_seeds(seeds)
-        padded = batch_size is None
-        if padded:
-            batch_size = min(1 << (rows_of(condition) - 1).bit_length(), MAX_BATCH)
-        options: dict[str, Any] = dict(seed=seed, key=key, cfg=self.options(cfg, **decoding), grid=grid, batch_size=batch_size)
-        images = np.concatenate(list(self.batches(condition, **options, ar_ratio=ar_ratio, on_step=on_step, padded=padded)))
+        condition, options = request_of(
+            self,
+            labels,
+            prompts,
+            negative_prompts,
+            height=height,
+            width=width,
+            grid=grid,
+            seed=seed,
+            seeds=seeds,
+            num_per_label=num_per_label,
+            key=key,
+            batch_size=batch_size,
+            ar_ratio=ar_ratio,
+        )
+        options |= dict(cfg=self.options(cfg, **decoding), ar_ratio=ar_ratio, on_step=on_step)
+        images = np.concatenate(list(self.batches(condition, **options)))
         return images if output == "numpy" else to_pil(images)
-
-    def condition(
-        self,
-        labels: Any = None,
-        prompts: Any = None,
-        negative_prompts: Any = None,
-        *,
-        grid: tuple[int, int] | None = None,
-        ar_ratio: float = 0.0,
-    ) -> Any:
-        """The condition of labels or of prompts, whichever is given, with that of negative prompts.
-
-        grid: of the images, which some conditions name. ar_ratio: above 0, also the condition of `ar`, if it needs another.
-        """
-        require((labels is None) != (prompts is None), "labels, prompts: give one of them")
-        text = self.generator.cfg.condition != "class"
-        require(prompts is None or text, "prompts: this generator is conditioned on a class; give labels")
-        asked = labels if prompts is None else prompts
-        condition = self._encoded(self.conditioner, asked, negative_prompts, grid)
-        if not ar_ratio or self.ar_conditioner is None or dataclasses.is_dataclass(asked):
-            return condition
-        return HybridCondition(condition, self._encoded(self.ar_conditioner, asked, negative_prompts, grid))
-
-    def _encoded(self, conditioner: Any, asked: Any, negative_prompts: Any, grid: tuple[int, int] | None) -> Any:
-        """The condition that `conditioner` makes, for images of this grid (default: the training one)."""
-        if isinstance(conditioner, TokenConditioner):
-            conditioner = conditioner.for_grid(grid or self.generator.cfg.grid)
-        return self.with_negative(conditioner.encode(asked), negative_prompts, conditioner)
-
-    def with_negative(self, condition: Any, negative_prompts: Any = None, conditioner: Any = None) -> Any:
-        """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itself.
-
-        conditioner: what made the condition; default the pipeline's.
-        """
-        if negative_prompts is None:
-            return condition
-        kind = self.generator.cfg.condition
-        require(kind != "class", f"negative_prompts: this generator is conditioned on a {kind}, and takes no text")
-        negative = without_null((conditioner or self.conditioner).encode(negative_prompts))
-        count = rows_of(condition)
-        given = rows_of(negative)
-        require(given in (1, count), f"negative_prompts: {given} for {count} prompts; give one, or one for each")
-        return GuidedCondition(without_null(condition), take(negative, np.arange(count) % given))
-
-    def grid_of(self, height: int | None, width: int | None, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-        """(rows, columns) of codes for a size in pixels, or `grid`; the training grid where nothing is given."""
-        return grid_of_size(self.generator.cfg, self.tokenizer.cfg.downsample, height, width, grid)
 
     @renamed(places="indices")
     def batches(
@@ -314,6 +284,8 @@ def load(
     text_encoder: Any = None,
     mesh: Any = None,
     kernels: str | None = None,
+    dtype: str | None = None,
+    compile_cache: bool = True,
     **published: Any,
 ) -> Pipeline:
     """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
@@ -327,23 +299,35 @@ def load(
     mesh: devices that share the images (axes data, fsdp) and the weights (fsdp, tensor); networks that it does
     not divide are whole on each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
 
+    dtype: "bfloat16" or "float32", of the computation of all networks; in bfloat16 the matrices of the generators are kept in
+    it, too, in half the memory. Default what the folder says, usually float32.
+    compile_cache: keep compiled programs on disk for later processes (`runtime.platform.set_compile_cache`), as the command
+    does; a cache that JAX has already is left as it is.
+
     published: options of published files. A pipeline folder of diffusers with aMUSEd, and a generator's file with its
-    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax). variant:
-    of a diffusers folder's files, "fp16". lora: a LoRA file, `lora_scale` (1.0) times whose changes are added to the weights.
+    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax), which, if
+    given, also keeps downloads from the hub, in its folder `hub`. variant: of a diffusers folder's files, "fp16". lora: a LoRA
+    file, `lora_scale` (1.0) times whose changes are added to the weights.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """
+    if dtype is not None:
+        choose("dtype", dtype, ("float32", "bfloat16"))
+    if compile_cache:
+        set_compile_cache()
     own = kernels if ar is None else None
     path, tokenizer, generator = open_parts(path, mesh=mesh, kernels=own, **published)
     generator = scaled(path, generator, rope_scaling)
     conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder, generator.path), decoding_of(generator)
+    metadata = {"tokenizer": extra(tokenizer.metadata), "generator": extra(generator.metadata)}
+    first, second = (built(in_dtype(part, dtype), mesh) for part in (tokenizer, generator))
     if ar is None:
-        return Pipeline(built(tokenizer, mesh), built(generator, mesh), conditioner, cfg, str(path), mesh=mesh)
-    causal = load_generator_part(ar, mesh=mesh, kernels=kernels)
+        return Pipeline(first, second, conditioner, cfg, str(path), mesh=mesh, metadata=metadata)
+    causal = load_generator_part(cached(ar, published.get("cache_dir")), mesh=mesh, kernels=kernels)
     require(is_causal(causal.cfg), f"{ar}: its generator is not causal; hybrid decoding needs one trained on the next token")
     require(isinstance(cfg, DecodeConfig), f"{path}: its generator is causal; hybrid decoding fills the rest with a masked one")
     check_tokenizer(ar, causal, tokenizer, str(path))
     other, ar_cfg = ar_conditioner_of(ar, causal, path, conditioner), decoding_of(causal)
     causal = causal if causal.cfg.condition == "tokens" else scaled(ar, causal, rope_scaling)
-    first, second, third = (built(part, mesh) for part in (tokenizer, generator, causal))
-    return Pipeline(first, second, conditioner, cfg, str(path), third, ar_cfg, mesh, other)
+    third = built(in_dtype(causal, dtype), mesh)
+    return Pipeline(first, second, conditioner, cfg, str(path), third, ar_cfg, mesh, other, metadata)

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+_log = logging.getLogger(__name__)
 
 # With fewer codes per image, the caches of a CPU hold several images.
 MIN_SEQUENTIAL_CODES = 256
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_platform", default=None)
+
+
+def set_compile_cache(folder: str | None = None) -> None:
+    """Keeps compiled programs in `folder`, so that a second process does not compile the same program again.
+
+    Default: `~/.cache/maskgil_jax/xla`. A cache that is set already, by JAX_COMPILATION_CACHE_DIR or `jax.config`, is left as
+    it is. Programs that took less than a second to compile are not kept, unless JAX's own options say otherwise.
+    """
+    if getattr(jax.config, "jax_compilation_cache_dir") is not None:  # noqa: B009  (types do not know the option)
+        return
+    path = pathlib.Path(folder) if folder is not None else pathlib.Path.home() / ".cache" / "maskgil_jax" / "xla"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("%s: compiled programs are not kept: %s", path, error.strerror)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    # A program compiled before has already made JAX decide that there is no cache.
+    compilation_cache.reset_cache()
 
 
 def platform() -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def to_unit(images_bhwc):
@@ -38,7 +39,21 @@ def reconstruct(tokenizer: Any, images_bhwc) -> jax.Array:
     return to_uint8(tokenizer.decode(tokenizer.encode(to_unit(images_bhwc))))
 
 
-def encoder_of(tokenizer: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of uint8 images (b, h, w, 3) that gives codes (b, rows, columns) on the host; compiled per batch shape."""
+def encoder_of(tokenizer: Any, devices: Sequence[Any] | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of uint8 images (b, h, w, 3) that gives codes (b, rows, columns) on the host; compiled per batch shape.
+
+    devices: those among which a batch is split; None: all of this process. A batch is padded with black images to a multiple
+    of their number.
+    """
     encode = jax.jit(lambda network, images: network.encode(to_unit(images)))
-    return lambda images: jax.device_get(encode(tokenizer, images))
+    devices = jax.local_devices() if devices is None else list(devices)
+    mesh = Mesh(np.asarray(devices), ("data",))
+    tokenizer = jax.device_put(tokenizer, NamedSharding(mesh, PartitionSpec()))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+
+    def codes(images_bhwc: np.ndarray) -> np.ndarray:
+        count = len(images_bhwc)
+        padded_bhwc = np.pad(images_bhwc, [(0, -count % len(devices)), (0, 0), (0, 0), (0, 0)])
+        return jax.device_get(encode(tokenizer, jax.device_put(padded_bhwc, split)))[:count]
+
+    return codes

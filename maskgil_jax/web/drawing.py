@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.pipelines.editing import GREY
+from maskgil_jax.pipelines.streaming import GREY
 from maskgil_jax.runtime.rng import keys_of_seeds
 from maskgil_jax.tokenizers.images import to_pixels
 

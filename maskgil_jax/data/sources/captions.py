@@ -9,6 +9,7 @@ record's position in the stream.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -182,8 +183,10 @@ class CaptionedImages(ReplacingSource):
         self.content_hash = "captioned:" + hashlib.sha256(self._digests + texts).hexdigest()[:16]
 
     def content(self, start: int, stop: int) -> str:
-        """Identity of the images `start` to `stop` (exclusive): changes when one of their files does."""
-        return hashlib.sha256(self._digests[DIGEST_BYTES * start : DIGEST_BYTES * stop]).hexdigest()[:16]
+        """Identity of the images `start` to `stop` (exclusive) and their captions: changes when one of them does."""
+        hashed = hashlib.sha256(self._digests[DIGEST_BYTES * start : DIGEST_BYTES * stop])
+        hashed.update(json.dumps([self.captions(i) for i in range(start, min(stop, len(self)))]).encode())
+        return hashed.hexdigest()[:16]
 
     def captions(self, i: int) -> tuple[str, ...]:
         """The captions of image `i`, without reading it."""
