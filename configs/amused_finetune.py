@@ -3,8 +3,8 @@
 maskgil convert FOLDER_OF_DIFFUSERS weights/amused-256
 maskgil train --config configs/amused_finetune.py --workdir runs/mine --config.data.path=my_images
 
-my_images: images with .txt files of the same name (`data/caption_sets.py` has the other layouts). The result is a whole pipeline,
-runs/mine/weights, and runs/mine/weights/lora.safetensors, the change alone, in the names of diffusers:
+my_images: images with .txt files of the same name (`data/caption_sets.py` has the other layouts). The result is a whole
+pipeline, runs/mine/weights, and runs/mine/weights/lora.safetensors, the change alone, in the names of diffusers:
 
 maskgil_jax.load("weights/amused-256", lora="runs/mine/weights/lora.safetensors", lora_scale=0.8)
 

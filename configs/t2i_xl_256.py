@@ -1,7 +1,7 @@
 """Text to image, stage 1 of 2: MaskGIL-XL on captioned images in size buckets of 256 pixels (paper 4.4).
 
 maskgil convert vqgan.ckpt weights/chameleon_vq
-maskgil encode --tokenizer weights/chameleon_vq --data.path captions.jsonl --captions --buckets 256 --out codes/t2i_256
+maskgil encode --tokenizer weights/chameleon_vq --data.path captions.jsonl --captions --sizes 256 --out codes/t2i_256
 maskgil train --config configs/t2i_xl_256.py --workdir runs/t2i_xl_256
 
 The paper says: Chameleon-VQ, features of Gemma-2B through an MLP in front of the image, 2M images, 256 then 512 pixels, size

@@ -1,6 +1,6 @@
 """Text to image, stage 2 of 2: the weights of `t2i_xl_256.py`, trained on in size buckets of 512 pixels (paper 4.4).
 
-maskgil encode --tokenizer weights/chameleon_vq --data.path captions.jsonl --captions --buckets 512 --out codes/t2i_512
+maskgil encode --tokenizer weights/chameleon_vq --data.path captions.jsonl --captions --sizes 512 --out codes/t2i_512
 maskgil train --config configs/t2i_xl_512.py --workdir runs/t2i_xl_512
 """
 

@@ -94,7 +94,6 @@ def test_alpha_of_a_peft_folder_scales_the_change(tmp_path):
 @pytest.mark.parametrize(
     "change,pattern",
     [
-        (lambda a: a.pop("transformer.transformer_layers.1.attn1.to_q.lora_B.weight"), "has no up factor"),
         (lambda a: a.update({"transformer.down_blocks.0.to_q.lora_A.weight": np.ones((2, 4), np.float32)}), "has no up factor"),
         (lambda a: a.update({"transformer.x.bias": np.ones(3, np.float32)}), "is no part of a LoRA"),
         (lambda a: a.update({"text_encoder.a.lora_A.weight": np.ones((2, 4), np.float32)}), "changes the text encoder"),
@@ -166,6 +165,7 @@ def trained(folder, tmp_path_factory):
     config.lora.update(rank=8, alpha=8.0)
     config.optimizer.learning_rate = 2e-2
     config.checkpoint.every = 50
+    config.model.dtype = "float32"
     generator.train(config, root / "run")
     return config, root / "run"
 

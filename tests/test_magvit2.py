@@ -250,7 +250,7 @@ def test_magvit2_converter_checks_files_strictly():
     assert problems == [f"{missing}: missing; this family needs it, of shape (32,)"]
     _, problems = make_plan(found, extras={"hyper_parameters": {"n_embed": 262144}})
     assert problems == ["its options say n_embed = 262144, its tensors make it 256"]
-    with pytest.raises(Problem, match="bits: must be a whole number in .1, 30"):
+    with pytest.raises(Problem, match=r"bits: must be a whole number in .1, 30"):
         make_plan(found | {"model_ema.encoderconv_outweight": ((99, 32, 1, 1), np.dtype("float32"))})
 
 

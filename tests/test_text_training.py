@@ -83,7 +83,7 @@ def test_training_on_captioned_images_gives_a_pipeline_for_prompts(trained, enco
 
 def test_several_sizes_of_images_must_be_encoded_first(tokenizer, tmp_path, capsys):
     assert train(tmp_path / "run", tokenizer, *TEXT, "--config.data.buckets=32") != 0
-    assert "maskgil encode --buckets 32 first" in capsys.readouterr().err
+    assert "maskgil encode --sizes 32 first" in capsys.readouterr().err
 
 
 def test_text_model_starts_from_the_trunk_of_a_class_model(trained, tokenizer, tmp_path, caplog):

@@ -80,6 +80,8 @@ def test_class_of_similar_meaning_is_drawn_and_named():
     assert reader.prompts.read("the smiling face of a kitten") == (0, "cat faces")
     with pytest.raises(ConfigError, match="like none of them"):
         reader.prompts.read("quantum chromodynamics")
+    assert reader.prompts.read("quantum chromodynamics", nearest=True)[1] in reader.prompts.names
+    assert reader.prompts.read("12345678910", nearest=True)[1] in reader.prompts.names
 
 
 def named_pipeline(*names):

@@ -24,8 +24,15 @@ def add(command) -> None:
         help="folder of pictures and page; with --train also of the run, which a second call continues (default: runs/demo)",
     )
     sub.add_argument("--train", action="store_true", help="train from nothing, about ten minutes on two CPU cores")
-    sub.add_argument("--weights", type=path, help="pipeline folder to draw with (default: the shipped 'demo')")
-    sub.add_argument("--text-weights", type=path, help="text-conditional pipeline folder for the prompt sheet")
+    sub.add_argument(
+        "--weights", type=path, help="class-conditional pipeline folder to draw with (default: the shipped 'emoji')"
+    )
+    sub.add_argument(
+        "--text-weights",
+        type=path,
+        default="emoji_text",
+        help="text-conditional pipeline folder for the prompt sheet (default: the shipped 'emoji_text')",
+    )
     sub.add_argument("--report", action=argparse.BooleanOptionalAction, default=True, help="compute the table of figures")
 
 
@@ -37,5 +44,5 @@ def run(args, rest) -> None:
     require(not (args.train and args.weights), "--train, --weights: give one of them")
     prepare_jax()
     workdir = pathlib.Path(args.workdir)
-    weights = demo_run.train(workdir, read_run_file) if args.train else args.weights or "demo"
+    weights = demo_run.train(workdir, read_run_file) if args.train else args.weights or "emoji"
     demo_run.draw(workdir, weights, args.text_weights, report=args.report)

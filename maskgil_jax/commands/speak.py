@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 from maskgil_jax.commands.decoding_options import add_decoding_options, with_cli_options
 from maskgil_jax.commands.parser import at_least, path
@@ -40,7 +42,7 @@ def run(args, rest) -> None:
     prepare_jax()
     pipeline = with_cli_options(load(args.weights, rope_scaling=args.rope_scaling, text_encoder=args.text_encoder), args)
     transcriber = load_transcriber(args.speech)
-    recordings = [args.file]
+    recordings: Iterable[Any] = [args.file]
     if args.microphone:
         print("listening; end with Ctrl+C", flush=True)
         recordings = phrases(microphone())

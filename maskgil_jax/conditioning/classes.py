@@ -17,7 +17,7 @@ Labels = int | str | Sequence[int | str] | np.ndarray | ClassCondition
 
 
 def _listed(labels: Any) -> list:
-    """The labels of a request one by one. Arrays, of NumPy or JAX, become Python numbers, so that no number is taken for text."""
+    """The labels of a request one by one. Arrays, of NumPy or JAX, become Python numbers."""
     if isinstance(labels, (int, float, str, bytes)) or labels is None:
         return [labels]
     if hasattr(labels, "__array__"):

@@ -83,7 +83,7 @@ class PooledTextConditioner:
         )
         return condition
 
-    def from_batch(self, batch: dict, frozen: Any = None) -> PooledTextCondition:
+    def from_batch(self, batch: dict, frozen: Any = None) -> PooledTextCondition | GuidedCondition:
         if not self.online:
             return PooledTextCondition(*(batch[name] for name in self.batch_keys))
         params, null = frozen

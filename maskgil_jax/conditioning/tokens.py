@@ -35,6 +35,7 @@ class TokenConditioner:
     end: int
     size: tuple[int, int]
     batch_keys = ("prompt_ids", "prompt_mask")
+    frozen = None
 
     def for_grid(self, grid: tuple[int, int]) -> TokenConditioner:
         """The same for images of so many rows and columns of codes."""
@@ -62,7 +63,7 @@ class TokenConditioner:
             ids_bt[i, length - len(row) :], mask_bt[i, length - len(row) :] = row, True
         return TokenCondition(ids_bt, mask_bt)
 
-    def from_batch(self, batch: dict) -> TokenCondition:
+    def from_batch(self, batch: dict, frozen: Any = None) -> TokenCondition:
         return TokenCondition(batch["prompt_ids"], batch["prompt_mask"])
 
     def examples(self, count: int) -> TokenCondition:

@@ -36,7 +36,7 @@ class DataConfig:
     codes: str = option("", "code store made by maskgil encode; empty: images are encoded while training")
     texts: str = option("", "text store of the captions of `codes` (data.text_store), instead of a text_encoder")
     images: str = option("", "folder that the names in a .jsonl or .json file of captions are relative to; empty: the file's")
-    buckets: int = option(0, "side of the size buckets that `codes` were encoded with; 0: whatever sizes they have", low=0)
+    buckets: int = option(0, "side of the size buckets that `codes` must have been encoded to; 0: any sizes", low=0)
 
     def __post_init__(self):
         check_ranges(self)

@@ -97,15 +97,15 @@ def convert_pair(
         if getattr(plan.cfg, "condition", "") == "text":
             known = (path.absolute().parent / name for name in _T5)
             text_encoder = text_encoder or next((folder for folder in known if folder.is_dir()), None)
-            entry = {"max_tokens": plan.cfg.text_tokens, "padding": "left"}
+            entry: dict[str, Any] = {"max_tokens": plan.cfg.text_tokens, "padding": "left"}
             if text_encoder is not None:
                 entry["path"] = _absolute(text_encoder)
             metadata["text_encoder"] = entry
         second = convert(path, part / "generator", dtype=dtype, options=options, metadata=metadata, origin=about)
     parts = tuple(dataclasses.replace(one, path=out / one.path.name) for one in (first, second))
     lines: tuple[str, ...] = ()
-    if entry := metadata.get("text_encoder"):
-        lines = (f"text encoder: {entry.get('path', 'none recorded; give load(..., text_encoder=FOLDER of flan-t5-xl)')}",)
+    if recorded := metadata.get("text_encoder"):
+        lines = (f"text encoder: {recorded.get('path', 'none recorded; give load(..., text_encoder=FOLDER of flan-t5-xl)')}",)
     return ConvertedPipeline(out, parts, lines)
 
 

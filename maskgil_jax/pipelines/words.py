@@ -39,7 +39,7 @@ class PromptReader:
             return text, text
         words = text.strip()
         number = self._numbers.get(words.casefold())
-        if number is None and words.isdecimal():
+        if number is None and words.isdecimal() and not (nearest and int(words) >= len(self.names)):
             number = int(self.conditioner.label_ids(words)[0])
         if number is None:
             number = self._meant(words, nearest)

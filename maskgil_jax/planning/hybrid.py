@@ -72,7 +72,7 @@ def causal_program(cfg: GeneratorConfig, mesh: Mesh, batch: int, grid: tuple[int
     return Program(write, (params, on((rows,), jnp.int32), cache), cfg, flops * steps, batch)
 
 
-def _condition(cfg: GeneratorConfig, rows: int, on) -> Any:
+def _condition(cfg: Any, rows: int, on) -> Any:
     if cfg.condition == "tokens":
         length = min(PROMPT, cfg.text_tokens)
         return TokenCondition(on((rows, length), jnp.int32), on((rows, length), jnp.bool_))
@@ -104,12 +104,12 @@ class HybridPlan:
 
         "at least": a step reads weights and cache once at the published bandwidth. "cycles": the compiler's count.
         """
-        others = [plan.estimates(chip) for plan in (self.prompt, self.masked)]
+        prompt, masked = (plan.estimates(chip) for plan in (self.prompt, self.masked))
         bound = (self.steps.arguments or 0) / chip.bandwidth
-        found = {"at least": (bound, *(other["roofline"]["seconds"] for other in others))}
+        found = {"at least": (bound, prompt["roofline"]["seconds"], masked["roofline"]["seconds"])}
         counted = self.steps.cycle_seconds(chip)
-        if counted is not None and all("cycles" in other for other in others):
-            found["cycles"] = (counted / STEPS, *(other["cycles"]["seconds"] for other in others))
+        if counted is not None and "cycles" in prompt and "cycles" in masked:
+            found["cycles"] = (counted / STEPS, prompt["cycles"]["seconds"], masked["cycles"]["seconds"])
         return found
 
     def seconds(self, chip: Chip) -> dict[str, dict[float, float]]:

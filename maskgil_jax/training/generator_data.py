@@ -14,6 +14,7 @@ from maskgil_jax.checkpoints.weights import Weights
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, online_texts, pooled_texts, stored_texts
 from maskgil_jax.config import from_dict, height_width, require
 from maskgil_jax.config.training import TextEncoderConfig
+from maskgil_jax.data.buckets import buckets
 from maskgil_jax.data.caption_sets import open_captions
 from maskgil_jax.data.code_store import CodeStore, code_batches
 from maskgil_jax.data.images import captioned_batches, image_batches, open_images
@@ -54,7 +55,7 @@ def open_data(config, tokenizer: Weights, mesh: Mesh) -> GeneratorData:
     require(not data.get("texts"), "config.data.texts: needs config.data.codes, a code store of the same images")
     require(
         not data.get("buckets"),
-        f"config.data.buckets: images of several sizes are not tokenised in the train step; run maskgil encode --buckets "
+        f"config.data.buckets: images of several sizes are not tokenised in the train step; run maskgil encode --sizes "
         f"{data.get('buckets')} first and set config.data.codes",
     )
     if encoder is not None:
@@ -123,14 +124,42 @@ def _codes(config, tokenizer: Weights, encoder: Any, grid: tuple[int, int]) -> G
     data = config.data
     store = CodeStore(data.codes)
     store.check(tokenizer_hash=tokenizer.hash, grid=grid, codebook_size=tokenizer.cfg.codebook_size)
+    _check_sizes(config, store, tokenizer.cfg.downsample)
     texts = TextStore(data.texts) if data.get("texts") else None
-    conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
-    batches = functools.partial(code_batches, store, loader_config(config), texts=texts)
+    conditioner: Conditioner = ClassConditioner(store.class_names) if texts is None else stored_texts(texts)
+    batches: Callable[..., Iterator[dict]] = functools.partial(code_batches, store, loader_config(config), texts=texts)
     if encoder is not None:
+        require(store.captioned, f"config.text_encoder.path: {store.path} holds no captions; encode the images with --captions")
         conditioner = _online(encoder, example_captions(store))
         batches = _with_tokens(batches, TokenizeCaption(encoder.tokenizer, encoder.options.template))
+    elif texts is not None:
+        conditioner = stored_texts(texts)
+    else:
+        require(
+            bool(store.class_names),
+            f"config.data.codes: the images of {store.path} have no classes; set config.text_encoder.path or config.data.texts",
+        )
+        conditioner = ClassConditioner(store.class_names)
     arrays = with_arrays(batches, ("codes", *conditioner.batch_keys), optional=("rows", "columns"))
     return GeneratorData(arrays, conditioner, grid, store)
+
+
+def _check_sizes(config, store: CodeStore, factor: int) -> None:
+    """Refuses a store whose sizes are not those of `data.buckets`, or cannot be cut into patches of tokens."""
+    side, patch = config.data.get("buckets") or 0, config.model.get("patch") or 1
+    if side:
+        expected = {(height // factor, width // factor) for height, width in buckets(side)}
+        require(
+            set(store.grids) == expected,
+            f"config.data.buckets: {store.path} holds {len(store.grids)} sizes, which are not the {len(expected)} buckets of "
+            f"{side}; run maskgil encode --sizes {side} into another folder",
+        )
+    for rows, columns in store.grids:
+        require(
+            rows % patch == 0 and columns % patch == 0,
+            f"config.model.patch: {patch} does not divide the {rows}x{columns} codes of images in {store.path}; set it to 1 "
+            "or encode other sizes",
+        )
 
 
 def _with_tokens(batches: Callable[..., Iterator[dict]], tokenize: TokenizeCaption) -> Callable[..., Iterator[dict]]:

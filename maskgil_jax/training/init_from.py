@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Collection
@@ -52,4 +53,4 @@ def init_from(path, state: TrainState, *, tokenizer_hash: str = "", keep: Collec
         return place(np.asarray(tensors[name], leaf.dtype), leaf.sharding) if name in taken else leaf
 
     params = jax.tree_util.tree_map_with_path(of, state.params)
-    return state.replace(params=params, ema=jax.tree.map(jax.numpy.copy, params) if state.ema else {})
+    return dataclasses.replace(state, params=params, ema=jax.tree.map(jax.numpy.copy, params) if state.ema else {})

@@ -106,10 +106,12 @@ class BatchDrawer:
 
     def _condition(self, drawing: Drawing) -> Any:
         """The condition of one image, of batch size 1; kept, since the same words are often asked for again."""
-        name = (drawing.request, drawing.negative)
+        name = (drawing.request, drawing.negative, drawing.grid, drawing.ar_ratio)
         if name not in self._conditions:
             asked = {"labels" if isinstance(drawing.request, int) else "prompts": [drawing.request]}
-            made = self.pipeline.condition(**asked, negative_prompts=None if drawing.negative is None else [drawing.negative])
+            negative = None if drawing.negative is None else [drawing.negative]
+            options = dict(grid=drawing.grid, ar_ratio=drawing.ar_ratio)
+            made = self.pipeline.condition(**asked, negative_prompts=negative, **options)
             while len(self._conditions) >= self._cached:
                 self._conditions.pop(next(iter(self._conditions)))
             self._conditions[name] = jax.device_get(made)
@@ -126,10 +128,8 @@ class BatchDrawer:
         if on_step is not None and self.can_show_steps(first):
 
             def show(step: int, tokens_bl: jax.Array) -> None:
-                tokens_bl = np.asarray(jax.device_get(tokens_bl))
-                for index in watched:
-                    if step < first.cfg.steps:
-                        on_step(index, step, self._preview(tokens_bl[index], first.grid))
+                for index in watched if step < first.cfg.steps else ():
+                    on_step(index, step, self._preview(np.asarray(tokens_bl[index]), first.grid))
 
         tokens_bl = pipeline.tokens(condition, key_b, cfg=first.cfg, grid=first.grid, ar_ratio=first.ar_ratio, on_step=show)
         tokens_bl = np.asarray(jax.device_get(tokens_bl))
@@ -150,6 +150,8 @@ class BatchDrawer:
 
     def _edit(self, drawing: Drawing, condition: Any) -> np.ndarray:
         options = dict(labels=condition, key=keys_of_seeds([drawing.seed]), cfg=drawing.cfg)
-        if drawing.strength is None:
-            return self.pipeline.inpaint(drawing.image_hwc[None], drawing.mask_hw[None], **options)[0]
-        return self.pipeline.vary(drawing.image_hwc[None], strength=drawing.strength, **options)[0]
+        assert drawing.image_hwc is not None
+        if drawing.strength is not None:
+            return self.pipeline.vary(drawing.image_hwc[None], strength=drawing.strength, **options)[0]
+        assert drawing.mask_hw is not None
+        return self.pipeline.inpaint(drawing.image_hwc[None], drawing.mask_hw[None], **options)[0]

@@ -211,8 +211,10 @@ class Engine:
 
         def on_step(index: int, step: int, preview_hwc: np.ndarray) -> None:
             waiting = batch[index]
+            show = waiting.ticket.on_step
+            assert show is not None
             try:
-                waiting.ticket.on_step(waiting.index, step, preview_hwc)
+                show(waiting.index, step, preview_hwc)
             except Exception:  # a viewer that went away does not end the batch of the others
                 logger.debug("a preview was not delivered", exc_info=True)
 

@@ -114,7 +114,8 @@ class RequestReader:
         text = fields.get(name)
         if text is None and not required:
             return None
-        require(isinstance(text, str), f"{name}: expected text, got {'nothing' if text is None else type(text).__name__}")
+        if not isinstance(text, str):
+            raise ConfigError(f"{name}: expected text, got {'nothing' if text is None else type(text).__name__}")
         most = self.cfg.max_prompt
         require(len(text) <= most, f"{name}: {len(text)} characters; at most {most} are read")
         require("\0" not in text, f"{name}: holds a null character")
