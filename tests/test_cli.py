@@ -182,7 +182,7 @@ USAGE_MISTAKES = {
     "command": (["smaple"], "usage: maskgil COMMAND", "unknown command 'smaple'; did you mean 'sample'?"),
     "no command": ([], "usage: maskgil COMMAND", "COMMAND: missing"),
     "option": (["sample", "--label", "x"], "usage: maskgil sample [options]", "unknown option --label; did you mean --labels?"),
-    "required": (["encode"], "usage: maskgil encode --tokenizer", "required: --tokenizer, --out, --data.path"),
+    "required": (["encode"], "usage: maskgil encode --out", "required: --out, --data.path"),
     "dotted": (
         ["encode", "--data.paht=x", "--out=x"],
         "usage: maskgil encode",

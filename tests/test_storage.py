@@ -1,6 +1,7 @@
 """Workdirs and weights in a bucket. The bucket is a stand-in (fsspec's memory, under the name of Google's file system)."""
 
 import concurrent.futures
+import itertools
 import json
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
-from helpers.toy_codes import encode
+from helpers.toy_codes import encode, files, toy_encode
 
 from maskgil_jax.checkpoints import train_state as training
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
@@ -120,11 +121,31 @@ def test_code_store_in_bucket_is_copied_once_and_checked(bucket, tmp_path, monke
         CodeStore("gs://bucket/codes")
     with pytest.raises(ValueError, match=r"gs://bucket/none: not a finished code store"):
         CodeStore("gs://bucket/none")
-    with pytest.raises(ConfigError, match="gs://bucket/new: codes are written to a local disk"):
-        encode("gs://bucket/new")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(OSError, match=r"0\.0 kB are free; set MASKGIL_CACHE_DIR"):
         CodeStore("gs://bucket/codes")
+
+
+def test_codes_are_written_to_a_bucket_and_continued_there(bucket, tmp_path):
+    made, folder = encode(tmp_path / "made"), storage.open_folder("gs://bucket/new")
+    calls = iter(range(5))
+
+    def stops(images):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return toy_encode(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode("gs://bucket/new", stops)
+    assert sorted(file.name for file in folder.iterdir()) == ["codes-00000.array_record", "progress.json"]
+    count = itertools.count()
+    encode("gs://bucket/new", lambda images: (next(count), toy_encode(images))[1])
+    assert next(count) == 5  # two of three shards
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files(made)
+    encode("gs://bucket/new", lambda images: pytest.fail("encoded again"))
+    (folder / "codes-00001.array_record").write_bytes(b"short")
+    encode("gs://bucket/new")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files(made)
 
 
 def test_checkpoints_keep_bucket_address(bucket, monkeypatch):

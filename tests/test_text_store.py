@@ -72,7 +72,7 @@ def test_interrupted_text_store_continues_to_the_same_bytes(store, encoder, tmp_
 
     def dies(texts):
         calls.append(len(texts))
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return encoder(texts)
 
@@ -81,15 +81,42 @@ def test_interrupted_text_store_continues_to_the_same_bytes(store, encoder, tmp_
         write_text_store(TEXTS, tmp_path / "s", dies, **options)
     with pytest.raises(ConfigError, match="not a finished text store"):
         TextStore(tmp_path / "s")
-    calls[:] = [0, 0, 0]
+    calls[:] = [0, 0]
     write_text_store(TEXTS, tmp_path / "s", dies, **options)
-    assert calls[3:] == [5, 2]  # two of four shards were there
+    assert calls[2:] == [4]  # one of four shards was there, and the texts of the last two occur in the first two
     names = sorted(path.name for path in store.path.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "s").iterdir()) and "progress.json" not in names
     for name in names:
         assert (tmp_path / "s" / name).read_bytes() == (store.path / name).read_bytes()
     write_text_store(TEXTS, tmp_path / "s", dies, **options)
-    assert len(calls) == 5  # a finished store is left as it is
+    assert len(calls) == 3  # a finished store is left as it is
+
+
+def test_equal_texts_are_encoded_once_also_after_an_interruption(encoder, tmp_path):
+    texts = {f"{i}#0": ("red cat", "a hat", f"cat {i}")[i % 3] for i in range(12)}
+    seen, left = [], [100]
+
+    def counting(some):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        seen.extend(some)
+        return encoder(some)
+
+    options = dict(about=encoder.about, shard_size=4)
+    whole = TextStore(write_text_store(texts, tmp_path / "a", counting, **options))
+    assert sorted(seen) == sorted({"", *texts.values()}) and len(whole) == 13
+    seen.clear()
+    left[0] = 2
+    with pytest.raises(KeyboardInterrupt):
+        write_text_store(texts, tmp_path / "b", counting, **options)
+    left[0] = 100
+    write_text_store(texts, tmp_path / "b", counting, **options)
+    assert sorted(seen) == sorted({"", *texts.values()})
+    for file in whole.path.iterdir():
+        assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+    np.testing.assert_array_equal(whole["0#0"][0], whole["9#0"][0])
+    np.testing.assert_allclose(whole["9#0"][0].astype(np.float32), encoder(["red cat"]).features_btd[0], atol=2e-2)
 
 
 def test_text_store_refuses_other_contents_and_damage(store, encoder, tmp_path):

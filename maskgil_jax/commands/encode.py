@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from maskgil_jax.commands.parser import at_least, path
-from maskgil_jax.commands.start import prepare_jax
+from maskgil_jax.commands.start import add_process_options, join_processes, prepare_jax
 
 
 def add(command) -> None:
     sub = command("encode", run, "Encode a data set into a code store, for training. An interrupted run is continued.")
-    sub.add_argument("--tokenizer", type=path, required=True, metavar="WEIGHTS", help="weights folder of the tokenizer")
-    sub.add_argument("--out", type=path, required=True, metavar="DIR", help="folder of the code store")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tokenizer", type=path, metavar="WEIGHTS", help="weights folder of the tokenizer")
+    text = "encode the captions instead of the images, into a text store: minilm or a Hugging Face folder"
+    what.add_argument("--text-encoder", type=path, metavar="FOLDER", help=text)
+    sub.add_argument(
+        "--out", type=path, required=True, metavar="DIR", help="folder of the store; of codes also gs://bucket/folder"
+    )
     sub.add_argument(
         "--data.path",
         dest="path",
@@ -46,10 +52,29 @@ def add(command) -> None:
     )
     sub.add_argument("--flip", action="store_true", help="also store each image mirrored")
     sub.add_argument("--ten-crop", action="store_true", help="store ten crops of each image, as LlamaGen")
+    sub.add_argument("--random-crop", action="store_true", help="cut a random window, as Lumina-mGPT, instead of the middle")
+    sub.add_argument(
+        "--max-tokens", type=at_least(1), default=128, metavar="N", help="--text-encoder: positions of a text (default: 128)"
+    )
+    sub.add_argument(
+        "--layer", type=int, metavar="N", help="--text-encoder: which hidden state, e.g. -2 (default: the last, normalised)"
+    )
+    add_process_options(sub)
 
 
 def run(args, rest) -> None:
     """maskgil encode"""
+    import jax
+
+    join_processes(args)
+    prepare_jax()
+    if jax.process_index() != 0:  # one process logs
+        logging.getLogger("maskgil_jax").setLevel(logging.WARNING)
+    (encode_images if args.tokenizer else encode_captions)(args)
+
+
+def encode_images(args) -> None:
+    """Writes a code store."""
     import jax
 
     from maskgil_jax.checkpoints.weights import load_weights
@@ -58,7 +83,6 @@ def run(args, rest) -> None:
     from maskgil_jax.data.images import open_images
     from maskgil_jax.pipelines.encoding import encode_source
 
-    prepare_jax()
     weights = load_weights(args.tokenizer, "tokenizer")
     require(not (args.sizes and args.image_size), "--sizes, --image-size: give one of them")
     image_size = args.sizes[0] if args.sizes else args.image_size or weights.cfg.image_size
@@ -77,8 +101,57 @@ def run(args, rest) -> None:
         num_workers=args.num_workers,
         flip=args.flip,
         ten_crop=args.ten_crop,
+        random_crop=args.random_crop,
     )
-    print(f"codes: {store} ({len(source)} images, on {jax.default_backend()})")
+    if jax.process_index() == 0:
+        print(f"codes: {store} ({len(source)} images, on {jax.default_backend()})")
+        print_left_out(source)
+
+
+def encode_captions(args) -> None:
+    """Writes a text store: the features of all captions of a source or of a code store."""
+    import pathlib
+
+    import jax
+
+    from maskgil_jax.config import require
+    from maskgil_jax.data.caption_sets import open_captions
+    from maskgil_jax.data.code_format import MANIFEST
+    from maskgil_jax.data.code_store import CodeStore
+    from maskgil_jax.files.paths import is_remote
+    from maskgil_jax.pipelines.encoding import encode_texts
+    from maskgil_jax.text_encoders import load_text_encoder
+
+    require(jax.process_count() == 1, "--text-encoder: runs in one process; start it once, with --num-processes 1")
+    require(not is_remote(args.out), f"--out: {args.out}: a text store is written to a local disk; copy the folder there")
+    for name in ("sizes", "image_size", "flip", "ten_crop", "random_crop"):
+        require(not getattr(args, name), f"--{name.replace('_', '-')}: is for images; leave it out beside --text-encoder")
+    if is_remote(args.path) or (pathlib.Path(args.path) / MANIFEST).is_file():
+        source = CodeStore(args.path)
+        require(source.captioned, f"--data.path: {args.path}: holds codes without captions; encode it with --captions")
+    else:
+        source = open_captions(args.path, split=args.split, data_dir=args.data_dir)
+    encoder = load_text_encoder(args.text_encoder, layer=args.layer, max_tokens=args.max_tokens)
+    store, texts, different = encode_texts(source, args.out, encoder, batch_size=args.batch_size)
+    print(f"texts: {store} ({texts} captions of {len(source)} images, {different} different ones)")
+    print_left_out(source)
+
+
+def print_left_out(source) -> None:
+    """Prints what a source has left out, with the names of the first ones, if there is anything."""
+    from maskgil_jax.data.sources.captions import NAMED
+
+    left_out = getattr(source, "left_out", ())
+    if isinstance(left_out, dict):
+        left_out = [
+            f"{len(names)} {kind} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+            for kind, names in left_out.items()
+        ]
+    if left_out:
+        print(f"left out: {'; '.join(left_out)}")
+    if skipped := getattr(source, "skipped", {}):
+        reasons = list(skipped.values())
+        print(f"unreadable: {len(reasons)} images ({'; '.join(reasons[:NAMED])}{'; ...' if len(reasons) > NAMED else ''})")
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:

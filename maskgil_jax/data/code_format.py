@@ -5,6 +5,7 @@ A store is a folder:
     codes-00000.array_record ...   ArrayRecord shards (group size 1, uncompressed: codes do not compress)
     manifest.json                  written last; a folder without it is an unfinished store
     progress.json                  only while unfinished: the settings, and the finished shards
+    progress-0.json ...            the same, of each of several processes
 
 One record holds one image with all its variants (crops and mirror images). So record i of the store is image i of the source,
 shuffling and epochs are those of the images, and training picks the variant when it reads a record. Little-endian, without
@@ -35,11 +36,11 @@ Crop 0 of a plain store is the ADM centre crop; ten-crop stores have 0..3 = corn
 right), 4 = middle.
 
 manifest.json: format, tokenizer_hash, grid [rows, columns], codebook_size, dtype, image_size [height, width] (or one number,
-which is a square), source, source_fingerprint, num_images, class_names, crops ("center" | "ten_crop"),
+which is a square), source, source_fingerprint, num_images, class_names, crops ("center" | "ten_crop" | "random"),
 variants [[crop, mirrored], ...], shard_size, and in the second format captioned (whether records hold captions) and sizes
-[[height, width], ...], of which each image has the one that keeps most of it; grid and image_size are those of the first; and
-shards: one {name, records, bytes, crc32} each, in order. A shard of a source
-that can tell also has "content", the identity of its images; stores of older versions lack it.
+[[height, width], ...], of which each image has the one that keeps most of it; grid and image_size are those of the first;
+counts, the number of images of each size, which each shard has too; and shards: one {name, records, bytes, crc32} each, in
+order. A shard of a source that can tell also has "content", the identity of its images; stores of older versions lack it.
 """
 
 from __future__ import annotations

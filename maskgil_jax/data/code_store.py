@@ -32,9 +32,9 @@ class CodeStore:
     bytes. Raises a ValueError that names the file.
 
     A store of the second format has images of several sizes or captions: `store[i]` also has "captions". size: (height, width)
-    of the encoded images, of several sizes the first; grid: its (rows, columns). grids: those of all sizes; sized: whether
-    there are several. canvas: (rows, columns) to which batches are padded, of the largest grid. captioned: whether images have
-    captions. content_hash: identity of the codes.
+    of the encoded images, of several sizes the first; grid: its (rows, columns). grids: those of all sizes; counts: the number
+    of images of each, empty if the store does not say; sized: whether there are several. canvas: (rows, columns) to which
+    batches are padded, of the largest grid. captioned: whether images have captions. content_hash: identity of the codes.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -72,6 +72,7 @@ class CodeStore:
         factor = self.size[0] // self.grid[0]
         sizes = self.manifest["sizes"] if second else [self.size]
         self.grids: tuple[tuple[int, int], ...] = tuple((height // factor, width // factor) for height, width in sizes)
+        self.counts: dict[tuple[int, int], int] = dict(zip(self.grids, self.manifest.get("counts", ()), strict=False))
         self.sized, self.canvas = len(self.grids) > 1, max(self.grids, key=lambda grid: (grid[0] * grid[1], grid))
         checksums = [[entry["records"], entry["bytes"], entry["crc32"]] for entry in self.manifest["shards"]]
         self.content_hash = "codes:" + hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]

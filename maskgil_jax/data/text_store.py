@@ -21,6 +21,7 @@ ids and texts), shard_size, and shards as in a code store.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import json
@@ -73,7 +74,7 @@ def write_text_store(
 
     encoder: texts -> (features, mask) of b texts, as `TextCondition` has them; the number of positions must be the same in
     every call. about: `encoder.about`. Raises: ConfigError, if an id is given twice or `out` holds a store of other texts or of
-    another encoder.
+    another encoder. A text that occurs several times is encoded once.
     """
     given = [("", ""), *(texts.items() if isinstance(texts, Mapping) else texts)]
     require(len(given) > 1, "texts: none given")
@@ -90,18 +91,26 @@ def write_text_store(
     done = _finished_shards(out, settings)
     if done is None:
         return out
-    sizes: dict[str, int] = {}
+    sizes = {name: _read(out / PROGRESS)[name] for name in ("width", "max_tokens")} if done else {}
+    counts = collections.Counter(text for _, text in given)
+    known = _repeated(out, done, given, counts)  # the stored part of records whose text comes up again
     for number in range(len(done), -(-len(given) // shard_size)):
-        some, records = given[number * shard_size : (number + 1) * shard_size], []
-        for start in range(0, len(some), batch_size):
-            batch = some[start : start + batch_size]
-            found = encoder([text for _, text in batch])
+        some = given[number * shard_size : (number + 1) * shard_size]
+        new = list(dict.fromkeys(text for _, text in some if text not in known))
+        fresh: dict[str, bytes] = {}
+        for start in range(0, len(new), batch_size):
+            batch = new[start : start + batch_size]
+            found = encoder(batch)
             features_btd, mask_bt = np.asarray(found.features_btd), np.asarray(found.mask_bt).astype(bool)
             sizes = {"width": features_btd.shape[2], "max_tokens": features_btd.shape[1]}
-            records += [_pack(name, features_btd[i][mask_bt[i]]) for i, (name, _) in enumerate(batch)]
+            fresh |= {text: features_btd[i][mask_bt[i]].astype(_BFLOAT16).tobytes() for i, text in enumerate(batch)}
+        known |= {text: features for text, features in fresh.items() if counts[text] > 1}
+        records = []
+        for name, text in some:
+            features = fresh[text] if text in fresh else known[text]
+            records.append(_pack(name, features, sizes["width"]))
         done.append(write_shard(out / shard_name(number), records))
         write_json(out / PROGRESS, {**settings, **sizes, "shards": done})
-    sizes = sizes or {name: _read(out / PROGRESS)[name] for name in ("width", "max_tokens")}
     write_json(out / MANIFEST, {**settings, **sizes, "shards": done})
     (out / PROGRESS).unlink()
     return out
@@ -126,9 +135,24 @@ def _is_whole(out: Path, entry: dict) -> bool:
     return file.is_file() and sum_file(file) == {name: entry[name] for name in ("bytes", "crc32")}
 
 
-def _pack(name: str, features_td: np.ndarray) -> bytes:
+def _repeated(out: Path, done: list[dict], given: list[tuple[str, str]], counts: Mapping[str, int]) -> dict[str, bytes]:
+    """The stored features of the texts in finished shards that occur more than once."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    if not done:
+        return {}
+    records, found = ArrayRecordDataSource([str(out / entry["name"]) for entry in done]), {}
+    for number in range(len(records)):
+        text = given[number][1]
+        if counts[text] > 1 and text not in found:
+            record = records[number]
+            found[text] = bytes(record[_HEAD.size + _HEAD.unpack_from(record)[0] :])
+    return found
+
+
+def _pack(name: str, features: bytes, width: int) -> bytes:
     identity = name.encode("utf-8")
-    return _HEAD.pack(len(identity), len(features_td)) + identity + features_td.astype(_BFLOAT16).tobytes()
+    return _HEAD.pack(len(identity), len(features) // (width * _BFLOAT16.itemsize)) + identity + features
 
 
 def _read(file: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Images <-> codes with a pipeline's tokenizer, and an image source -> the code store of a tokenizer's weights folder."""
+"""Images <-> codes with a pipeline's tokenizer; sources -> code stores of a tokenizer, text stores of an encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 from maskgil_jax.checkpoints.weights import Weights
 from maskgil_jax.config import height_width, require
 from maskgil_jax.data.encode import encode_dataset
+from maskgil_jax.data.text_store import caption_ids, write_text_store
 from maskgil_jax.pipelines.pictures import as_images, with_output
+from maskgil_jax.text_encoders import FrozenTextEncoder
 from maskgil_jax.tokenizers.images import encoder_of, to_pixels, to_tokens
 
 
@@ -36,6 +38,19 @@ def encode_source(
         batch_size=batch_size,
         **options,
     )
+
+
+def encode_texts(source: Any, out: Any, encoder: FrozenTextEncoder, *, batch_size: int = 64) -> tuple[pathlib.Path, int, int]:
+    """Writes the features of all captions of a captioned source or code store to the text store `out`.
+
+    Returns (its path, the number of captions, the number of different ones). Equal captions are encoded once.
+    """
+    texts: dict[str, str] = {}
+    for number in range(len(source)):
+        record = source[number]
+        texts.update(zip(caption_ids(record["id"], len(record["captions"])), record["captions"], strict=True))
+    store = write_text_store(texts, out, encoder, about=encoder.about, batch_size=batch_size)
+    return store, len(texts), len(set(texts.values()))
 
 
 def encode(pipeline: Any, images: Any) -> np.ndarray:
