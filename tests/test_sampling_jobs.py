@@ -21,6 +21,7 @@ from maskgil_jax.networks import build, create
 from maskgil_jax.pipelines import jobs as batch_sampling
 from maskgil_jax.pipelines.jobs import FORMATS, balanced_labels, read_samples, sample_to_folder
 from maskgil_jax.pipelines.pipeline import Pipeline
+from maskgil_jax.runtime import progress
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
 
@@ -172,8 +173,8 @@ def test_job_refuses_foreign_folders_and_leaves_them_unchanged(pipeline, tmp_pat
             sample(pipeline, stray, **options)
     for text, message in [
         ("{", "not a JSON file"),
-        ('{"format": "x"}', "does not describe samples"),
-        ("[]", "does not describe"),
+        ('{"format": "x"}', "format is"),
+        ("[]", "format"),
     ]:
         (stray / "samples.json").write_text(text)
         with pytest.raises(ConfigError, match=f"samples.json: {message}"):
@@ -203,10 +204,11 @@ def test_missing_parts_of_other_processes_are_reported(pipeline, tmp_path, monke
 
 
 def test_progress_is_logged_without_a_terminal(pipeline, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(batch_sampling, "_LOG_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "SECONDS", -1.0)
     with caplog.at_level("INFO", logger="maskgil_jax"):
         sample(pipeline, tmp_path / "out")
-    assert "4/10 images, " in caplog.text and "images/s, " in caplog.text and "min left" in caplog.text
+    assert "sampling: compiling; 10 images to do" in caplog.text
+    assert "8/10 images, " in caplog.text and " a second, " in caplog.text and ":0" in caplog.text and " left" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -122,6 +122,7 @@ def _hints(cls) -> dict[str, Any]:
 
 
 MAX_INT = 2**31 - 1  # of an option without another limit: counts become int32 on devices
+MAX_LAYERS = 1000  # a file that claims billions of layers would fill the memory with their names
 MAX_FLOAT = 3.4028234663852886e38  # the largest float32
 
 # type of an option -> (what a value must be an instance of, the same in words)
