@@ -145,7 +145,7 @@ def test_adaln_names_invalid_inputs():
     with pytest.raises(ConfigError, match=r"grid \(4, 4\), got shape \(2, 9\)"):
         model(jnp.zeros((2, 9), jnp.int32), LABELS)
     for change, match in (
-        (dict(heads=0), "heads: must be between 1 and width 32, got 0"),
+        (dict(heads=0), "heads: must be a whole number >= 1, got 0"),
         (dict(registers=-1), "registers: must be a whole number >= 0"),
     ):
         with pytest.raises(ConfigError, match=match):
