@@ -54,7 +54,7 @@ def test_lpips_gradient_is_finite_where_no_channel_is_active():
 def test_wrong_sizes_are_named():
     with pytest.raises(ConfigError, match=r"channels: needs one width for each of the 5 stages in convolutions, got \(64,\)"):
         LPIPSConfig(channels=(64,))
-    with pytest.raises(ConfigError, match=r"convolutions: must be at least 1 each, got \(0,\)"):
+    with pytest.raises(ConfigError, match=r"convolutions: must be a whole number >= 1 each, got \(0,\)"):
         LPIPSConfig(channels=(64,), convolutions=(0,))
 
 
