@@ -242,7 +242,7 @@ def test_files_left_out_are_counted_and_classes_without_images_named(folder, cap
     source = ImageFolder(folder)
     assert len(source) == 5 and source.class_names == ("a", "b")
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
-    for part in ("2 .tif", "1 .txt", "1 .heic", "1 images outside of the class", "no classes: lost"):
+    for part in ("2 .tif", "1 .txt", "1 .heic", "1 image outside of the class", "no classes: lost"):
         assert part in caplog.text, part
 
 

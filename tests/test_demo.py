@@ -43,7 +43,7 @@ def test_demo_draws_with_shipped_weights_on_one_page(tmp_path, capsys):
     assert cli.main(["demo", "--no-report", "--workdir", str(tmp_path)]) == 0
     assert {p.name for p in tmp_path.iterdir()} >= {*PICTURES, "index.html"}
     page = (tmp_path / "index.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == len(PICTURES) and "http" not in page
+    assert page.count('<img src="data:image/png;base64,') == len(PICTURES) + len(demo.PROMPTS) and "http" not in page
     assert "hearts,country flags,smiling" in page and "maskgil edit inpaint" in page
     colours = Image.open(tmp_path / "samples.png").convert("RGB").getcolors(1 << 20)
     assert len(colours) > 1000

@@ -247,7 +247,6 @@ MISTAKES = {
     "no alpha": (lambda p: p.inpaint(BLACK), "masks: none given, and the images have no fourth channel"),
     "float mask": (lambda p: p.inpaint(BLACK, HOLE.astype(float)), "masks: expected bool or uint8.*float64"),
     "float image": (lambda p: p.vary(BLACK / 255), "images: expected uint8.*float64"),
-    "one image": (lambda p: p.vary(BLACK[0]), r"images: expected uint8 \(b, height, width, 3\)"),
     "odd size": (lambda p: p.vary(BLACK[:, :15]), "15 x 16 pixels .* not multiples of the tokenizer's 4"),
     "feather": (lambda p: p.inpaint(BLACK, HOLE, feather=-1), "feather: must be 0 or more"),
     "box outside": (lambda p: p.edit_box(BLACK, (8, 0, 17, 4)), r"box: .*inside 16 x 16 pixels.*\(8, 0, 17, 4\)"),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import types
 
@@ -173,8 +174,8 @@ def test_job_refuses_foreign_folders_and_leaves_them_unchanged(pipeline, tmp_pat
             sample(pipeline, stray, **options)
     for text, message in [
         ("{", "not a JSON file"),
-        ('{"format": "x"}', "format is"),
-        ("[]", "format"),
+        ('{"format": "x"}', "format is .x., expected maskgil samples 1"),
+        ("[]", "format: expected a JSON object, found a list"),
     ]:
         (stray / "samples.json").write_text(text)
         with pytest.raises(ConfigError, match=f"samples.json: {message}"):
@@ -207,8 +208,7 @@ def test_progress_is_logged_without_a_terminal(pipeline, tmp_path, caplog, monke
     monkeypatch.setattr(progress, "SECONDS", -1.0)
     with caplog.at_level("INFO", logger="maskgil_jax"):
         sample(pipeline, tmp_path / "out")
-    assert "sampling: compiling; 10 images to do" in caplog.text
-    assert "8/10 images, " in caplog.text and " a second, " in caplog.text and ":0" in caplog.text and " left" in caplog.text
+    assert re.search(r"sampling: 10/10 images, [0-9.]+ a second, 0:00 left", caplog.text)
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from maskgil_jax.config import ConfigError
 from maskgil_jax.text_encoders import load_clip, load_text_encoder
-from maskgil_jax.text_encoders.folder import stored_tensors
+from maskgil_jax.text_encoders.folder import network_options, stored_tensors
 from maskgil_jax.text_encoders.load import NETWORKS
 
 
@@ -255,3 +255,9 @@ def test_special_tokens_need_positions(tmp_path):
         ["a"],
         load=load_text_encoder(with_tokenizer("t5", tmp_path), max_tokens=2),
     )
+
+
+@pytest.mark.parametrize("depth", [0, 2**63, 1e3, "many", None])
+def test_impossible_number_of_layers_is_refused_before_lists_are_made(depth):
+    with pytest.raises(ConfigError, match="here: num_hidden_layers is .*, expected a number in 1..1000"):
+        network_options(lambda values, where: list(range(values["num_hidden_layers"])), {"num_hidden_layers": depth}, "here")

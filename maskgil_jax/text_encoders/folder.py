@@ -21,6 +21,7 @@ from maskgil_jax.config.base import one_line, shown
 
 Table = dict[str, tuple[str, tuple[int, ...]]]  # "layers/0/q/weight" -> (name in the file, shape)
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_LAYERS = 1000  # of a text encoder
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -76,6 +77,11 @@ def read_config(folder: pathlib.Path, kinds: Iterable[str]) -> dict:
 
 def network_options(read: Callable[[dict, str], Any], values: dict, where: Any) -> Any:
     """`read(values, where)`, the sizes of a network. Raises: ConfigError that names the file, for any values."""
+    for section in (values, *(value for value in values.values() if isinstance(value, dict))):
+        for name in ("num_hidden_layers", "num_layers"):  # checked first: lists of this length are made while reading
+            depth = section.get(name, 1)
+            sound = isinstance(depth, int) and 1 <= depth <= MAX_LAYERS
+            require(sound, f"{where}: {name} is {shown(depth)}, expected a number in 1..{MAX_LAYERS}; fetch it again")
     try:
         return read(values, str(where))
     except ConfigError as error:
