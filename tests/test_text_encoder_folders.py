@@ -259,5 +259,5 @@ def test_special_tokens_need_positions(tmp_path):
 
 @pytest.mark.parametrize("depth", [0, 2**63, 1e3, "many", None])
 def test_impossible_number_of_layers_is_refused_before_lists_are_made(depth):
-    with pytest.raises(ConfigError, match="here: num_hidden_layers is .*, expected a number in 1..1000"):
+    with pytest.raises(ConfigError, match=r"here: num_hidden_layers is .*, expected a number in 1..1000"):
         network_options(lambda values, where: list(range(values["num_hidden_layers"])), {"num_hidden_layers": depth}, "here")
