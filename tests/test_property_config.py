@@ -89,6 +89,7 @@ def test_every_dataclass_of_options_is_tested():
 @example(row=row_of("LlamaConfig", "heads"), value=0)
 @example(row=row_of("GemmaConfig", "kv_heads"), value=0)
 @example(row=row_of("LlamaConfig", "depth"), value=-1)
+@example(row=row_of("LlamaConfig", "depth"), value=2**31 - 1)
 @example(row=row_of("CLIPTextConfig", "eps"), value=math.nan)
 @example(row=row_of("VQConfig", "multipliers"), value=(1.5, 1))
 @example(row=row_of("VQConfig", "multipliers"), value=())

@@ -30,10 +30,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def one_line(text: object, limit: int = 160) -> str:
+    """A text of unknown origin for a message: one printable line of at most `limit` characters."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
 def shown(value: Any, limit: int = 80) -> str:
     """The repr of a value for a message: one line of at most `limit` characters."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return one_line(repr(value), limit)
 
 
 def choose(name: str, value: Any, allowed) -> Any:
@@ -122,6 +127,7 @@ def _hints(cls) -> dict[str, Any]:
 
 
 MAX_INT = 2**31 - 1  # of an option without another limit: counts become int32 on devices
+MAX_LAYERS = 1000  # a file that claims billions of layers would fill the memory with their names
 MAX_FLOAT = 3.4028234663852886e38  # the largest float32
 
 # type of an option -> (what a value must be an instance of, the same in words)

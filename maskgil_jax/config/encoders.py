@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import check_ranges, choose, option, require
+from .base import MAX_LAYERS, check_ranges, choose, option, require
 
 GELU = ("gelu", "gelu_tanh", "quick_gelu")  # exact; with tanh; x * sigmoid(1.702 x)
 
@@ -35,7 +35,7 @@ class GemmaConfig:
     vocabulary: int = 256000
     width: int = 3072
     mlp_width: int = 24576
-    depth: int = 28
+    depth: int = option(28, "number of layers", low=1, high=MAX_LAYERS)
     heads: int = 16
     kv_heads: int = 16
     head_width: int = 256
@@ -64,7 +64,7 @@ class T5Config:
     vocabulary: int = 32128
     width: int = 512
     mlp_width: int = 2048
-    depth: int = 6
+    depth: int = option(6, "number of layers", low=1, high=MAX_LAYERS)
     heads: int = 8
     head_width: int = 64
     eps: float = 1e-6
@@ -83,7 +83,7 @@ class CLIPTextConfig:
     positions: int = 77
     width: int = 512
     mlp_width: int = 2048
-    depth: int = 12
+    depth: int = option(12, "number of layers", low=1, high=MAX_LAYERS)
     heads: int = 8
     projection: int = 512  # width shared with images
     activation: str = "quick_gelu"
@@ -107,7 +107,7 @@ class CLIPVisionConfig:
     channels: int = 3
     width: int = 768
     mlp_width: int = 3072
-    depth: int = 12
+    depth: int = option(12, "number of layers", low=1, high=MAX_LAYERS)
     heads: int = 12
     projection: int = 512
     activation: str = "quick_gelu"
@@ -134,7 +134,7 @@ class TextBertConfig:
     token_types: int = 2
     width: int = 768
     mlp_width: int = 3072
-    depth: int = 12
+    depth: int = option(12, "number of layers", low=1, high=MAX_LAYERS)
     heads: int = 12
     activation: str = "gelu"
     eps: float = 1e-12

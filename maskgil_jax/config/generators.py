@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import check_ranges, choose, option, require
+from .base import MAX_LAYERS, check_ranges, choose, option, require
 
 # By dtype, the longest sequence that the attention kernels were compiled for: 32 x 32 tokens and a class, 16 x 16 and a class.
 FLASH_LENGTH = {"bfloat16": 1025, "float32": 257}
@@ -39,6 +39,7 @@ class GeneratorConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        require(self.depth <= MAX_LAYERS, f"depth: must be at most {MAX_LAYERS}, got {self.depth}")
         choose("layers", self.layers, ("auto", "scan", "unroll"))
         choose("remat", self.remat, REMAT)
         choose("dtype", self.dtype, ("float32", "bfloat16"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .base import check_ranges, choose, option, require
+from .base import MAX_LAYERS, check_ranges, choose, option, require
 
 MAX_LEVELS = 16  # of a tokenizer, each of which halves the image
 
@@ -13,11 +13,13 @@ class Levels:
     """What convolutional tokenizers have in common: levels that each halve the one before, down to a grid of codes."""
 
     multipliers: tuple[int, ...]
+    res_blocks: int
     image_size: int
     dtype: str
 
     def __post_init__(self):
         check_ranges(self)
+        require(self.res_blocks <= MAX_LAYERS, f"res_blocks: must be at most {MAX_LAYERS}, got {self.res_blocks}")
         choose("dtype", self.dtype, ("float32", "bfloat16"))
         require(
             1 <= len(self.multipliers) <= MAX_LEVELS,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.config.base import MAX_INT, shown
+from maskgil_jax.config.base import MAX_INT, one_line, shown
 
 Kind = type | tuple[type, ...]
 SHARD: Mapping[str, Kind] = {"name": str, "records": int, "bytes": int, "crc32": int}
@@ -22,7 +22,7 @@ def read_object(path: Path, advice: str) -> dict:
     try:
         values = json.loads(path.read_bytes().decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a JSON file ({' '.join(str(error).split())[:120]}); {advice}") from None
+        raise ConfigError(f"{path}: not a JSON file ({one_line(error, 120)}); {advice}") from None
     require(isinstance(values, dict), f"{path}: format: expected a JSON object, found a {type(values).__name__}; {advice}")
     return values
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from maskgil_jax.config import ConfigError
+from maskgil_jax.config.base import one_line
 
 _DAMAGE = (RuntimeError, ValueError, IndexError, OSError)  # what the library raises, Riegeli's messages among them
 
@@ -21,7 +22,7 @@ class RecordFiles:
             self._source = ArrayRecordDataSource([os.fspath(path) for path in paths])
             self._count = len(self._source)
         except _DAMAGE as error:
-            raise ConfigError(f"{self.name}: not a readable ArrayRecord file ({_reason(error)})") from None
+            raise ConfigError(f"{self.name}: not a readable ArrayRecord file ({one_line(error, 120)})") from None
 
     def __len__(self) -> int:
         return self._count
@@ -30,9 +31,4 @@ class RecordFiles:
         try:
             return self._source[i]
         except _DAMAGE as error:
-            raise ConfigError(f"{self.name}: record {i} cannot be read ({_reason(error)})") from None
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 120 else text[:117] + "..."
+            raise ConfigError(f"{self.name}: record {i} cannot be read ({one_line(error, 120)})") from None

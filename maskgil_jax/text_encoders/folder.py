@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
-from maskgil_jax.config.base import shown
+from maskgil_jax.config.base import one_line, shown
 
 Table = dict[str, tuple[str, tuple[int, ...]]]  # "layers/0/q/weight" -> (name in the file, shape)
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,7 +59,7 @@ def read_json(file: pathlib.Path) -> dict:
     except FileNotFoundError:
         raise ConfigError(f"{file}: missing; copy the whole Hugging Face folder") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not readable as JSON ({' '.join(str(error).split())[:160]}); fetch it again") from None
+        raise ConfigError(f"{file}: not readable as JSON ({one_line(error)}); fetch it again") from None
     require(isinstance(values, dict), f"{file}: expected an object, found a {type(values).__name__}; fetch it again")
     return values
 
@@ -88,8 +88,7 @@ def network_options(read: Callable[[dict, str], Any], values: dict, where: Any) 
         named = str(error).startswith(str(where))
         raise error if named else ConfigError(f"{where}: {error}") from None
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{where}: an option has a value of another kind ({reason}); fetch it again") from None
+        raise ConfigError(f"{where}: an option has a value of another kind ({one_line(error)}); fetch it again") from None
 
 
 def stored_tensors(folder: pathlib.Path, name: str | None = None) -> dict[str, Stored]:

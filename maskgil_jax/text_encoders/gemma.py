@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maskgil_jax.config import require
+from maskgil_jax.config.base import MAX_LAYERS, shown
 from maskgil_jax.config.encoders import GemmaConfig
 from maskgil_jax.text_encoders.folder import Table, refuse_unless
 from maskgil_jax.text_encoders.layers import attend, causal, linear, rms_norm, split_heads
@@ -29,6 +30,8 @@ def read_config(values: dict, where: str) -> GemmaConfig:
     refuse_unless(where, "attention_bias", values.get("attention_bias") or False, (False,))
     refuse_unless(where, "use_bidirectional_attention", values.get("use_bidirectional_attention") or False, (False,))
     depth, head_width = values.get("num_hidden_layers", default.depth), values.get("head_dim", default.head_width)
+    sound = type(depth) is int and 1 <= depth <= MAX_LAYERS
+    require(sound, f"{where}: num_hidden_layers is {shown(depth)}, expected a whole number in [1, {MAX_LAYERS}]")
     sliding: tuple[bool, ...] = ()
     if second:
         kinds = values.get("layer_types") or [("sliding_attention", "full_attention")[i % 2] for i in range(depth)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.config.base import one_line
 from maskgil_jax.text_encoders.folder import read_json
 
 _log = logging.getLogger(__name__)
@@ -86,8 +87,7 @@ def _library(file: pathlib.Path) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{file}: not a usable tokenizer ({reason}); fetch it again") from None
+        raise ConfigError(f"{file}: not a usable tokenizer ({one_line(error)}); fetch it again") from None
 
 
 def _read(folder: pathlib.Path) -> tuple[pathlib.Path, Any]:
