@@ -8,20 +8,16 @@ COPY pyproject.toml setup.py requirements.lock README.md LICENSE MANIFEST.in ./
 COPY configs configs
 COPY maskgil_jax maskgil_jax
 RUN useradd --system --create-home maskgil && mkdir -p /var/cache/maskgil && chown maskgil /var/cache/maskgil
-
-FROM base AS cuda
-RUN pip install -c requirements.lock '.[web,speech,text,gpu]'
-USER maskgil
 EXPOSE 8000
 HEALTHCHECK --start-period=300s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz')"]
 ENTRYPOINT ["maskgil", "serve", "--host", "0.0.0.0"]
 CMD ["--weights", "demo"]
+
+FROM base AS cuda
+RUN pip install -c requirements.lock '.[web,speech,text,gpu]'
+USER maskgil
 
 FROM base AS cpu
 ENV JAX_PLATFORMS=cpu
 RUN pip install -c requirements.lock '.[web,speech,text]'
 USER maskgil
-EXPOSE 8000
-HEALTHCHECK --start-period=300s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz')"]
-ENTRYPOINT ["maskgil", "serve", "--host", "0.0.0.0"]
-CMD ["--weights", "demo"]

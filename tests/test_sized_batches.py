@@ -22,16 +22,20 @@ SIZES = [(4, 4), (2, 8), (3, 4), (8, 1), (2, 3)]
 CANVAS = 16
 
 
-@pytest.fixture(scope="module")
-def params():
-    params = params_of(create(CFG, jax.random.key(0)))
+def params_with_head(cfg):
+    params = params_of(create(cfg, jax.random.key(0)))
     params["head"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
     return params
 
 
-def sized(rows=slice(None)):
-    rows_b, columns_b = np.array(SIZES, np.int32).T
-    condition = SizedCondition(ClassCondition(jnp.arange(len(SIZES)) % 3), jnp.asarray(rows_b), jnp.asarray(columns_b))
+@pytest.fixture(scope="module")
+def params():
+    return params_with_head(CFG)
+
+
+def sized(rows=slice(None), sizes=SIZES):
+    rows_b, columns_b = np.array(sizes, np.int32).T
+    condition = SizedCondition(ClassCondition(jnp.arange(len(sizes)) % 3), jnp.asarray(rows_b), jnp.asarray(columns_b))
     return take(condition, rows)
 
 
@@ -160,21 +164,10 @@ PATCHED = dataclasses.replace(CFG, patch=2)
 PATCHED_SIZES = [(4, 4), (2, 8), (4, 2), (8, 2), (2, 2)]
 
 
-def patched_network():
-    params = params_of(create(PATCHED, jax.random.key(0)))
-    params["head"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
-    return params
-
-
-def patched_sizes(rows=slice(None)):
-    rows_b, columns_b = jnp.array(PATCHED_SIZES, jnp.int32).T
-    return take(SizedCondition(ClassCondition(jnp.arange(len(PATCHED_SIZES)) % 3), rows_b, columns_b), rows)
-
-
 @pytest.mark.parametrize("canvas", [(4, 4), (1, 16), (2, 8)])
 def test_patches_of_a_padded_canvas_give_the_logits_of_each_images_own_grid(canvas):
-    params = patched_network()
-    together = jax.jit(lambda t, c: build(PATCHED, params)(t, c, grid=canvas))(tokens(), patched_sizes())
+    params = params_with_head(PATCHED)
+    together = jax.jit(lambda t, c: build(PATCHED, params)(t, c, grid=canvas))(tokens(), sized(sizes=PATCHED_SIZES))
     for i, (rows, columns) in enumerate(PATCHED_SIZES):
         own = build(PATCHED, params)(
             tokens()[i : i + 1, : rows * columns], ClassCondition(jnp.array([i % 3])), grid=(rows, columns)
@@ -183,11 +176,17 @@ def test_patches_of_a_padded_canvas_give_the_logits_of_each_images_own_grid(canv
 
 
 def test_loss_of_a_mixed_batch_of_patches_is_the_sum_of_the_losses_alone():
-    params, objective = patched_network(), Objective(unmasked_weight=0.5, class_dropout=0.0)
+    params, objective = params_with_head(PATCHED), Objective(unmasked_weight=0.5, class_dropout=0.0)
     valid = jnp.asarray(np.arange(CANVAS)[None] < np.prod(PATCHED_SIZES, axis=1)[:, None])
     codes = tokens() % 32
     mask = jax.random.bernoulli(jax.random.key(3), 0.6, codes.shape) & valid
-    part = {"inputs": jnp.where(mask, 32, codes), "targets": codes, "mask": mask, "condition": patched_sizes(), "key": None}
+    part = {
+        "inputs": jnp.where(mask, 32, codes),
+        "targets": codes,
+        "mask": mask,
+        "condition": sized(sizes=PATCHED_SIZES),
+        "key": None,
+    }
     sums = jax.jit(lambda: gradients(params, part, PATCHED, objective)[1])()
     alone = []
     for i, (rows, columns) in enumerate(PATCHED_SIZES):
@@ -200,11 +199,11 @@ def test_loss_of_a_mixed_batch_of_patches_is_the_sum_of_the_losses_alone():
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_decode_with_patches_gives_each_image_the_tokens_it_has_alone(guidance):
-    network, cfg = build(PATCHED, patched_network()), DecodeConfig(steps=4, guidance=guidance)
+    network, cfg = build(PATCHED, params_with_head(PATCHED)), DecodeConfig(steps=4, guidance=guidance)
     keys = jax.random.split(jax.random.key(4), len(PATCHED_SIZES))
-    together = decode(network, patched_sizes(), jax.random.clone(keys), cfg)
+    together = decode(network, sized(sizes=PATCHED_SIZES), jax.random.clone(keys), cfg)
     for i, (rows, columns) in enumerate(PATCHED_SIZES):
-        alone = decode(network, patched_sizes(slice(i, i + 1)), keys[i : i + 1], cfg)
+        alone = decode(network, sized(slice(i, i + 1), PATCHED_SIZES), keys[i : i + 1], cfg)
         np.testing.assert_array_equal(together[i], alone[0])
         assert (together[i, : rows * columns] < 32).all() and not together[i, rows * columns :].any()
 
@@ -215,7 +214,7 @@ def test_decode_with_patches_gives_each_image_the_tokens_it_has_alone(guidance):
 def test_size_that_the_patch_or_the_canvas_does_not_allow_is_one_line(size, words):
     condition = SizedCondition(ClassCondition(jnp.zeros(1, jnp.int32)), *(jnp.array([side]) for side in size))
     with pytest.raises(ConfigError, match=words):
-        decode(build(PATCHED, patched_network()), condition, jax.random.key(0), DecodeConfig(steps=2))
+        decode(build(PATCHED, params_with_head(PATCHED)), condition, jax.random.key(0), DecodeConfig(steps=2))
 
 
 def test_sizes_are_refused_where_positions_are_not_rows_and_columns(params):

@@ -97,8 +97,8 @@ def test_openai_client_sees_errors_of_its_own_kinds(served, client):
     with pytest.raises(openai.BadRequestError) as wrong:
         client.images.generate(prompt="bee", n=1000)
     assert wrong.value.param == "n" and "1..8" in wrong.value.message
-    with pytest.raises(openai.AuthenticationError), openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong-key") as stranger:
-        stranger.images.generate(prompt="bee")
+    with pytest.raises(openai.AuthenticationError), openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong-key") as other:
+        other.images.generate(prompt="bee")
     with pytest.raises(openai.APIStatusError) as missing:
         client.audio.translations.create(model="base", file=("a.wav", b"RIFF"))
     assert missing.value.status_code == 501

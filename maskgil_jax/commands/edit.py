@@ -150,11 +150,10 @@ def read_image_and_mask(image_path, mask_path, size: int | None, *, needs_mask: 
 
     Raises a ValueError if a mask is needed and the files mark none, or it has another size than the image.
     """
-    import numpy as np
 
     from maskgil_jax.data.transforms import adm_center_crop
-    from maskgil_jax.decoding.token_edits import fill_holes
     from maskgil_jax.files.images import read_alpha, read_image
+    from maskgil_jax.pipelines.pictures import scaled_with_hole
 
     image_hwc, mask_hw = read_image(image_path), None
     if needs_mask:
@@ -173,12 +172,9 @@ def read_image_and_mask(image_path, mask_path, size: int | None, *, needs_mask: 
             raise ValueError(f"{mask_path or image_path}: no pixel is {kind}, so there is no hole to fill")
     if size is None or image_hwc.shape == (size, size, 3):
         return image_hwc, mask_hw
-    if mask_hw is not None:
-        # Scaling averages neighbouring pixels, so the content of the hole goes before it.
-        image_hwc = fill_holes(image_hwc[None], mask_hw[None])[0]
-        levels_hwc = np.repeat(np.where(mask_hw, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
-        mask_hw = adm_center_crop(levels_hwc, size)[..., 0] >= 128
-    return adm_center_crop(image_hwc, size), mask_hw
+    if mask_hw is None:
+        return adm_center_crop(image_hwc, size), None
+    return scaled_with_hole(image_hwc, mask_hw, lambda part_hwc: adm_center_crop(part_hwc, size))
 
 
 def parse_box(text: str) -> tuple[int, int, int, int]:

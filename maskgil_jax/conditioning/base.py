@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
+
+import numpy as np
+
+from maskgil_jax.config import ConfigError, require
 
 
 class Conditioner(Protocol):
@@ -33,3 +38,15 @@ class Conditioner(Protocol):
 
     def metadata(self) -> dict[str, Any]:
         """What `config.json` must hold for `conditioner_of` to make this conditioner again."""
+
+
+def checked_prompts(requests: str | Sequence[str]) -> list[str]:
+    """The prompts of a request: one text or several. Raises a `ConfigError` for anything else, and for none."""
+    prompts = [requests] if isinstance(requests, str) else requests
+    if not isinstance(prompts, (list, tuple, np.ndarray)):
+        raise ConfigError(f"prompts: expected text or a list of texts, got {type(prompts).__name__} {prompts!r:.40}")
+    require(len(prompts) > 0, "prompts: none given")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompts: expected text, got {type(prompt).__name__} {prompt!r:.40}")
+    return [str(prompt) for prompt in prompts]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from maskgil_jax.conditioning.base import checked_prompts
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.models.condition import GuidedCondition, PooledTextCondition, take
 from maskgil_jax.runtime.mesh import place, replicated, to_host
@@ -57,11 +58,8 @@ class PooledTextConditioner:
         """Prompts -> their conditions with that of "" for guidance. A condition is returned as it is."""
         if isinstance(requests, PooledTextCondition | GuidedCondition):
             return requests
-        prompts = [requests] if isinstance(requests, str) else requests
-        if not isinstance(prompts, (list, tuple, np.ndarray)) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ConfigError(f"prompts: expected text or a list of texts, got {requests!r:.40}")
-        require(len(prompts) > 0, "prompts: none given")
-        condition = self._checked(self._encoder([str(prompt) for prompt in prompts]))
+        prompts = checked_prompts(requests)
+        condition = self._checked(self._encoder(prompts))
         return GuidedCondition(condition, take(self._null, np.zeros(len(prompts), np.int32)))
 
     @functools.cached_property

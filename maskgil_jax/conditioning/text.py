@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskgil_jax.conditioning.base import checked_prompts
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.data.text_store import TextStore
 from maskgil_jax.models.condition import GuidedCondition, TextCondition, batch_size, take
@@ -50,18 +51,7 @@ class TextConditioner:
         """Prompts -> their `TextCondition`. A condition is returned as it is. Prompts that are too long are cut."""
         if isinstance(requests, TextCondition | GuidedCondition):
             return requests
-        return self._fit(self._encoder(self.prompts(requests)))
-
-    def prompts(self, requests: str | Sequence[str]) -> list[str]:
-        """The prompts of a request, checked."""
-        prompts = [requests] if isinstance(requests, str) else requests
-        if not isinstance(prompts, (list, tuple, np.ndarray)):
-            raise ConfigError(f"prompts: expected text or a list of texts, got {type(prompts).__name__} {prompts!r:.40}")
-        require(len(prompts) > 0, "prompts: none given")
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise ConfigError(f"prompts: expected text, got {type(prompt).__name__} {prompt!r:.40}")
-        return [str(prompt) for prompt in prompts]
+        return self._fit(self._encoder(checked_prompts(requests)))
 
     @functools.cached_property
     def _encoder(self) -> Callable[[Sequence[str]], TextCondition]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from maskgil_jax.config import ChameleonConfig, ConfigError, require
+from maskgil_jax.conditioning.base import checked_prompts
+from maskgil_jax.config import ChameleonConfig, ConfigError
 from maskgil_jax.models.condition import GuidedCondition, TokenCondition
 from maskgil_jax.text_encoders.text_tokens import TextTokenizer
 
@@ -45,11 +46,8 @@ class TokenConditioner:
         """Prompts -> their `TokenCondition`. A condition is returned as it is. Prompts that are too long are cut."""
         if isinstance(requests, TokenCondition | GuidedCondition):
             return requests
-        prompts = [requests] if isinstance(requests, str) else requests
-        if not isinstance(prompts, (list, tuple, np.ndarray)) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ConfigError(f"prompts: expected text or a list of texts, got {requests!r:.40}")
-        require(len(prompts) > 0, "prompts: none given")
         height, width = self.size
+        prompts = checked_prompts(requests)
         return self._condition([TEMPLATE.format(width=width, height=height, prompt=prompt) for prompt in prompts])
 
     def _condition(self, texts: Sequence[str]) -> TokenCondition:

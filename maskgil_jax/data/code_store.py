@@ -17,6 +17,7 @@ from maskgil_jax.data.buckets import pad_codes
 from maskgil_jax.data.cache import local_store
 from maskgil_jax.data.encode import encode_dataset
 from maskgil_jax.data.loader import batches
+from maskgil_jax.data.sources.captions import DrawCaption
 from maskgil_jax.data.text_store import TEXT_FIELDS, RandomCaption, TextStore
 from maskgil_jax.files.paths import is_remote
 from maskgil_jax.files.records import RecordFiles
@@ -155,15 +156,6 @@ class _Padded(grain.transforms.Map):
         return {**element, "codes": codes_l.reshape(self._canvas), "rows": rows, "columns": columns}
 
 
-class _OneCaption(grain.transforms.RandomMap):
-    """Adds "caption", one of the image's, drawn by the key of its place in the stream."""
-
-    def random_map(self, element: dict, rng: np.random.Generator) -> dict:
-        captions = element["captions"]
-        require(len(captions) > 0, f"{element['id']}: has no caption")
-        return {**element, "caption": captions[rng.integers(len(captions))]}
-
-
 class _OneVariant(grain.transforms.Map):
     def __init__(self, number: int):
         self._number = number
@@ -196,7 +188,7 @@ def code_batches(
         [
             _RandomVariant() if variant is None and count > 1 else _OneVariant(variant or 0),
             *([] if texts is None else [RandomCaption(texts)]),
-            *([_OneCaption()] if one_caption else []),
+            *([DrawCaption()] if one_caption else []),
             *([_Padded(store.canvas)] if store.sized else []),
         ],
         {

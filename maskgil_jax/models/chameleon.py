@@ -136,7 +136,7 @@ class Chameleon(TransformerGenerator):
         check_inputs(self.cfg, tokens_bl, condition, grid)
         ids_bs, visible_bs = self._sequence(condition, tokens_bl[:, :-1], grid)
         code = np.arange(tokens_bl.shape[1])
-        before = condition.ids_bt.shape[1] + FRAME - 1 + code + code // grid[1]  # place of what stands before each code
+        before = condition.ids_bt.shape[1] + FRAME - 1 + code + code // grid[1]  # position of the token before each code
         return self.id_states(ids_bs, visible_bs, key_b)[:, before]
 
     def id_states(self, ids_bs: jax.Array, visible_bs: jax.Array, key_b: jax.Array | None = None) -> jax.Array:

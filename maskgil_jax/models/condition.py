@@ -149,7 +149,7 @@ def check_sizes(condition: SizedCondition, length: int, patch: int = 1) -> None:
 
 def valid_tokens(condition: Any, length: int) -> jax.Array | None:
     """Which tokens are no padding, bool (b, length); None if all images fill the canvas."""
-    condition = condition.condition if isinstance(condition, GuidedCondition) else condition
+    condition = without_null(condition)
     return token_places(condition, length)[2] if isinstance(condition, SizedCondition) else None
 
 

@@ -91,7 +91,7 @@ def export_program(
     }
     with replace_folder(path) as part:
         (part / PROGRAM).write_bytes(made.serialize())
-        np.savez(part / WEIGHTS, **arrays)  # type: ignore[arg-type]
+        np.savez(part / WEIGHTS, allow_pickle=False, **arrays)
         with open(part / WEIGHTS, "rb") as file:
             manifest["weights_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

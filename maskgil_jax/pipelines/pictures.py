@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from maskgil_jax.config import ConfigError, choose, require
+from maskgil_jax.decoding.token_edits import fill_holes
 from maskgil_jax.files.images import read_alpha, read_image, to_pil, to_rgb
 
 
 def as_images(images: Any, channels: tuple[int, ...] = (3,)) -> np.ndarray:
-    """A uint8 batch (b, height, width, c) of what stands for images; one picture is a batch of one.
+    """A uint8 batch (b, height, width, c) of images in any form; one image is a batch of one.
 
     images: a uint8 array (b, height, width, c) or (height, width, c), a PIL image, the path of a file, or a list of these of
     one size. PIL images and files become RGB as `files.images.read_image` says; with 4 among `channels` the alpha of a
@@ -50,6 +51,17 @@ def as_masks(masks: Any) -> np.ndarray:
     if isinstance(masks, (str, os.PathLike)):
         return read_image(masks).mean(axis=-1).round().astype(np.uint8)
     return np.asarray(masks)
+
+
+def scaled_with_hole(
+    image_hwc: np.ndarray, hole_hw: np.ndarray, scale: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its hole (bool), both scaled by `scale`: uint8 (h, w, 3) -> uint8 (h', w', 3).
+
+    Scaling averages neighbouring pixels, so the content of the hole is replaced before it.
+    """
+    levels_hwc = np.repeat(np.where(hole_hw, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
+    return scale(fill_holes(image_hwc[None], hole_hw[None])[0]), scale(levels_hwc)[..., 0] >= 128
 
 
 def _picture(image: Any, alpha: bool) -> np.ndarray:

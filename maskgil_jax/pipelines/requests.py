@@ -86,7 +86,7 @@ def _encoded(pipeline: Any, conditioner: Any, asked: Any, negative_prompts: Any,
 
 
 def with_negative(pipeline: Any, condition: Any, negative_prompts: Any = None, conditioner: Any = None) -> Any:
-    """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itpipeline.
+    """The condition with that of negative prompts: one for all rows, or one for each. None: the condition itself.
 
     conditioner: what made the condition; default the pipeline's.
     """

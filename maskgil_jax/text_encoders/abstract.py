@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from maskgil_jax.config import ConfigError
 from maskgil_jax.config.encoders import TextEncoderOptions
 from maskgil_jax.text_encoders.encoder import FrozenTextEncoder
-from maskgil_jax.text_encoders.folder import chosen_layers, is_used, nested, read_config
+from maskgil_jax.text_encoders.folder import chosen_layers, is_used, nested, network_options, read_config
 from maskgil_jax.text_encoders.load import NETWORKS, SHIPPED, SHIPPED_NAME
 from maskgil_jax.text_encoders.placement import sharding_of
 
@@ -59,10 +59,8 @@ def abstract_text_encoder(
     """
     options = TextEncoderOptions(layer, max_tokens, padding, template, dtype)
     text = os.fspath(path)
-    folder, name = (
-        SHIPPED if text == SHIPPED_NAME else pathlib.Path(text),
-        text.rstrip("/").rpartition("/")[2].partition("@")[0],
-    )
+    folder = SHIPPED if text == SHIPPED_NAME else pathlib.Path(text)
+    name = text.rstrip("/").rpartition("/")[2].partition("@")[0]
     if (folder / "config.json").is_file():
         values = read_config(folder, NETWORKS)
     elif name in PUBLISHED:
@@ -70,7 +68,7 @@ def abstract_text_encoder(
     else:
         raise ConfigError(f"{text}: no config.json there, and no known encoder is called {name!r} ({', '.join(PUBLISHED)})")
     network = NETWORKS[values["model_type"]]
-    cfg = network.read_config(values, str(folder / "config.json"))
+    cfg = network_options(network.read_config, values, folder / "config.json")
     count, norm = chosen_layers(layer, cfg.depth, network.norm_is_last, folder)
     leaves = {
         parameter: jax.ShapeDtypeStruct(

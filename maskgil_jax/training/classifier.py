@@ -6,6 +6,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -88,8 +89,10 @@ def _logits(classifier, images_bhwc):
     return classifier(to_unit(images_bhwc))
 
 
-def in_batches(call: Callable, *arrays_n: np.ndarray, batch_size: int = 64, desc: str = "") -> np.ndarray:
+def in_batches(call: Callable, *arrays_n: np.ndarray, batch_size: int = 64, desc: str = "") -> Any:
     """Applies `call` to rows of equally long arrays, `batch_size` at a time; returns the concatenated results as NumPy.
+
+    `call` returns an array or a pytree of arrays.
 
     The last batch is padded with copies, whose results are dropped, so that `call` compiles once. desc: name of a progress
     bar; empty shows none.
@@ -98,9 +101,10 @@ def in_batches(call: Callable, *arrays_n: np.ndarray, batch_size: int = 64, desc
     with tqdm(total=count, desc=desc, unit="image", disable=None if desc else True) as bar:
         for start in range(0, count, batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-            results.append(jax.device_get(call(*(array[rows] for array in arrays_n)))[: count - start])
-            bar.update(len(results[-1]))
-    return np.concatenate(results)
+            made = jax.device_get(call(*(array[rows] for array in arrays_n)))
+            results.append(jax.tree.map(lambda leaf, left=count - start: leaf[:left], made))
+            bar.update(min(batch_size, count - start))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
 def predict(classifier: nnx.Module, images_nhwc: np.ndarray, *, batch_size: int = 64, desc: str = "") -> np.ndarray:

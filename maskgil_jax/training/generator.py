@@ -315,11 +315,13 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
         start_from=start_from if config.get("init_from") and lora is None else None,
     )
 
-    weights, trained, parameters = open_folder(workdir) / "weights", to_host(state.averaged), to_host(whole(state.averaged))
+    # Arrays come to the host by all processes together, so every one of them calls `to_host`.
+    weights, parameters = open_folder(workdir) / "weights", to_host(whole(state.averaged))
+    factors = {} if lora is None else to_host(state.averaged)
     if jax.process_index() == 0:
         save(weights, parameters, config.total_steps)
         if lora is not None:
-            lora.save(weights / "lora.safetensors", trained)
+            lora.save(weights / "lora.safetensors", factors)
     return weights
 
 

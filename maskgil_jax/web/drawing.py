@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskgil_jax.pipelines.streaming import GREY
+from maskgil_jax.pipelines.streaming import paint_masked
 from maskgil_jax.runtime.rng import keys_of_seeds
 from maskgil_jax.tokenizers.images import to_pixels
 
@@ -141,12 +141,10 @@ class BatchDrawer:
     def _preview(self, tokens_l: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         """The image so far: masked cells are grey; for the decoder they hold the code that is most frequent so far."""
         masked_l = tokens_l == self.pipeline.generator.cfg.mask_id
-        cell = self.pipeline.tokenizer.cfg.downsample
         known_l = tokens_l[~masked_l]
         filler = np.bincount(known_l).argmax() if len(known_l) else 0
         pixels_hwc = self._pixels(np.where(masked_l, filler, tokens_l).astype(tokens_l.dtype), grid)
-        masked_hw = masked_l.reshape(grid).repeat(cell, axis=0).repeat(cell, axis=1)
-        return np.where(masked_hw[..., None], np.uint8(GREY), pixels_hwc)
+        return paint_masked(pixels_hwc[None], masked_l[None], grid)[0]
 
     def _edit(self, drawing: Drawing, condition: Any) -> np.ndarray:
         options = dict(labels=condition, key=keys_of_seeds([drawing.seed]), cfg=drawing.cfg)

@@ -148,9 +148,7 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------- the worker
     def _drop(self, ticket: Ticket) -> None:
-        kept = [waiting for waiting in self._queue if waiting.ticket is not ticket]
-        self._queue.clear()
-        self._queue.extend(kept)
+        self._queue = collections.deque(waiting for waiting in self._queue if waiting.ticket is not ticket)
 
     def _drop_ended(self) -> None:
         """Takes out requests that have ended (cancelled, failed) or whose time is up."""
@@ -183,9 +181,7 @@ class Engine:
                 self._changed.wait(left)
             batch = [waiting for waiting in self._queue if waiting.drawing.program == program][:largest]
             taken = set(map(id, batch))
-            kept = [waiting for waiting in self._queue if id(waiting) not in taken]
-            self._queue.clear()
-            self._queue.extend(kept)
+            self._queue = collections.deque(waiting for waiting in self._queue if id(waiting) not in taken)
             self._busy = len(batch)
             return batch
 

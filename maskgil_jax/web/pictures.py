@@ -10,8 +10,8 @@ import numpy as np
 
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.data.transforms import adm_center_crop
-from maskgil_jax.decoding.token_edits import fill_holes
 from maskgil_jax.files.images import to_rgb
+from maskgil_jax.pipelines.pictures import scaled_with_hole
 
 UPLOADS = ("PNG", "JPEG", "WEBP")  # Pillow's names of the formats that are read
 
@@ -85,12 +85,9 @@ def image_and_hole(image: Any, mask: Any, size: tuple[int, int]) -> tuple[np.nda
     require(bool(hole_hw.any()), "mask: marks nothing; transparent pixels, or white ones without transparency, are drawn anew")
     if image_hwc.shape[:2] == size:
         return image_hwc, hole_hw
-    # Scaling averages neighbouring pixels, so the content of the hole goes before it.
-    image_hwc = fill_holes(image_hwc[None], hole_hw[None])[0]
-    levels_hwc = np.repeat(np.where(hole_hw, np.uint8(255), np.uint8(0))[..., None], 3, axis=2)
-    hole_hw = scaled(levels_hwc, size)[..., 0] >= 128
+    image_hwc, hole_hw = scaled_with_hole(image_hwc, hole_hw, lambda part_hwc: scaled(part_hwc, size))
     require(bool(hole_hw.any()), "mask: marks nothing that is left at the drawn size; mark a larger part")
-    return scaled(image_hwc, size), hole_hw
+    return image_hwc, hole_hw
 
 
 def scaled(image_hwc: np.ndarray, size: tuple[int, int]) -> np.ndarray:

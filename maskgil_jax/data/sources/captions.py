@@ -18,7 +18,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from maskgil_jax.config import CaptionConfig
+from maskgil_jax.config import CaptionConfig, require
 
 MAX_UNREADABLE = 100  # unreadable images in a row that mean that the whole source is gone
 NAMED = 5  # of each kind of problem, in a log line
@@ -33,6 +33,7 @@ class DrawCaption(grain.transforms.RandomMap):
 
     def random_map(self, element: dict, rng: np.random.Generator) -> dict:
         captions = element["captions"]
+        require(len(captions) > 0, f"{element.get('id')}: has no caption")
         rest = {name: value for name, value in element.items() if name != "captions"}
         return {**rest, "caption": captions[int(rng.integers(len(captions)))]}
 

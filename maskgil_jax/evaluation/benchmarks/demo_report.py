@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from maskgil_jax.checkpoints.weights import Weights, load_weights
 from maskgil_jax.config import ClassifierConfig, ConfigError, require
+from maskgil_jax.evaluation.benchmarks.layouts import spread
 from maskgil_jax.evaluation.metrics import codebook_perplexity, codebook_usage, count_codes, psnr
 from maskgil_jax.pipelines.pipeline import Pipeline
 from maskgil_jax.tokenizers.images import to_uint8, to_unit
@@ -56,11 +57,11 @@ def figures(
     classifier = load_weights("demo", "classifier") if classifier is None else classifier
     _check(pipeline, classifier, (train_source, held_out_source), count)
     run = functools.partial(in_batches, batch_size=batch_size)
-    train_images, train_labels = pixels_and_labels(train_source, _spread(len(train_source), MAX_IMAGES))
-    test_images, test_labels = pixels_and_labels(held_out_source, _spread(len(held_out_source), MAX_IMAGES))
+    train_images, train_labels = pixels_and_labels(train_source, _part(len(train_source), MAX_IMAGES))
+    test_images, test_labels = pixels_and_labels(held_out_source, _part(len(held_out_source), MAX_IMAGES))
     _check_sizes(pipeline, classifier, train_images, test_images)
     # As many training images as held-out ones, for the figures that do not need all of them.
-    part = _spread(len(train_images), len(test_images))
+    part = _part(len(train_images), len(test_images))
 
     # tokenizer
     encode = functools.partial(_encode, pipeline.tokenizer)
@@ -97,7 +98,7 @@ def figures(
             hits["most_frequent_code_of_position"] = float((frequent_l[None] == codes_bl)[mask_bl].mean())
 
     # generated images, and the classifier's predictions for them, for training images and for images of random codes
-    requested = np.sort(train_labels)[_spread(len(train_labels), count, repeat=True)]
+    requested = np.sort(train_labels)[spread(len(train_labels), count)]
     with tqdm(total=count, desc="generated images", unit="image", disable=None) as bar:
         made = []
         for images in pipeline.batches(requested, seed=seed, batch_size=batch_size):
@@ -175,10 +176,9 @@ def _nearest(thumbs_mp, images_bhwc):
     return jnp.sqrt(jnp.mean((a_bp - thumbs_mp[found_b]) ** 2, axis=1))
 
 
-def _spread(length: int, count: int, *, repeat: bool = False) -> np.ndarray:
-    """`count` indices evenly spread over 0..length-1, in order; at most `length` of them unless `repeat`."""
-    count = count if repeat else min(count, length)
-    return (np.arange(count) * length + length // 2) // count
+def _part(length: int, most: int) -> np.ndarray:
+    """At most `most` indices evenly spread over 0..length-1."""
+    return spread(length, min(length, most))
 
 
 def _check(pipeline: Pipeline, classifier: Weights, sources, count: int) -> None:

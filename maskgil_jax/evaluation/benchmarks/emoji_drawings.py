@@ -18,12 +18,13 @@ import numpy as np
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.data.sources.emoji import EmojiSource, emoji
 from maskgil_jax.data.sources.emoji_captions import emoji_captions
+from maskgil_jax.evaluation.benchmarks.layouts import spread
 from maskgil_jax.evaluation.features import FeatureExtractor
 from maskgil_jax.files.images import read_image
 from maskgil_jax.tokenizers.images import reconstruct
+from maskgil_jax.training.classifier import in_batches
 
 COUNT = 500  # images, unless another number is asked for
-ROWS = 64  # images that go through a network at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,6 @@ def class_labels(count: int = COUNT) -> np.ndarray:
     return np.sort([source[i]["label"] for i in range(len(source))])[spread(len(source), count)].astype(np.int32)
 
 
-def spread(length: int, count: int) -> np.ndarray:
-    """`count` indices evenly spread over 0..length-1, in order."""
-    return (np.arange(count) * length + length // 2) // count
-
-
 def caption_scores(
     prompts: Sequence[CaptionPrompt], files: Sequence[Path], extractor: FeatureExtractor, tokenizer: Any
 ) -> dict[str, dict[str, float]]:
@@ -73,7 +69,7 @@ def caption_scores(
     code_n, label_n = np.array(codes), np.array(labels)
     known = _outputs(extractor, drawings)[0]
     at = np.array([prompt.index for prompt in prompts])
-    through = np.concatenate([np.asarray(reconstruct(tokenizer, part)) for part in _parts(drawings[at])])[: len(at)]
+    through = in_batches(functools.partial(reconstruct, tokenizer), drawings[at])
     images = np.stack([read_image(file) for file in files])
     found, sets = {}, {"generated": images, "training drawings": drawings[at], "through the tokenizer": through}
     for name, images_nhwc in sets.items():
@@ -123,18 +119,11 @@ def _check_classes(extractor: FeatureExtractor, source: EmojiSource) -> None:
     require(same, f"--features {extractor.name}: has other classes than the built-in emoji; give demo")
 
 
-def _parts(images_nhwc: np.ndarray):
-    """Parts of `ROWS` images, the last one filled up with its last image: one program for all."""
-    for start in range(0, len(images_nhwc), ROWS):
-        yield images_nhwc[np.minimum(np.arange(start, start + ROWS), len(images_nhwc) - 1)]
-
-
 def _outputs(extractor: FeatureExtractor, images_nhwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(features of length 1, logits) of images."""
-    apply = _compiled(extractor.apply)
-    outputs = [jax.device_get(apply(extractor.network, part)) for part in _parts(images_nhwc)]
-    features, logits = (np.concatenate([part[name] for part in outputs])[: len(images_nhwc)] for name in ("features", "logits"))
-    return features / np.linalg.norm(features, axis=1, keepdims=True), logits
+    outputs = in_batches(functools.partial(_compiled(extractor.apply), extractor.network), images_nhwc)
+    features = outputs["features"]
+    return features / np.linalg.norm(features, axis=1, keepdims=True), outputs["logits"]
 
 
 @functools.lru_cache(2)

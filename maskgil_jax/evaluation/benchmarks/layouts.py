@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from maskgil_jax.config import require
 from maskgil_jax.evaluation.report import environment
@@ -89,3 +90,8 @@ def digest(path: str | os.PathLike) -> str:
         if file.is_file():
             whole.update(f"{file.name}\n".encode() + hashlib.sha256(file.read_bytes()).digest())
     return whole.hexdigest()[:16]
+
+
+def spread(length: int, count: int) -> np.ndarray:
+    """`count` indices evenly spread over 0..length-1, in order; some come up again if there are more than `length`."""
+    return (np.arange(count) * length + length // 2) // count
