@@ -46,12 +46,13 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def clear(folder: pathlib.Path, name: str | None = None) -> None:
-    """Removes temporary files that killed processes left in a folder: those of the file `name`, or all.
+    """Removes temporary files, and folders being replaced, that killed processes left in a folder: those of `name`, or all.
 
     No other process may be writing there.
     """
-    for part in folder.glob(f".{glob.escape(name) if name else '*'}.????????.part"):
-        _remove(part)
+    for suffix in ("part", "old"):
+        for part in folder.glob(f".{glob.escape(name) if name else '*'}.????????.{suffix}"):
+            _remove(part)
 
 
 def to_disk(path: str | os.PathLike) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -16,8 +17,9 @@ from maskgil_jax import __version__
 from maskgil_jax.checkpoints.origin import plain
 from maskgil_jax.checkpoints.train_state import Checkpoints, NotFiniteError, abstract_like
 from maskgil_jax.config import ConfigError, LoaderConfig, require
+from maskgil_jax.files.atomic import clear
 from maskgil_jax.files.lock import folder_lock
-from maskgil_jax.files.paths import open_folder
+from maskgil_jax.files.paths import is_remote, open_folder
 from maskgil_jax.runtime.distributed import agree, from_all
 from maskgil_jax.runtime.mesh import global_batch, local_rows, make_mesh
 from maskgil_jax.training.liveness import StopSignals, Watchdog
@@ -202,7 +204,10 @@ def fit(
 
 
 def own_workdir(workdir, stack: contextlib.ExitStack) -> None:
-    """Locks `workdir` for this run until `stack` is closed. Process 0 holds the lock; all raise if another run has it."""
+    """Locks `workdir` for this run until `stack` is closed, and removes what a killed process had not finished writing there.
+
+    Process 0 holds the lock; all raise if another run has it.
+    """
     problem = ""
     if jax.process_index() == 0:
         try:
@@ -211,6 +216,9 @@ def own_workdir(workdir, stack: contextlib.ExitStack) -> None:
             problem = str(error)
     if problem := from_all(problem)[0]:
         raise ConfigError(problem)
+    if jax.process_index() == 0 and not is_remote(workdir):
+        for folder in ("", "weights", "best"):
+            clear(pathlib.Path(workdir, folder))
 
 
 def open_checkpoints(config, workdir, events: RunEvents) -> Checkpoints:
