@@ -7,12 +7,19 @@ import jax.numpy as jnp
 import pytest
 
 from maskgil_jax import cli
-from maskgil_jax.config import CHAMELEON_PRESETS, ConfigError, LlamaConfig
+from maskgil_jax.commands.run_files import read_run_file
+from maskgil_jax.conditioning import TextConditioner
+from maskgil_jax.config import CHAMELEON_PRESETS, VQ_PRESETS, ConfigError, LlamaConfig
+from maskgil_jax.decoding.hybrid import causal_tokens
+from maskgil_jax.networks import count_params
 from maskgil_jax.planning.chips import CHIPS
 from maskgil_jax.planning.flops import count_flops
-from maskgil_jax.planning.hybrid import STEPS, HybridPlan, as_table, causal_program
+from maskgil_jax.planning.hybrid import RATIOS, STEPS, HybridPlan, as_table, causal_program
+from maskgil_jax.planning.program import decode_program, network_options
 from maskgil_jax.planning.report import Plan, make_plan
 from maskgil_jax.runtime.mesh import make_mesh
+from maskgil_jax.text_encoders.abstract import abstract_text_encoder
+from maskgil_jax.training.generator_data import encoder_options
 
 TINY = dataclasses.replace(CHAMELEON_PRESETS["tiny"], dtype="bfloat16", grid=(8, 8))
 
@@ -69,3 +76,19 @@ def test_plan_command_says_what_ar_needs(capsys):
     }.items():
         assert cli.main([*plan, *more.split()]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_run_file_of_the_papers_text_pair_plans_whole_rows_of_a_prefixed_network():
+    config = read_run_file("configs/t2i_xl_512.py", ["--config.model.dtype=bfloat16"])
+    ar, tokenizer = CHAMELEON_PRESETS["7B"], VQ_PRESETS["Chameleon"]
+    options = encoder_options(config)
+    encoder = abstract_text_encoder(**options)
+    conditioner = TextConditioner(encoder.max_tokens, encoder.width, None, {})
+    cfg = network_options(config, codebook_size=ar.codebook_size, conditioner=conditioner, downsample=tokenizer.downsample)
+    assert (tuple(cfg.grid), cfg.prefix_tokens, cfg.patch, cfg.condition) == ((32, 32), 128, 1, "text")
+    assert tokenizer.codebook_size == ar.codebook_size == cfg.codebook_size
+    assert count_params(cfg) == pytest.approx(757e6, rel=2e-3) and count_params(ar) == pytest.approx(6779e6, rel=2e-3)
+    program = decode_program(config, cfg, conditioner, make_mesh(data=1, devices=jax.devices()[:1]), tokenizer, 1)
+    condition = program.arguments[2]
+    assert jax.tree.leaves(condition)[0].shape == (1, 128, 2304)
+    assert [causal_tokens(ratio, tuple(cfg.grid), True) for ratio in RATIOS] == [0, 8 * 32, 16 * 32, 24 * 32, 32 * 32]
