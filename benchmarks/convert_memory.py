@@ -25,7 +25,8 @@ from maskgil_jax.convert.families import FAMILIES
 from maskgil_jax.networks import abstract_params, flatten
 from maskgil_jax.text_encoders.clip import text_table
 
-UVIT, TEXT = UVIT_PRESETS["512"], CLIPTextConfig()
+UVIT = UVIT_PRESETS["512"]
+TEXT = CLIPTextConfig(width=768, mlp_width=3072, heads=12, projection=768)  # of CLIP ViT-L/14
 VQ = VQConfig(
     channels=128,
     multipliers=(1, 2, 2, 4, 6),
@@ -70,7 +71,13 @@ def write_folder(folder: pathlib.Path) -> int:
         "transformer/config.json": {"_class_name": "UVit2DModel", "sample_size": 32},
         "vqvae/config.json": {"_class_name": "VQModel"},
         "scheduler/scheduler_config.json": {"_class_name": "AmusedScheduler", "mask_token_id": 8255},
-        "text_encoder/config.json": {"model_type": "clip_text_model", "projection_dim": TEXT.projection},
+        "text_encoder/config.json": {
+            "model_type": "clip_text_model",
+            "projection_dim": TEXT.projection,
+            "hidden_size": TEXT.width,
+            "intermediate_size": TEXT.mlp_width,
+            "num_attention_heads": TEXT.heads,
+        },
         "tokenizer/tokenizer.json": {},
     }
     for name, values in configs.items():

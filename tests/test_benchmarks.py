@@ -1,5 +1,6 @@
 """What benchmarks.decode counts and compares; its figures themselves belong to a machine."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -7,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import convert_memory
 from benchmarks.decode import measured, network_flops, networks
 from maskgil_jax.config import DecodeConfig, LlamaConfig, VQConfig
+from maskgil_jax.convert.main import planned
 from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.networks import create
+from maskgil_jax.text_encoders.clip import read_text_config
 from maskgil_jax.training.generator import Objective
 from maskgil_jax.training.vq_losses import VQLossConfig
 
@@ -75,3 +79,12 @@ def test_the_pytorch_training_twin_has_the_same_losses(monkeypatch):
     assert not torch.equal(before, step.module.network.tokens.weight)
     with pytest.raises(AssertionError, match=r"tokenizer: .*loss"):
         torch_train._check("tokenizer", 1.0, 1.01)
+
+
+def test_folder_of_the_conversion_benchmark_fits_together(tmp_path):
+    assert convert_memory.write_folder(tmp_path) == pytest.approx(3.51e9, rel=0.01)
+    config = json.loads((tmp_path / "text_encoder" / "config.json").read_text())
+    assert read_text_config(config, "config.json") == convert_memory.TEXT
+    options = {"text_tokens": convert_memory.TEXT.positions, "pooled_dim": convert_memory.TEXT.projection}
+    plan = planned(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", options=options)
+    assert plan.cfg.grid == convert_memory.UVIT.grid and plan.cfg.pooled_dim == convert_memory.UVIT.pooled_dim
