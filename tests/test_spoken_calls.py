@@ -63,7 +63,7 @@ def test_stream_of_a_recording_ends_with_the_images_of_a_call(base, texts):
 
 
 def test_silence_names_its_recording_and_gives_no_picture(base, texts):
-    with pytest.raises(NoSpeech, match="^audio: nobody speaks in these 1.0 s"):
+    with pytest.raises(NoSpeech, match=r"^audio: nobody speaks in these 1\.0 s"):
         texts(audio=np.zeros(RATE, np.float32), speech=base)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE)
     with pytest.raises(NoSpeech, match=r"^audio\[1\]: nobody speaks"):

@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 _EXPECTED = "expected a path, the bytes of a file, float samples (n,) at 16 kHz, or a list of these"
 
 
-def transcribe(audio: Any, speech: str = "base", language: str | None = None) -> list[Transcript]:
+def transcribe(audio: Any, speech: str = "base", language: str | None = None, **options: Any) -> list[Transcript]:
     """The English text of every recording: a path, the bytes of a file, float samples (n,) at 16 kHz, or a list of these.
 
-    speech, language: as in `Pipeline.__call__`. Raises `NoSpeech` if nobody speaks in one of them.
+    speech, language: as in `Pipeline.__call__`. options: of a call of the `Transcriber`. Raises `NoSpeech` if nobody speaks in one of them.
     """
     single = isinstance(audio, str | bytes | os.PathLike | np.ndarray)
     require(single or isinstance(audio, list | tuple), f"audio: {_EXPECTED}, got {type(audio).__name__}")
@@ -31,7 +31,7 @@ def transcribe(audio: Any, speech: str = "base", language: str | None = None) ->
     found = []
     for name, recording in zip(names, recordings, strict=True):
         try:
-            found.append(transcriber(recording, language))
+            found.append(transcriber(recording, language, **options))
         except ConfigError as error:  # those about a recording begin with "audio: "
             about, colon, rest = str(error).partition(": ")
             raise type(error)(f"{name}: {rest}" if colon and about == "audio" else str(error)) from None
