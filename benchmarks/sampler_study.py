@@ -1,13 +1,14 @@
 """The sampler's choices on the built-in images with the shipped weights, one table for each question.
 
-python -m benchmarks.sampler_study [--tables noise,presets,hybrid,guidance,orders,fast,steps] [--count 294] [--seed 0]
-    [--out runs/sampler_study]
+python -m benchmarks.sampler_study [--weights emoji] [--tables noise,presets,guidance,orders,changes,steps,hybrid] [--count 200]
+    [--seed 0] [--out runs/sampler_study]
 
 Each row draws the same labels, classes as often as among the training images, with the same seed. Agreement: the share of
 images in which the shipped classifier sees the class that was asked for. Frechet distance: to all training images, in that
-classifier's features. Every row is kept in OUT/rows as soon as it is drawn, under its settings: a second run goes on where
-the first one stopped, and a row of two tables is drawn once. One contact sheet per table, a row of it per row of the table
-(of long tables, some), all with the same classes.
+classifier's features. Every table is of `--weights`, but for "hybrid": that is of the pair `demo` and `demo_ar`. Every row is
+kept in OUT/rows as soon as it is drawn, under its settings: a second run goes on where the first one stopped, and a row of two
+tables is drawn once. One contact sheet per table, a row of it per row of the table (of long tables, some), all with the same
+classes.
 """
 
 import argparse
@@ -30,8 +31,9 @@ from maskgil_jax.files.atomic import write_json
 SHOWN = ("hearts", "country flags", "smiling", "cat faces", "time", "fruit", "birds", "buildings")
 # The cells that become columns of a table, where it has two dimensions.
 ACROSS = {"steps": "steps", "guidance": "guidance", "orders": "steps"}
-# Orders other than by confidence, as their presets have them: without noise, and with the paper's plan.
-QUEUED = dict(plan="gamma_ceil", choice_temperature=0.0)
+# Orders that the table of steps and schedules compares: one that does not depend on the network, and the paper's.
+STEPPED = {"halton": ("halton", 0.0), "confidence": ("confidence", 4.5)}
+PAIR = ("demo", "demo_ar")  # the only shipped generator with a causal twin
 
 
 class Row(NamedTuple):
@@ -46,10 +48,7 @@ class Row(NamedTuple):
 
 
 def noise_rows(base: DecodeConfig) -> Iterator[Row]:
-    """What images can reach with this tokenizer and classifier, and how far apart equal rows of other seeds are.
-
-    The preset "fast" was chosen on the first seed (`fast_rows`); the others confirm it.
-    """
+    """What images can reach with this tokenizer and classifier, and how far apart equal rows of other seeds are."""
     for source in ("drawings", "reconstructions"):
         yield Row({"images": f"held-out {source}", "seed": "-"}, base, source=source)
     for name, cfg in (("stored options", base), ("preset fast", DECODE_PRESETS["fast"])):
@@ -77,47 +76,57 @@ def guidance_rows(base: DecodeConfig) -> Iterator[Row]:
         starts = (0.25, 0.5) if ramp == "interval" else (0.0,)
         for start in starts:
             name = f"interval from {start:.0%}" if ramp == "interval" else ramp
-            for scale in {"constant": (1.0, 1.5, 2.0, 3.0, 4.0), "linear": (1.0, 2.0, 3.0)}.get(ramp, (2.0, 3.0, 4.0)):
+            scales = {"constant": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "linear": (2.0, 3.0, 4.0)}
+            for scale in scales.get(ramp, (3.0, 4.0, 6.0)):
                 how = dataclasses.replace(cfg, guidance=scale, guidance_from=start)
-                yield Row({"ramp": name, "guidance": scale}, how, pictured=ramp == "constant" or scale == 3.0)
+                yield Row({"ramp": name, "guidance": scale}, how, pictured=ramp == "constant" or scale == 4.0)
 
 
 def order_rows(base: DecodeConfig) -> Iterator[Row]:
-    """Every order, confidence with and without its noise, and remasking."""
+    """Every order, confidence with several weights of its noise, and remasking; all else as stored."""
     for steps in (8, 16):
-        yield Row({"order": "confidence, noise 4.5", "steps": steps}, dataclasses.replace(base, steps=steps))
+        cfg = dataclasses.replace(base, steps=steps, choice_temperature=0.0)
         for order in ORDERS:
-            cfg = dataclasses.replace(base, order=order, steps=steps, **QUEUED)
-            name = "confidence, noise 0" if order == "confidence" else order
-            yield Row({"order": name, "steps": steps}, cfg, pictured=steps != 16)
+            for noise in (0.0, 4.5, 9.0, 18.0) if order == "confidence" else (0.0,):
+                name = f"confidence, noise {noise:g}" if order == "confidence" else order
+                how = dataclasses.replace(cfg, order=order, choice_temperature=noise)
+                yield Row({"order": name, "steps": steps}, how, pictured=steps != 16)
         for rule in REMASK_RULES if steps == 16 else ():
-            cfg = dataclasses.replace(base, remask=rule, steps=steps)
-            yield Row({"order": f"confidence, noise 4.5, remask {rule}", "steps": steps}, cfg, pictured=False)
+            yield Row(
+                {"order": f"{base.order}, remask {rule}", "steps": steps}, dataclasses.replace(cfg, remask=rule), pictured=False
+            )
 
 
 def step_rows(base: DecodeConfig) -> Iterator[Row]:
-    """Steps x schedule x plan."""
-    for steps, plan, schedule in itertools.product((8, 4, 16), ("density", "gamma", "cumulative"), SCHEDULES):
-        cfg = dataclasses.replace(base, plan=plan, schedule=schedule, steps=steps)
+    """Steps x schedule in two orders, and steps x plan for the stored schedule."""
+    kinds = [(base.plan, schedule) for schedule in SCHEDULES]
+    kinds += [(plan, base.schedule) for plan in ("density", "gamma", "cumulative") if plan != base.plan]
+    for steps, (name, (order, noise)), (plan, schedule) in itertools.product((8, 4, 16), STEPPED.items(), kinds):
+        changes = dict(plan=plan, schedule=schedule, steps=steps, order=order, choice_temperature=noise)
         alike = (plan == base.plan) + (schedule == base.schedule) + (steps == base.steps)
-        yield Row({"plan": plan, "schedule": schedule, "steps": steps}, cfg, pictured=alike >= 2)
+        pictured = alike == 3 or (steps != base.steps and alike == 2) or (name == "confidence" and alike == 2)
+        yield Row(
+            {"order": name, "plan": plan, "schedule": schedule, "steps": steps},
+            dataclasses.replace(base, **changes),
+            pictured=pictured,
+        )
 
 
-# What is tried on top of the stored options for the preset "fast".
+# Changes of the stored options that the other tables do not have: how codes are sampled.
 TRIED: tuple[dict[str, Any], ...] = (
     {},
-    {"choice_temperature": 9.0},
-    {"choice_temperature": 18.0},
-    {"choice_temperature": 9.0, "guidance": 3.0},
-    {"guidance": 4.0, "guidance_ramp": "interval", "guidance_from": 0.5},
-    {"temperature": 0.9},
-    {"choice_temperature": 2.0},
+    {"temperature": 1.0},
+    {"temperature": 0.8},
+    {"temperature": 0.6},
+    {"temperature": 1.0, "temperature_end": 0.7},
     {"top_p": 0.9},
+    {"top_k": 50},
+    {"temperature": 1.0, "top_p": 0.9},
 )
 
 
-def fast_rows(base: DecodeConfig) -> Iterator[Row]:
-    """The noise on the confidence and the sampling of codes, which the other tables keep fixed."""
+def change_rows(base: DecodeConfig) -> Iterator[Row]:
+    """The sampling of codes, which the other tables keep fixed."""
     for changes in TRIED:
         name = ", ".join(f"{option} {value}" for option, value in changes.items())
         yield Row({"changed": name or "nothing", "steps": base.steps}, dataclasses.replace(base, **changes))
@@ -126,11 +135,11 @@ def fast_rows(base: DecodeConfig) -> Iterator[Row]:
 TABLES: dict[str, Callable[[DecodeConfig], Iterator[Row]]] = {
     "noise": noise_rows,
     "presets": preset_rows,
-    "hybrid": hybrid_rows,
     "guidance": guidance_rows,
     "orders": order_rows,
-    "fast": fast_rows,
+    "changes": change_rows,
     "steps": step_rows,
+    "hybrid": hybrid_rows,
 }
 
 
@@ -187,7 +196,7 @@ def write_table(out: pathlib.Path, table: str, found: list[tuple[Row, dict, np.n
 class Study:
     """Networks, reference and labels, loaded once; and the folder of rows that are there already."""
 
-    def __init__(self, out: pathlib.Path, count: int, seed: int, batch_size: int):
+    def __init__(self, out: pathlib.Path, name: str, ar: str | None, count: int, seed: int, batch_size: int):
         from maskgil_jax.checkpoints.weights import load_weights
         from maskgil_jax.data.images import open_images
         from maskgil_jax.evaluation.extraction import BatchedApply
@@ -199,12 +208,12 @@ class Study:
 
         self.folder, self.count, self.seed, self.batch_size = out / "rows", count, seed, batch_size
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.pipeline, extractor, source = load("demo", ar="demo_ar"), load_feature_extractor("demo"), open_images("emoji")
+        self.pipeline, extractor, source = load(name, ar=ar), load_feature_extractor("demo"), open_images("emoji")
         self.held_out = open_images("emoji", split="test")
         self.weights = {
             "classifier": extractor.hash,
-            **{part: load_weights("demo", part).hash for part in ("tokenizer", "generator")},
-            "ar": load_weights("demo_ar", "generator").hash,
+            **{part: load_weights(name, part).hash for part in ("tokenizer", "generator")},
+            **({"ar": load_weights(ar, "generator").hash} if ar else {}),
         }
         if not (stats := out / "reference.npz").exists():
             write_stats(open_image_set("emoji", image_size=64), extractor, stats)
@@ -260,8 +269,11 @@ def main() -> None:
     from maskgil_jax.commands.start import prepare_jax
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--weights", default="emoji", help="shipped name or folder; 64x64, in the classes of emoji (default: emoji)"
+    )
     parser.add_argument("--tables", default=",".join(TABLES))
-    parser.add_argument("--count", type=int, default=294, help="images per row (default: 294)")
+    parser.add_argument("--count", type=int, default=200, help="images per row (default: 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--batch-size", type=int, default=14, help="per network call (default: 14, what a small CPU's cache likes)"
@@ -273,8 +285,13 @@ def main() -> None:
         parser.error(f"--tables: no table {', '.join(unknown)}; choose from {', '.join(TABLES)}")
     prepare_jax()
     out = pathlib.Path(args.out)
-    study = Study(out, args.count, args.seed, args.batch_size)
+    out.mkdir(parents=True, exist_ok=True)
+    studies: dict[tuple[str, str | None], Study] = {}
     for table in tables:
+        names = PAIR if table == "hybrid" else (args.weights, None)
+        if names not in studies:
+            studies[names] = Study(out, *names, count=args.count, seed=args.seed, batch_size=args.batch_size)
+        study = studies[names]
         rows, drawn = list(TABLES[table](study.pipeline.cfg)), {}
         for i in sorted(range(len(rows)), key=lambda i: not rows[i].pictured):  # those of the sheet first
             drawn[i] = study.figures(rows[i])

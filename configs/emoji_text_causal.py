@@ -1,6 +1,6 @@
 """The causal counterpart of `emoji_text.py`, for hybrid sampling: same encoder and size of network, the next token.
 
-maskgil encode --tokenizer runs/emoji_tokenizer/weights --data.path emoji*10,scenes:60000 --captions \
+maskgil encode --tokenizer runs/emoji_tokenizer/weights --data.path emoji*4,scenes:12000:64x64 --captions \
     --sizes 64x64 --out runs/emoji_text_square_codes
 maskgil train --config configs/emoji_text_causal.py --workdir runs/emoji_text_causal
 maskgil sample --weights runs/emoji_text/weights --ar runs/emoji_text_causal/weights --ar-ratio 0.25 --prompt "two red cats"
@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     """`emoji_text.py` made causal, on square images."""
     config = c2i_ar_b.make_causal(emoji_text.get_config())
     config.model.patch = None  # patches of tokens are predicted together, which token by token cannot be
-    config.data.codes = "runs/emoji_text_square_codes"
+    config.data.update(path="emoji*4,scenes:12000:64x64", codes="runs/emoji_text_square_codes")
     return config

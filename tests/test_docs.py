@@ -102,12 +102,15 @@ def slugs_of(path: pathlib.Path) -> tuple[str, ...]:
 
 
 def links_of(path: pathlib.Path) -> list[tuple[int, str]]:
-    """(line number, target) of the Markdown links and images of a page."""
+    """(line number, target) of the links and images of a page.
+
+    GitHub resolves `../../actions/workflows/NAME` in a README to the runs and the badge of .github/workflows/NAME.
+    """
     return [
-        (number, target)
+        (number, re.sub(r"^\.\./\.\./actions/(workflows/\w+\.yml)(/badge\.svg)?$", r".github/\1", target))
         for number, line, language in lines_of(path)
         if language is None
-        for target in re.findall(r"\]\(([^)\s]+)", re.sub(r"`[^`]*`", "", line))
+        for target in re.findall(r"(?:\]\(|\bsrc=\")([^)\s\"]+)", re.sub(r"`[^`]*`", "", line))
     ]
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zlib
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,11 @@ def canonical(name: str) -> str:
 
 def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def test_wheel_stays_below_45_mb():
+    """Every file of the package, compressed one by one as in a wheel."""
+    files = [file for file in (ROOT / "maskgil_jax").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    sizes = {file.relative_to(ROOT): len(zlib.compress(file.read_bytes(), 1)) for file in files}
+    largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:5]
+    assert sum(sizes.values()) < 45e6, f"largest: {', '.join(f'{file} {sizes[file] / 1e6:.1f} MB' for file in largest)}"

@@ -9,7 +9,7 @@ from benchmarks.sampler_study import ACROSS, TABLES, Row, name_of, settings_of, 
 from maskgil_jax.config import DECODE_PRESETS, ORDERS, REMASK_RULES, SCHEDULES, DecodeConfig
 from maskgil_jax.config.decoding import GUIDANCE_RAMPS
 
-BASE = DecodeConfig()
+BASE = DecodeConfig(order="halton", guidance=4.0, temperature=0.9, choice_temperature=0.0)  # stored with the weights `emoji`
 ROWS = {table: list(rows(BASE)) for table, rows in TABLES.items()}
 RUN = dict(count=294, seed=0, weights={"generator": "ab12"})
 
@@ -24,8 +24,9 @@ def test_every_choice_has_a_row():
     assert {row.cfg.order for row in ROWS["orders"]} == set(ORDERS)
     assert {row.cfg.remask for row in ROWS["orders"]} == {None, *REMASK_RULES}
     assert {row.cfg.guidance_ramp for row in ROWS["guidance"]} == set(GUIDANCE_RAMPS)
-    seen = {(row.cfg.plan, row.cfg.schedule, row.cfg.steps) for row in ROWS["steps"]}
-    assert seen == {(p, s, t) for p in ("density", "gamma", "cumulative") for s in SCHEDULES for t in (4, 8, 16)}
+    seen = {(row.cfg.order, row.cfg.plan, row.cfg.schedule, row.cfg.steps) for row in ROWS["steps"]}
+    kinds = {("density", s) for s in SCHEDULES} | {(p, "arccos") for p in ("density", "gamma", "cumulative")}
+    assert seen == {(o, *kind, t) for o in ("halton", "confidence") for kind in kinds for t in (4, 8, 16)}
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -119,8 +119,10 @@ def test_split_holds_out_combinations():
 def test_open_captions_opens_scenes():
     assert len(open_captions("scenes")) == 100_000 and open_captions("scenes:7", split="test").name == "scenes/test/7/0"
     assert Scenes(3, canvases=((64, 64),))[2]["image"].shape == (64, 64, 3)
-    with pytest.raises(ConfigError, match="expected scenes:COUNT"):
-        open_captions("scenes:many")
+    assert {open_captions("scenes:5:64x96")[i]["image"].shape for i in range(5)} == {(64, 96, 3)}
+    for bad in ("scenes:many", "scenes:5:64", "scenes:5:64x"):
+        with pytest.raises(ConfigError, match="expected scenes:COUNT"):
+            open_captions(bad)
     for bad, name in [(dict(count=0), "count"), (dict(split="val"), "split"), (dict(canvases=((32, 64),)), "canvases")]:
         with pytest.raises(ConfigError, match=f"^{name}: "):
             Scenes(**bad)

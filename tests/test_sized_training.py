@@ -21,6 +21,8 @@ from maskgil_jax.data.code_store import CodeStore
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.training import generator
 
+pytestmark = pytest.mark.slow
+
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "emoji_text.py"
 VQ = VQConfig(
     channels=4, multipliers=(1, 1, 1, 1, 1), res_blocks=1, latent_dim=4, codebook_size=32, codebook_dim=4, image_size=64
@@ -81,7 +83,6 @@ def test_prompts_of_every_size_are_drawn(folder, steps):
         assert images.shape == (1, height, width, 3)
 
 
-@pytest.mark.slow
 def test_losses_on_one_and_eight_devices_are_equal_to_rounding(folder, steps):
     runs = {devices: start(command(folder, f"on{devices}"), devices) for devices in (1, 8)}
     for run in runs.values():
@@ -91,7 +92,6 @@ def test_losses_on_one_and_eight_devices_are_equal_to_rounding(folder, steps):
     np.testing.assert_allclose([one[step] for step in one], [eight[step] for step in one], rtol=2e-5)
 
 
-@pytest.mark.slow
 def test_killed_run_with_sizes_and_captions_continues_bit_for_bit(folder):
     argv = command(folder, "unbroken", steps=18)
     unbroken = start(argv, 1)

@@ -192,6 +192,29 @@ def test_moment_dtype_bfloat16_halves_the_first_moment():
     assert kinds == [jnp.bfloat16, jnp.float32]
 
 
+def test_muon_orthogonalises_each_layer_and_leaves_the_rest_to_adamw():
+    params = {"layers": {"attn": {"q": {"kernel": jnp.ones((2, 8, 4))}}}, "head": {"kernel": jnp.ones((4, 6))}}
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.ndim), p.shape), params)
+    options = dict(learning_rate=1.0, weight_decay=0.0, clip_norm=0.0)
+    updates, states = {}, {}
+    for name in ("adamw", "muon"):
+        tx = make_optimizer(optimizer_options(name=name, **options), 3)
+        updates[name], states[name] = tx.update(grads, tx.init(params), params)
+    # The first step of Adam is the sign of the gradient; that of optax's Muon has Nesterov momentum, which makes it longer.
+    head = updates["muon"]["head"]["kernel"] / updates["adamw"]["head"]["kernel"]
+    np.testing.assert_allclose(head, head[0, 0], rtol=1e-4)
+    for layer in updates["muon"]["layers"]["attn"]["q"]["kernel"]:
+        # Newton-Schulz iterations bring singular values near 1; 0.2 sqrt(8) is the scale that gives an RMS of about 0.2.
+        np.testing.assert_allclose(np.linalg.svd(layer)[1] / (0.2 * 8**0.5), 1.0, atol=0.35)
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim == 3) for name, state in states.items()}
+    assert sizes == {"adamw": 2 * 64, "muon": 64}  # no second moment
+
+
+def test_muon_without_stacked_layers_is_an_error():
+    with pytest.raises(ConfigError, match="muon is for networks with stacked layers"):
+        make_optimizer(optimizer_options(name="muon"), 3).init({"head": {"kernel": jnp.ones((4, 4))}})
+
+
 def test_weight_decay_excludes_norms_only():
     mask = decay_mask(params_of(create(SMALL, jax.random.key(0))))
     assert mask["layers"]["attn"]["q"]["kernel"] and mask["tokens"]["embedding"] and mask["head"]["kernel"]
@@ -214,9 +237,9 @@ def test_ema_follows_the_parameters():
     assert state.averaged is state.ema
 
 
-def one_run(steps, layout_of=None):
+def one_run(steps, layout_of=None, **options):
     """A few steps of the real program on random codes; returns (program, losses)."""
-    tx = make_optimizer(optimizer_options(learning_rate=1e-2), steps)
+    tx = make_optimizer(optimizer_options(learning_rate=1e-2, **options), steps)
     init = init_state(lambda key: params_of(create(SMALL, key)), tx, ema=False)
     mesh = layout_of and make_mesh(**layout_of)
     state, layout = sharded_init(init, jax.random.key(0), mesh) if mesh else (jax.jit(init)(jax.random.key(0)), None)
@@ -249,7 +272,8 @@ def test_train_step_keeps_activations_sharded_over_the_batch():
 
 
 @pytest.mark.slow
-def test_train_step_losses_are_the_same_on_every_mesh():
-    expected = one_run(3)[1]
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_train_step_losses_are_the_same_on_every_mesh(name):
+    expected = one_run(3, name=name)[1]
     for layout in (dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2), dict(data=1, tensor=8)):
-        np.testing.assert_allclose(one_run(3, layout)[1], expected, atol=1e-5)
+        np.testing.assert_allclose(one_run(3, layout, name=name)[1], expected, atol=1e-5)

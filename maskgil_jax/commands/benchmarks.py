@@ -22,6 +22,10 @@ def add_benchmark_options(sub) -> None:
         metavar="PATH",
         help="your copy: evaluation_metadata.jsonl (geneval), dpg_bench/prompts (dpg), folder of recordings (polyvoice)",
     )
+    group.add_argument(
+        "--tts", metavar="NAME", help="polyvoice: speak the texts of --prompts into --out: espeak-ng, gtts, kokoro"
+    )
+    group.add_argument("--speech", metavar="MODEL", help="polyvoice: Whisper, for recordings without `heard` (default: base)")
     group.add_argument("--results", type=path, metavar="FILE", help="results of the official evaluator (geneval, dpg)")
     group.add_argument("--per-prompt", type=at_least(1), metavar="N", help="geneval: images of each prompt (default: 4)")
     group.add_argument("--height", type=at_least(1), metavar="N", help="height in pixels (default: the training size)")
@@ -39,6 +43,9 @@ def run_benchmark(args) -> None:
     name = args.benchmark
     for option in ("samples", "tokenizer", "reference", "save_samples"):
         require(not getattr(args, option), f"--{option.replace('_', '-')}: does not go with --benchmark {name}")
+    require(name == "polyvoice" or not (args.tts or args.speech), f"--tts, --speech: belong to polyvoice, not to {name}")
+    if args.tts:
+        return build_set(args)
     if args.results:
         require(name in _OFFICIAL, f"--results: belongs to {' and '.join(_OFFICIAL)}; {name} is scored as it is drawn")
         require(not args.weights, "--results, --weights: give one of them")
@@ -49,6 +56,18 @@ def run_benchmark(args) -> None:
     sized = args.height is not None or args.width is not None
     require(not (sized and name.startswith("emoji")), f"--height, --width: {name} has sizes of its own")
     return _DRAW[name](args)
+
+
+def build_set(args) -> None:
+    """Speaks the texts of --prompts into the folder --out."""
+    from maskgil_jax.config import require
+    from maskgil_jax.evaluation.benchmarks import spoken_sets
+
+    require(not (args.weights or args.results), "--tts: makes a set alone; give --weights in a second command")
+    require(args.prompts is not None and args.out is not None, "--tts: give --prompts FILE (.jsonl or .txt) and --out FOLDER")
+    phrases = spoken_sets.read_phrases(args.prompts)[: args.count]
+    file = spoken_sets.build_spoken_set(phrases, args.out, args.tts, args.overwrite)
+    print(f"{len(phrases)} recordings by {args.tts}: {file}")
 
 
 def read_back(name: str, results: str, out: str | None) -> None:
@@ -215,12 +234,19 @@ def _polyvoice(args) -> None:
     from maskgil_jax.files.images import read_image
 
     require(bool(args.clip), "--clip: give the Hugging Face folder, or hf://owner/repo, of a CLIP, for the CLIPScores")
-    items = polyvoice.read_spoken(args.prompts)[: args.count]
+    read = polyvoice.read_spoken(args.prompts)[: args.count]
+    known = polyvoice.transcribed(read, args.speech or "base")
+    items = [item for item in known if item.heard.strip()]
+    require(bool(items), f"{args.prompts}: Whisper hears no words in any of its {len(read)} recordings; try a larger --speech")
     options = dict(negative_prompt=args.negative_prompt, height=args.height, width=args.width)
     requests = polyvoice.requests_of(items, args.seed, **options)
     about = {"recordings": len(items), "metadata": digest(pathlib.Path(args.prompts) / "metadata.jsonl"), "clip": args.clip}
+    if known != read or len(items) < len(read):
+        made = sum(a != b for a, b in zip(known, read, strict=True))
+        about |= {"transcribed": made, "unheard": len(read) - len(items), "speech": args.speech or "base"}
     drawn = draw(loaded(args), args, about, prompts=requests)
     if jax.process_index() == 0:
+        polyvoice.write_heard(items, drawn.parent / "heard.jsonl")
         images = map(read_image, job_images(drawn, len(requests)))
         _report(drawn.parent, polyvoice.score_images(items, images, ClipEmbedder(args.clip)), polyvoice.as_markdown)
 

@@ -135,7 +135,9 @@ def run(args, rest) -> None:
     if args.benchmark:
         require(not args.geneval_results, "--geneval-results: does not go with --benchmark; give --results")
         return run_benchmark(args)
-    stray = next((name for name in ("prompts", "results", "per_prompt", "overwrite") if getattr(args, name)), None)
+    stray = next(
+        (name for name in ("prompts", "results", "per_prompt", "overwrite", "tts", "speech") if getattr(args, name)), None
+    )
     require(stray is None, f"--{(stray or '').replace('_', '-')}: belongs to --benchmark")
     given = [name for name in ("weights", "samples", "tokenizer", "geneval_results") if getattr(args, name)]
     require(len(given) == 1, "give one of --weights, --samples, --tokenizer, --benchmark, --config; see --help")

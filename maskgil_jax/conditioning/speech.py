@@ -89,10 +89,13 @@ class Transcriber:
         """Codes of the languages that the model understands."""
         return tuple(self._model.supported_languages)
 
-    def __call__(self, audio: Any, language: str | None = None, max_seconds: float = MAX_SECONDS) -> Transcript:
+    def __call__(
+        self, audio: Any, language: str | None = None, max_seconds: float = MAX_SECONDS, voice_only: bool = True
+    ) -> Transcript:
         """The English text of a recording: a file name, the bytes of a file, or float32 samples at 16 kHz.
 
-        language: its code; None: detected, which takes twice as long. Raises `NoSpeech` for silence and noise.
+        language: its code; None: detected, which takes twice as long. voice_only: leaves out what Silero's detector takes for
+        no voice, to which synthetic voices may belong. Raises `NoSpeech` for silence and noise.
         """
         if language is not None and language not in self.languages:
             raise ConfigError(f"language: {language[:20]!r} is none of Whisper's{nearest(language, self.languages)}")
@@ -106,7 +109,7 @@ class Transcriber:
                 temperature=0.0,  # no second and third attempt with other temperatures
                 condition_on_previous_text=False,
                 without_timestamps=True,
-                vad_filter=True,
+                vad_filter=voice_only,
                 vad_parameters={"min_silence_duration_ms": round(1000 * END_OF_PHRASE)},
             )
             parts = list(segments)

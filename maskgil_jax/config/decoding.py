@@ -215,7 +215,7 @@ DECODE_PRESETS = {
     # aMUSEd's scheduler and the settings of its pipelines; the second one is its inpainting, which plans for the hole alone.
     "amused": DecodeConfig(steps=12, schedule="cosine", plan="gamma_canvas", guidance=10.0, choice_temperature=2.0),
     "amused_inpaint": DecodeConfig(steps=12, schedule="linear", plan="gamma_floor", guidance=10.0, choice_temperature=2.0),
-    # The best of 8 steps on the shipped weights (benchmarks/sampler_study.py, docs/decoding.md "Measured"): twice the noise.
+    # The best of 8 steps on the weights "demo" (docs/results/sampler.md, "The preset fast"): twice the noise.
     "fast": DecodeConfig(choice_temperature=9.0),
 }
 

@@ -70,8 +70,9 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An `optimizer` section: AdamW as the paper sets it (4.3)."""
+    """An `optimizer` section: AdamW as the paper sets it (4.3), or Muon for the matrices of the layers."""
 
+    name: str = option("adamw", "adamw (paper), or muon for the matrices of the layers", choices=("adamw", "muon"))
     learning_rate: float = option(1e-4, "peak learning rate", low=0.0, open_low=True)
     beta1: float = option(0.9, "decay of the first moment", low=0.0, high=1.0, open_high=True)
     beta2: float = option(0.96, "decay of the second moment", low=0.0, high=1.0, open_high=True)

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from maskgil_jax.config import CaptionConfig, require
-from maskgil_jax.data.scenes import Scenes
+from maskgil_jax.config import CaptionConfig, ConfigError, require
+from maskgil_jax.data.scenes import CANVASES, Scenes
 from maskgil_jax.data.sources.caption_files import open_caption_folder, open_caption_lines, open_coco_captions
 from maskgil_jax.data.sources.emoji_captions import EmojiCaptions
 from maskgil_jax.data.sources.joined_captions import JoinedCaptions
@@ -33,7 +33,8 @@ def open_captions(
       FILE.tar, a folder of .tar files, or a pattern such as shards/{00000..00099}.tar: webdataset shards;
       a folder: images with .txt or .json files of the same name, or with a file metadata.jsonl;
       emoji: the built-in drawings with captions composed of their names, tags, style and group;
-      scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000;
+      scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000, or
+      scenes:COUNT:HEIGHTxWIDTH for one size;
       tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions;
       several of these, separated by commas, as one source: "emoji*10,scenes:60000" has the drawings ten times and the scenes
       once.
@@ -54,9 +55,13 @@ def open_captions(
     if text == "scenes":
         return Scenes(split=split)
     if text.startswith("scenes:"):
-        count = text.removeprefix("scenes:")
-        require(count.isdecimal(), f"data.path: {text}: expected scenes:COUNT, as in scenes:50000")
-        return Scenes(int(count), split)
+        found = re.fullmatch(r"scenes:(\d+)(?::(\d+)x(\d+))?", text)
+        if found is None:
+            raise ConfigError(
+                f"data.path: {text}: expected scenes:COUNT or scenes:COUNT:HEIGHTxWIDTH, as in scenes:50000:64x96"
+            )
+        count, *size = found.groups()
+        return Scenes(int(count), split, canvases=CANVASES if size[0] is None else (tuple(map(int, size)),))
     if text.startswith("tfds:"):
         from maskgil_jax.data.sources.tfds_captions import PreparedCaptions
 

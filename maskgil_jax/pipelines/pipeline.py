@@ -11,6 +11,7 @@ import numpy as np
 
 from maskgil_jax.checkpoints.weights import extra
 from maskgil_jax.conditioning import ClassConditioner, Conditioner, conditioner_of
+from maskgil_jax.conditioning.speech import Transcript
 from maskgil_jax.config import (
     CausalConfig,
     ConfigError,
@@ -138,6 +139,10 @@ class Pipeline:
         labels: Any = None,
         *,
         prompts: Any = None,
+        audio: Any = None,
+        speech: str = "base",
+        language: str | None = None,
+        on_transcript: Callable[[int, Transcript], Any] | None = None,
         negative_prompts: Any = None,
         height: int | None = None,
         width: int | None = None,
@@ -153,9 +158,12 @@ class Pipeline:
         output: str = "numpy",
         **decoding: Any,
     ) -> Any:
-        """Generates one image per label or prompt: uint8 (b, height, width, 3).
+        """Generates one image per label, prompt or recording: uint8 (b, height, width, 3).
 
-        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. negative_prompts: what
+        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. audio: recordings, as
+        paths or float samples at 16 kHz (one, or a list), drawn as what Whisper makes of them in English; a class-conditional
+        generator draws the nearest class. speech: Whisper's model, a name or a folder. language: code of the spoken one;
+        default detected. on_transcript: called as `on_transcript(index, transcript)`. negative_prompts: what
         guidance moves away from, instead of no text: one for all prompts, or one for each. height, width: pixels; default the
         training size. grid: (rows, columns) of codes, instead of height and width. seeds: one for each image, or
         several for one label, instead of `seed`; an image is then the first image of a request with its seed alone. key: used
@@ -182,6 +190,10 @@ class Pipeline:
             key=key,
             batch_size=batch_size,
             ar_ratio=ar_ratio,
+            audio=audio,
+            speech=speech,
+            language=language,
+            on_transcript=on_transcript,
         )
         options |= dict(cfg=self.options(cfg, **decoding), ar_ratio=ar_ratio, on_step=on_step)
         images = np.concatenate(list(self.batches(condition, **options)))

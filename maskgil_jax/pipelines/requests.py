@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from maskgil_jax.conditioning import TokenConditioner
+from maskgil_jax.conditioning.speech import Transcript
 from maskgil_jax.config import require
 from maskgil_jax.models.condition import GuidedCondition, HybridCondition, repeat, take, without_null
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines.sizes import grid_of_size
+from maskgil_jax.pipelines.spoken import request_of_audio
 from maskgil_jax.runtime.rng import keys_of_seeds
 
 MAX_BATCH = 64  # images that a call without `batch_size` generates at once
@@ -34,10 +36,19 @@ def request_of(
     key: jax.Array | None = None,
     batch_size: int | None = None,
     ar_ratio: float = 0.0,
+    audio: Any = None,
+    speech: str = "base",
+    language: str | None = None,
+    on_transcript: Callable[[int, Transcript], Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The condition of a call, a row an image, and the arguments of `Pipeline.batches` that go with it."""
     require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
     grid = pipeline.grid_of(height, width, grid)
+    require(audio is None or (labels is None and prompts is None), "labels, prompts, audio: give one of them")
+    require(audio is not None or (language is None and on_transcript is None), "language, on_transcript: belong to audio")
+    if audio is not None:
+        asked = request_of_audio(pipeline, audio, speech, language, on_transcript)
+        labels, prompts = asked.get("labels"), asked.get("prompts")
     condition = repeat(pipeline.condition(labels, prompts, negative_prompts, grid=grid, ar_ratio=ar_ratio), num_per_label)
     count = rows_of(condition)
     if seeds is not None:

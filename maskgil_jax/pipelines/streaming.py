@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskgil_jax.conditioning.speech import Transcript
 from maskgil_jax.config import choose, require
 from maskgil_jax.decoding.masked import decode_stream
 from maskgil_jax.files.images import to_pil
@@ -29,6 +30,10 @@ def stream(
     labels: Any = None,
     *,
     prompts: Any = None,
+    audio: Any = None,
+    speech: str = "base",
+    language: str | None = None,
+    on_transcript: Callable[[int, Transcript], Any] | None = None,
     negative_prompts: Any = None,
     cfg: Any = None,
     every: int = 1,
@@ -68,6 +73,10 @@ def stream(
         num_per_label=num_per_label,
         key=key,
         batch_size=batch_size,
+        audio=audio,
+        speech=speech,
+        language=language,
+        on_transcript=on_transcript,
     )
     count, shape = rows_of(condition), options["grid"]
     key, size = pipeline.request(count, options["seed"], options["key"], options["batch_size"], options["padded"])

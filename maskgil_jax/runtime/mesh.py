@@ -23,7 +23,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"(tokens|classes|positions|registers)/embedding", P(None, "fsdp")),
     (r"(head|first_up|first_down|last_linear|modulation|caption_up|caption_down)/kernel", P("fsdp", "tensor")),
     (r"head_bias|caption_null|caption_null_mask|scale|bias|step|count|mu|nu|last_used|waiting", P()),
-    (r"norm_mean|accepted|skipped_in_a_row", P()),
+    (r"norm_mean|accepted|skipped_in_a_row|ns_coeffs", P()),
     (r"lora_a|lora_b", P()),  # low-rank factors are small
     # Convolutional networks (tokenizer, discriminator, classifier) are small: every device holds them whole.
     (r"kernel|codebook(/embedding)?|mean|var", P()),

@@ -2,12 +2,14 @@
 
 The paper's own set is not published. A set here is a folder with `metadata.jsonl`, one JSON object per line: `text`
 (English), `language` and `audio` (a file in the folder). Optional: `spoken`, the transcript in that language, and
-`heard`, the English text that a speech recogniser made of the recording.
+`heard`, the English text that a speech recogniser made of the recording; `transcribed` makes it. `spoken_sets` makes a set.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,11 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from maskgil_jax.conditioning.speech import NoSpeech, load_transcriber
 from maskgil_jax.config import ConfigError, require
 from maskgil_jax.evaluation.clip_embedding import ClipEmbedder
 from maskgil_jax.evaluation.metrics.clip import clip_score
+from maskgil_jax.files.atomic import writing
 from maskgil_jax.files.json_lines import read_json_objects
 from maskgil_jax.pipelines.prompts import PromptRequest
+from maskgil_jax.pipelines.spoken import transcribe
+
+_log = logging.getLogger(__name__)
 
 # Paper, Table 6: language -> (Image CLIPScore, Text CLIPScore); "text" are the images made from the English texts.
 PAPER = {"text": (1.0, 31.040), "zh": (0.971, 30.793), "pt": (0.986, 30.894), "fr": (0.988, 30.891), "es": (0.956, 30.745)}
@@ -69,6 +76,38 @@ def spoken_scores(languages, spoken_emb, text_image_emb, text_emb) -> dict[str, 
     return scores
 
 
+def transcribed(items: Sequence[Spoken], speech: str = "base") -> list[Spoken]:
+    """The recordings, each with what Whisper hears in it, where `heard` is empty. speech: Whisper's model, or a folder.
+
+    `heard` stays empty, with a warning, where Whisper hears no words.
+    """
+    found = []
+    for item in items:
+        if not item.heard.strip():
+            try:
+                code = item.language.lower().partition("-")[0]
+                known = code in load_transcriber(speech).languages
+                (heard,) = transcribe(item.audio, speech, code if known else None, voice_only=False)
+            except NoSpeech as error:
+                _log.warning("%s", error)
+                found.append(item)
+                continue
+            except ConfigError as error:
+                about = str(error).removeprefix(f"{item.audio}: ")
+                raise ConfigError(f"{item.audio}: no `heard` in its line of metadata.jsonl, and {about}") from None
+            item = dataclasses.replace(item, heard=heard.text)
+        found.append(item)
+    return found
+
+
+def write_heard(items: Sequence[Spoken], file: str | os.PathLike) -> None:
+    """Writes what was heard of each recording, a JSON line each."""
+    names = ("text", "language", "audio", "heard")
+    lines = [json.dumps({name: str(getattr(item, name)) for name in names}, ensure_ascii=False) for item in items]
+    with writing(file) as part:
+        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
 def requests_of(items: Sequence[Spoken], seed: int, **options: Any) -> list[PromptRequest]:
     """An image from what was heard of each recording, then one from its text with the same seed. options: sizes and so on.
 
@@ -76,9 +115,7 @@ def requests_of(items: Sequence[Spoken], seed: int, **options: Any) -> list[Prom
     """
     silent = next((item for item in items if not item.heard.strip()), None)
     if silent is not None:
-        raise ConfigError(
-            f"{silent.audio}: its line of metadata.jsonl has no `heard`; add the English text of a speech recogniser"
-        )
+        raise ConfigError(f"{silent.audio}: its line of metadata.jsonl has no `heard`; call `transcribed` first")
     pairs = [[item.heard for item in items], [item.text for item in items]]
     return [PromptRequest(text, seed=(seed + i) % 2**32, **options) for texts in pairs for i, text in enumerate(texts)]
 
