@@ -79,11 +79,16 @@ def create_server(
 
 
 def _usual(reader: RequestReader) -> list[Drawing]:
-    """What is compiled at the start: the stored number of steps at the first size, drawn and edited."""
+    """What is compiled at the start: the stored number of steps at the first size, drawn and edited.
+
+    With weights of a canvas, the other sizes too: they share the sampler, and each decodes its own pixels.
+    """
     request = 0 if reader.prompts.by_class else "a red circle"
     drawing = Drawing(request, 0, reader.pipeline.cfg, reader.pipeline.grid_of(*reader.sizes[0]))
     if not reader.pipeline.masked:
         return [drawing]
     image_hwc = np.zeros((*reader.sizes[0], 3), np.uint8)
     edit = dataclasses.replace(drawing, image_hwc=image_hwc, mask_hw=image_hwc[..., 0] == 0)
-    return [drawing, edit, dataclasses.replace(edit, mask_hw=None, strength=STRENGTH)]
+    sizes = reader.sizes[1:] if reader.pipeline.canvas is not None else ()
+    others = [dataclasses.replace(drawing, grid=reader.pipeline.grid_of(*size)) for size in sizes]
+    return [drawing, *others, edit, dataclasses.replace(edit, mask_hw=None, strength=STRENGTH)]
