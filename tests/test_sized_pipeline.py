@@ -99,6 +99,15 @@ def test_edits_of_several_sizes_share_one_program(pipeline):
     assert _decode._cache_size() == before + 1
 
 
+@pytest.mark.parametrize("negative", [None, "rain"])
+def test_interpolation_starts_and_ends_at_the_images_of_calls(pipeline, negative):
+    how = dict(seed=2, cfg=pipeline.options(**options("halton", 3)), negative_prompts=negative)
+    way = pipeline.interpolate(PROMPTS[0], PROMPTS[1], weights=(0, 1), grid=(3, 5), **how)[0]
+    for image, prompt in zip(way, PROMPTS, strict=False):
+        alone = pipeline(prompts=prompt, **pixels((3, 5)), **how)[0]
+        np.testing.assert_allclose(image.astype(int), alone.astype(int), atol=1)
+
+
 def test_job_draws_prompts_of_all_sizes_by_one_program(pipeline, tmp_path):
     how = dataclasses.replace(pipeline, cfg=pipeline.options(**options("halton", 6)))
     requests = [PromptRequest(PROMPTS[i % 4], seed=i, **pixels(GRIDS[i % 3])) for i in range(5)]

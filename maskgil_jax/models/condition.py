@@ -94,6 +94,15 @@ class GuidedCondition:
     negative: Any
 
 
+@flax.struct.dataclass
+class ConditionPair:
+    """Two conditions of one kind and batch size, and the weight between them: `weight_b` float32 (b,), 0 first, 1 second."""
+
+    first: Any
+    second: Any
+    weight_b: Any
+
+
 def without_null(condition: Any) -> Any:
     """The condition itself, of one that may bring along its null condition."""
     return condition.condition if isinstance(condition, GuidedCondition) else condition
@@ -157,7 +166,7 @@ def with_sizes(condition: Any, rows_b: Any, columns_b: Any) -> Any:
 
 def sizes_of(condition: Any) -> SizedCondition | None:
     """The condition with the size of each image; None if all images fill the canvas."""
-    condition = without_null(condition)
+    condition = without_null(condition.first if isinstance(condition, ConditionPair) else condition)
     return condition if isinstance(condition, SizedCondition) else None
 
 
