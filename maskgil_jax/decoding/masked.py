@@ -323,8 +323,8 @@ def _check(generator, condition, key, tokens_bl, grid) -> tuple[int, int]:
     if len(sizes) != 1 or sizes in ({()}, {(0,)}):
         raise ConfigError(f"condition: expected arrays with one common batch size of at least 1, got leading sizes {sizes}")
     b = batch_size(condition)
-    if (sizes := sizes_of(condition)) is not None:
-        check_sizes(sizes, math.prod(grid), getattr(generator.cfg, "patch", 1))
+    if (sized := sizes_of(condition)) is not None:
+        check_sizes(sized, math.prod(grid), getattr(generator.cfg, "patch", 1))
     key_shape = jax.eval_shape(typed_key, key).shape
     require(key_shape in ((), (b,)), f"key: expected one key or one per image, {(b,)}, got keys of shape {key_shape}")
     if tokens_bl is not None:

@@ -77,11 +77,11 @@ def tokens(
     """The codes behind the images of a condition, or of labels: int32 (b, rows * columns). See `generate_tokens`."""
     if not dataclasses.is_dataclass(condition):
         condition = pipeline.conditioner.encode(condition)
-    cfg, grid = pipeline.options(cfg), tuple(grid or pipeline.generator.cfg.grid)
-    if not on_canvas(pipeline, grid, cfg, ar_ratio):
+    how, grid = pipeline.options(cfg), tuple(grid or pipeline.generator.cfg.grid)
+    if not on_canvas(pipeline, grid, how, ar_ratio):
         ar = dict(ar=pipeline.ar, ar_cfg=pipeline.ar_cfg, ar_ratio=ar_ratio)
         options: dict[str, Any] = dict(grid=grid, tokens_bl=tokens_bl, on_step=on_step, **ar)
-        return generate_tokens(pipeline.generator, condition, key, cfg, **options)
+        return generate_tokens(pipeline.generator, condition, key, how, **options)
     count = math.prod(grid)
     if tokens_bl is not None:
         if tokens_bl.ndim != 2 or tokens_bl.shape[1] != count:
@@ -90,7 +90,7 @@ def tokens(
     show = on_step and functools.partial(_cut, on_step, count)
     condition = condition.condition if isinstance(condition, HybridCondition) else condition
     grids_b = [grid] * rows_of(condition)
-    return tokens_of_sizes(pipeline, condition, key, grids_b, cfg, tokens_bl=tokens_bl, on_step=show)[:, :count]
+    return tokens_of_sizes(pipeline, condition, key, grids_b, how, tokens_bl=tokens_bl, on_step=show)[:, :count]
 
 
 def tokens_of_sizes(

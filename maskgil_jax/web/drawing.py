@@ -161,8 +161,8 @@ class BatchDrawer:
         else:
             options = dict(cfg=first.cfg, grid=first.grid, ar_ratio=first.ar_ratio, on_step=show)
             tokens_bl = pipeline.tokens(condition, key_b, **options)
-        tokens_bl = np.asarray(jax.device_get(tokens_bl))
-        return [self._pixels(tokens_bl[i, : math.prod(drawings[i].grid)], drawings[i].grid) for i in range(count)]
+        made_bl = np.asarray(jax.device_get(tokens_bl))
+        return [self._pixels(made_bl[i, : math.prod(drawings[i].grid)], drawings[i].grid) for i in range(count)]
 
     def _pixels(self, tokens_l: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         return np.asarray(jax.device_get(to_pixels(self.pipeline.tokenizer, jnp.asarray(tokens_l[None]), grid)))[0]
