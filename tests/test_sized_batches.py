@@ -114,10 +114,10 @@ def test_decode_plans_the_steps_on_each_images_own_tokens(params):
         np.testing.assert_array_equal(left[:, i], np.asarray((plain == 32).sum(axis=2))[:, 0])
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_decode_in_every_order_gives_the_tokens_of_each_images_own_grid(params, order):
+@pytest.mark.parametrize("order, mode", [*((order, "auto") for order in ORDERS), ("halton_rolled", "map")])
+def test_decode_in_every_order_gives_the_tokens_of_each_images_own_grid(params, order, mode):
     sizes, network = [(4, 4), (2, 8), (8, 2), (16, 1), (1, 16)], build(CFG, params)
-    cfg = DecodeConfig(steps=5, guidance=2.0, order=order, remask="cap")
+    cfg = DecodeConfig(steps=5, guidance=2.0, order=order, remask="cap", batch_mode=mode)
     keys = jax.random.split(jax.random.key(7), len(sizes))
     together = decode(network, sized(sizes=sizes), jax.random.clone(keys), cfg)
     for i, grid in enumerate(sizes):

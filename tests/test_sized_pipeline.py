@@ -23,6 +23,8 @@ from maskgil_jax.runtime.rng import keys_for_indices
 from maskgil_jax.text_encoders import load_text_encoder
 from maskgil_jax.web.drawing import Drawing
 from maskgil_jax.web.engine import Engine
+from maskgil_jax.web.requests import RequestReader
+from maskgil_jax.web.server import _usual
 
 CANVAS, GRIDS = (4, 6), [(4, 4), (4, 6), (3, 5), (8, 2)]
 PROMPTS = ["a red cat", "two dogs", "a hat", "blue"]
@@ -76,6 +78,17 @@ def test_image_that_the_canvas_does_not_hold_is_that_of_its_own_program(pipeline
     asked = dict(prompts=PROMPTS[:2], seed=3, **pixels((5, 5)))
     np.testing.assert_array_equal(pipeline(**asked), plain(**asked))
     assert plain.canvas is None and pipeline.canvas == CANVAS
+
+
+def test_tokens_of_several_devices_and_inside_a_jitted_function_are_those_of_a_call(pipeline):
+    condition, key_b = pipeline.condition(prompts=PROMPTS * 2), keys_for_indices(jax.random.key(4), np.arange(8))
+    how = dict(cfg=pipeline.options(**options("halton", 2)), grid=(3, 5))
+    expected = pipeline.tokens(condition, jax.random.clone(key_b), **how)
+    inside = jax.jit(lambda condition, key_b: pipeline.tokens(condition, key_b, **how))(condition, jax.random.clone(key_b))
+    np.testing.assert_array_equal(inside, expected)
+    several, parts = pipeline.over(), (condition, jax.random.clone(key_b))
+    assert several.canvas == CANVAS
+    np.testing.assert_array_equal(several.tokens(*several.shard(parts), **how), expected)
 
 
 def test_stream_ends_with_the_images_of_the_call(pipeline):
@@ -185,3 +198,10 @@ def test_warm_up_of_several_sizes_compiles_one_sampler_a_batch_size(pipeline):
     assert said[2:] == [f"compiling pixels of {rows}x{columns} tokens" for rows, columns in GRIDS[1:]]
     engine.drawer.draw(drawings[2:4])
     assert _decode._cache_size() == before + 2 * 2
+
+
+def test_server_compiles_the_sizes_that_the_canvas_holds(pipeline, plain):
+    sizes = ((16, 16), (16, 24), (24, 24))
+    for weights, grids in ((pipeline, [(4, 4), (4, 6)]), (plain, [(4, 4)])):
+        reader = RequestReader(weights, ServeConfig(sizes=sizes), "tiny")
+        assert [drawing.grid for drawing in _usual(reader) if drawing.kind == "draw"] == grids

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskgil_jax.config import ServeConfig
+from maskgil_jax.pipelines.canvas import on_canvas
 from maskgil_jax.web.drawing import Drawing
 from maskgil_jax.web.engine import Engine
 from maskgil_jax.web.measures import Measures
@@ -81,7 +82,7 @@ def create_server(
 def _usual(reader: RequestReader) -> list[Drawing]:
     """What is compiled at the start: the stored number of steps at the first size, drawn and edited.
 
-    With weights of a canvas, the other sizes too: they share the sampler, and each decodes its own pixels.
+    With weights of a canvas, also the other sizes that it holds: they share the sampler, and each decodes its own pixels.
     """
     request = 0 if reader.prompts.by_class else "a red circle"
     drawing = Drawing(request, 0, reader.pipeline.cfg, reader.pipeline.grid_of(*reader.sizes[0]))
@@ -89,6 +90,7 @@ def _usual(reader: RequestReader) -> list[Drawing]:
         return [drawing]
     image_hwc = np.zeros((*reader.sizes[0], 3), np.uint8)
     edit = dataclasses.replace(drawing, image_hwc=image_hwc, mask_hw=image_hwc[..., 0] == 0)
-    sizes = reader.sizes[1:] if reader.pipeline.canvas is not None else ()
-    others = [dataclasses.replace(drawing, grid=reader.pipeline.grid_of(*size)) for size in sizes]
+    grids = [reader.pipeline.grid_of(*size) for size in reader.sizes]
+    shared = [grid for grid in grids if on_canvas(reader.pipeline, grid, drawing.cfg)]
+    others = [dataclasses.replace(drawing, grid=grid) for grid in shared if drawing.grid in shared and grid != drawing.grid]
     return [drawing, *others, edit, dataclasses.replace(edit, mask_hw=None, strength=STRENGTH)]
