@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 16
     config.total_steps = 20
     config.model.update(preset="tiny", patch=None)
-    config.optimizer.update(warmup_steps=5, ema_decay=0.0)
+    config.optimizer.update(name="adamw", learning_rate=2e-3, warmup_steps=5, ema_decay=0.0)
     config.checkpoint.update(every=10, keep=2)
     config.log_every = 5
     config.sample_every = 20

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.tokenizer = "runs/emoji_tokenizer/weights"
     config.data.codes = "runs/emoji_codes"
     config.model.update(width=256, depth=6, heads=4, mlp_width=704, dropout=0.05)
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=100, decay="constant", ema_decay=0.998)
+    config.optimizer.update(name="adamw", learning_rate=1e-3, warmup_steps=100, decay="constant", ema_decay=0.998)
     config.checkpoint.every = 200
     config.guard.watchdog_seconds = 1800.0
     config.log_every = 50

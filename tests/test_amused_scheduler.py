@@ -49,6 +49,7 @@ def test_canvas_plan_starts_late_and_follows_the_whole_canvas():
     np.testing.assert_array_equal(bound, [100, 100, 70, 38])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["fori", "unrolled"])
 def test_decoding_begins_at_the_skipped_step(loop):
     tokens, condition, _, _ = uvit_case("uvit_256_like")

@@ -257,6 +257,7 @@ def test_emoji_classes_scores_the_classes_asked_for(tmp_path, capsys):
     assert "| generated |" in printed and result["job"]["num"] == 8 and 0 <= result["scores"]["generated"]["agreement"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [

@@ -83,6 +83,7 @@ def test_rope_scaling_refuses_one_dimensional_positions(params):
         decode(bert, label, jax.random.key(0), DecodeConfig(steps=1), grid=(6, 6))
 
 
+@pytest.mark.slow
 def test_load_sets_rope_scaling():
     assert load("demo").generator.cfg.rope_scaling == "none"
     assert load("demo", rope_scaling="ntk").generator.cfg.rope_scaling == "ntk"

@@ -127,6 +127,7 @@ def plain_loop(model, condition, key, cfg, given, kept, grid):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given,interval,kept", [(0, None, False), (5, 0, False), (0, 3, True)])
 def test_decode_causal_equals_plain_python(small, given, interval, kept):
     cfg = CausalConfig(guidance=1.7, temperature=0.8, top_k=9, top_p=0.95, cfg_interval=interval)

@@ -69,6 +69,7 @@ def test_hidden_is_the_state_before_each_code_of_the_written_sequence(network):
     np.testing.assert_allclose(got, states[:, before], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_prefill_and_step_equal_the_whole_sequence(layers):
     network = build(dataclasses.replace(TINY, layers=layers), params())

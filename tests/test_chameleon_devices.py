@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     return save_chameleon(tmp_path_factory.mktemp("wide") / "chameleon", WIDE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [dict(tensor=8), dict(fsdp=2, tensor=4), dict(data=2, fsdp=2, tensor=2)])
 def test_sharded_weights_give_the_same_tokens(folder, sizes):
     mesh = make_mesh(**({"data": 1} | sizes))

@@ -109,6 +109,7 @@ def test_texts_with_a_wrong_line_are_named(tmp_path):
         read_texts(tmp_path / "t.jsonl")
 
 
+@pytest.mark.slow
 def test_polyvoice_scores_images_of_one_seed(pipeline, folder, embedder, tmp_path, capsys):
     weights = save_text_pipeline(tmp_path / "w", pipeline.conditioner.encoder)
     records = [

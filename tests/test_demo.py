@@ -39,6 +39,7 @@ def test_demo_training_runs_to_a_page_and_is_reused(tmp_path, capsys):
     assert len((tmp_path / "generator" / "metrics.jsonl").read_text().splitlines()) == 2, "the second run trained nothing"
 
 
+@pytest.mark.slow
 def test_demo_draws_with_shipped_weights_on_one_page(tmp_path, capsys):
     assert cli.main(["demo", "--no-report", "--workdir", str(tmp_path)]) == 0
     assert {p.name for p in tmp_path.iterdir()} >= {*PICTURES, "index.html"}

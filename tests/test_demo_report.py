@@ -213,6 +213,7 @@ def test_figures_refuse_networks_and_sets_that_do_not_match():
 TINY = ClassifierConfig(num_classes=98, channels=(8, 16), feature_dim=32)
 
 
+@pytest.mark.slow
 def test_augment_transforms_images_by_their_own_keys():
     images = jnp.asarray(pixels_and_labels(open_images("emoji"), range(4))[0] / 127.5 - 1.0, jnp.float32)
 
@@ -229,6 +230,7 @@ def test_augment_transforms_images_by_their_own_keys():
     np.testing.assert_allclose(augment(keys()[2:3], images[2:3], Augment()), changed[2:3], atol=1e-5)  # each by its own key
 
 
+@pytest.mark.slow
 def test_classifier_overfits_sixteen_images():
     config = read_run_file("demo_classifier", ["--config.optimizer.warmup_steps=5", "--config.optimizer.learning_rate=0.02"])
     source = open_images("emoji")

@@ -161,6 +161,7 @@ def test_load_refuses_a_causal_network_that_does_not_fit(folders):
         load(masked, ar=causal)
 
 
+@pytest.mark.slow
 def test_sample_command_decodes_hybrid(folders, tmp_path, capsys):
     masked, causal = map(str, folders)
     images = []

@@ -65,6 +65,7 @@ def test_prompts_become_the_template_s_tokens_padded_on_the_left(hybrid):
     assert larger.ids_bt[larger.mask_bt][5] == 53  # 128x128
 
 
+@pytest.mark.slow
 def test_first_rows_are_those_of_the_causal_network_alone(hybrid):
     written = decode_causal(hybrid.ar, conditions(hybrid).ar, jax.random.key(3), hybrid.ar_cfg)
     for ratio, rows in ((0.25, 1), (0.5, 2), (0.6, 2), (0.75, 3)):

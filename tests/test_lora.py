@@ -22,6 +22,8 @@ from maskgil_jax.networks import build, create, flatten, params_of
 from maskgil_jax.training import generator
 from maskgil_jax.training.lora import init_factors, merge, save_factors, targets
 
+pytestmark = pytest.mark.slow
+
 RANK = 2
 
 

@@ -39,6 +39,7 @@ def compiled(tmp_path, monkeypatch):
     return tmp_path, asked, fitting
 
 
+@pytest.mark.slow
 def test_tables_take_the_cheapest_layout_that_fits_and_retry_no_failure(compiled, monkeypatch):
     folder, asked, fitting = compiled
     monkeypatch.setattr(plans, "BATCHES", (256, 512, 1024))

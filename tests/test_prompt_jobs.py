@@ -74,6 +74,7 @@ def test_interrupted_job_of_prompts_draws_only_what_is_missing(pipeline, tmp_pat
         assert_same_pictures(one[None], other[None])
 
 
+@pytest.mark.slow
 def test_sample_command_draws_prompts(pipeline, tmp_path, capsys):
     weights = save_text_pipeline(tmp_path / "w", pipeline.conditioner.encoder)
     flags = ["sample", "--weights", str(weights), "--batch-size", "8"]

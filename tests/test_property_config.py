@@ -43,7 +43,7 @@ def row_of(name: str, option: str) -> tuple[str, dataclasses.Field]:
     return next(row for row in FIELDS if (row[0], row[1].name) == (name, option))
 
 
-def built(name: str, **options):
+def built(name: str, /, **options):
     return CLASSES[name](**{**REQUIRED.get(name, {}), **options})
 
 

@@ -122,7 +122,7 @@ def failing(capsys, *argv) -> str:
     capsys.readouterr()
     assert cli.main(list(map(str, argv))) == 2
     error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if "%|" not in line]  # without the hub's progress bars
+    lines = [line for line in error.splitlines() if line and "%|" not in line]  # without the hub's progress bars
     assert len(lines) == 1 and lines[0].startswith("error: "), error
     return error
 

@@ -56,6 +56,7 @@ def test_shipped_encoder_reads_any_text(encoder, caplog):
     assert encoder.about["path"] == "minilm" and encoder.name == "bert-6x384"
 
 
+@pytest.mark.slow
 def test_shipped_encoder_finds_the_emoji_of_paraphrases(encoder):
     names = sorted(emoji_records())
     near = sentence_vectors(encoder, [text for text, _ in PARAPHRASES]) @ sentence_vectors(encoder, names).T

@@ -62,6 +62,7 @@ def sizes() -> dict:
     return {"dim": h["embed_dim"], "codes": h["n_embed"], "z": dd["z_channels"], "ch": dd["ch"], "mult": dd["ch_mult"]}
 
 
+@pytest.mark.slow
 def test_agreeing_yaml_is_named_and_gives_the_image_size(moved, tmp_path):
     (moved.parent / "model.yaml").write_text(TAMING.format(**sizes()).replace("resolution: 256", "resolution: 384"))
     done = convert(moved, tmp_path / "out")

@@ -67,6 +67,7 @@ def test_corrupt_masks_a_fraction_of_each_images_own_tokens():
         np.testing.assert_array_equal(mask, inputs == 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_loss_of_a_mixed_batch_is_the_sum_of_the_losses_alone(params, chunks):
     objective = Objective(loss_chunks=chunks, unmasked_weight=0.5, class_dropout=0.0)
@@ -212,6 +213,7 @@ def test_patches_of_a_padded_canvas_give_the_logits_of_each_images_own_grid(canv
         np.testing.assert_allclose(together[i, : rows * columns], own[0], atol=3e-6)
 
 
+@pytest.mark.slow
 def test_loss_of_a_mixed_batch_of_patches_is_the_sum_of_the_losses_alone():
     params, objective = params_with_head(PATCHED), Objective(unmasked_weight=0.5, class_dropout=0.0)
     valid = jnp.asarray(np.arange(CANVAS)[None] < np.prod(PATCHED_SIZES, axis=1)[:, None])

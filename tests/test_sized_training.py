@@ -22,6 +22,8 @@ from maskgil_jax.decoding.masked import _decode
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.training import generator
 
+pytestmark = pytest.mark.slow
+
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "emoji_text.py"
 VQ = VQConfig(
     channels=4, multipliers=(1, 1, 1, 1, 1), res_blocks=1, latent_dim=4, codebook_size=32, codebook_dim=4, image_size=64
@@ -84,7 +86,6 @@ def test_prompts_of_every_size_are_drawn(folder, steps):
     assert _decode._cache_size() == before + 1, "one program for all sizes"
 
 
-@pytest.mark.slow
 def test_losses_on_one_and_eight_devices_are_equal_to_rounding(folder, steps):
     runs = {devices: start(command(folder, f"on{devices}"), devices) for devices in (1, 8)}
     for run in runs.values():
@@ -94,7 +95,6 @@ def test_losses_on_one_and_eight_devices_are_equal_to_rounding(folder, steps):
     np.testing.assert_allclose([one[step] for step in one], [eight[step] for step in one], rtol=2e-5)
 
 
-@pytest.mark.slow
 def test_killed_run_with_sizes_and_captions_continues_bit_for_bit(folder):
     argv = command(folder, "unbroken", steps=18)
     unbroken = start(argv, 1)

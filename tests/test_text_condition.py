@@ -155,6 +155,7 @@ def test_caption_norm_ignores_the_scale_of_features():
     assert float(jnp.abs(plain(tokens, condition) - plain(tokens, larger)).max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_null_text_of_the_encoder_is_never_trained():
     model = own_network()
     tokens, condition = jnp.arange(6, dtype=jnp.int32)[None], text(1)

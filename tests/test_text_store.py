@@ -223,6 +223,7 @@ def test_conditioner_of_stored_texts_knows_the_null_text(store, encoder):
     np.testing.assert_array_equal(shown.mask_bt[0], store["ü/0.png#0"][1])
 
 
+@pytest.mark.slow
 def test_text_training_learns_and_resumes_exactly(run, store, encoder, tmp_path):
     _, run_file = run
     config = run_file(total_steps=30, sample_every=30)

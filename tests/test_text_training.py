@@ -17,6 +17,8 @@ from maskgil_jax.networks import create, flatten, params_of
 from maskgil_jax.text_encoders import load_text_encoder
 from maskgil_jax.text_encoders.caption_tokens import TokenizeCaption
 
+pytestmark = pytest.mark.slow
+
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "debug.py"
 VQ = VQConfig(channels=4, multipliers=(1, 1, 1), res_blocks=1, latent_dim=4, codebook_size=32, codebook_dim=4, image_size=16)
 TOKENS = 12

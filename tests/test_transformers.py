@@ -148,6 +148,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
 def test_variants_run_scanned_and_unrolled_alike(change):
     base = dict(codebook_size=16, num_classes=3, grid=(3, 5), width=32, depth=3, heads=4, mlp_width=48) | change

@@ -87,6 +87,7 @@ def test_uvit_refuses_wrong_conditions_and_grids(large):
         UViTConfig(downsample=True, grid=(15, 16))
 
 
+@pytest.mark.slow
 def test_uvit_is_the_same_scanned_unrolled_and_rematerialised():
     tokens, condition, _, _ = uvit_case("uvit_512_like")
     params, outs, keys = random_params(LARGE), [], jax.random.split(jax.random.key(3), 2)
@@ -146,6 +147,7 @@ def test_pooled_text_conditioner_returns_conditions_and_refuses_prompts_without_
     chex.assert_trees_all_equal(found.negative.pooled_bp, -one.pooled_bp)
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ the tokenizer
 def test_amused_tokenizer_matches_reference_after_conversion(tmp_path):
     done = convert(VQ_FILE, tmp_path / "vq")

@@ -19,6 +19,8 @@ from helpers.tiny_pipeline import SIDE, tiny_pipeline
 from helpers.web_server import serving
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 for name in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
     pytest.importorskip(name, reason="the server needs the extra [web]")
 openai = pytest.importorskip("openai", reason="the official client of the images API")
