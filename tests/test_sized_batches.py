@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from maskgil_jax.conditioning import ClassConditioner
-from maskgil_jax.config import ConfigError, DecodeConfig, LlamaConfig
-from maskgil_jax.decoding.masked import decode, decode_steps
+from maskgil_jax.config import ORDERS, ConfigError, DecodeConfig, LlamaConfig
+from maskgil_jax.decoding.masked import _decode, decode, decode_steps, decode_stream
 from maskgil_jax.models.condition import ClassCondition, SizedCondition, TextCondition, take
 from maskgil_jax.networks import build, create, params_of
 from maskgil_jax.training.generator import Objective, gradients, jitted_step
@@ -113,6 +113,43 @@ def test_decode_plans_the_steps_on_each_images_own_tokens(params):
             own,
         )
         np.testing.assert_array_equal(left[:, i], np.asarray((plain == 32).sum(axis=2))[:, 0])
+
+
+@pytest.mark.parametrize("order, mode", [*((order, "auto") for order in ORDERS), ("halton_rolled", "map")])
+def test_decode_in_every_order_gives_the_tokens_of_each_images_own_grid(params, order, mode):
+    sizes, network = [(4, 4), (2, 8), (8, 2), (16, 1), (1, 16)], build(CFG, params)
+    cfg = DecodeConfig(steps=5, guidance=2.0, order=order, remask="cap", batch_mode=mode)
+    keys = jax.random.split(jax.random.key(7), len(sizes))
+    together = decode(network, sized(sizes=sizes), jax.random.clone(keys), cfg)
+    for i, grid in enumerate(sizes):
+        own = decode(network, ClassCondition(jnp.array([i % 3])), keys[i : i + 1], cfg, grid=grid)
+        np.testing.assert_array_equal(together[i], own[0], err_msg=str(grid))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_decode_in_every_order_leaves_padding_as_it_is_with_one_program_for_all_sizes(params, order):
+    network, cfg = build(CFG, params), DecodeConfig(steps=4, guidance=1.0, order=order)
+    keys, compiled = jax.random.split(jax.random.key(4), len(SIZES)), []
+    for sizes in (SIZES, SIZES[::-1], [(5, 3)] * len(SIZES)):
+        whole = decode(network, sized(sizes=sizes), jax.random.clone(keys), cfg)
+        compiled.append(_decode._cache_size())
+        for step, canvas in decode_stream(network, sized(sizes=sizes), jax.random.clone(keys), cfg):
+            for tokens_l, (rows, columns) in zip(np.asarray(canvas), sizes, strict=True):
+                assert not tokens_l[rows * columns :].any(), step
+        np.testing.assert_array_equal(canvas, whole)
+        assert (np.asarray(whole) < 32).all()
+    assert compiled[0] + 1 == compiled[1] == compiled[2], "the program of `decode_stream` is the other one"
+
+
+@pytest.mark.parametrize("order", [name for name, order in ORDERS.items() if order.ranks])
+@pytest.mark.parametrize("length", [6, 36, 64, 256])
+def test_ranks_of_sizes_are_those_of_each_grid(order, length):
+    order = ORDERS[order]
+    grids = [(rows, columns) for rows in range(1, length + 1) for columns in range(1, length // rows + 1)]
+    grids = grids if length < 200 else [*grids[:: len(grids) // 40], (16, 16), (1, 256), (256, 1), (2, 128)]
+    ranks = np.asarray(jax.jit(order.ranks_of_sizes, static_argnums=2)(*np.array(grids, np.int32).T, length))
+    for ranks_l, grid in zip(ranks, grids, strict=True):
+        np.testing.assert_array_equal(ranks_l[: np.prod(grid)], order.ranks(grid), err_msg=str(grid))
 
 
 def test_train_step_compiles_once_for_any_mix_of_sizes():

@@ -18,6 +18,7 @@ from maskgil_jax import cli
 from maskgil_jax.checkpoints.weights import load_weights, save_weights
 from maskgil_jax.config import VQConfig
 from maskgil_jax.data.code_store import CodeStore
+from maskgil_jax.decoding.masked import _decode
 from maskgil_jax.networks import create, params_of
 from maskgil_jax.training import generator
 
@@ -76,11 +77,13 @@ def test_store_holds_several_sizes_and_the_step_compiles_once(folder, steps):
 
 def test_prompts_of_every_size_are_drawn(folder, steps):
     pipeline = maskgil_jax.load(folder / "whole" / "weights")
-    assert pipeline.generator.cfg.patch == 2
+    assert pipeline.generator.cfg.patch == 2 and pipeline.canvas == (8, 4), "tokens of the largest size"
+    before = _decode._cache_size()
     for size in SCENES.split(","):
         height, width = map(int, size.split("x"))
         images = pipeline(prompts=["two cats above a dog"], height=height, width=width, steps=2)
         assert images.shape == (1, height, width, 3)
+    assert _decode._cache_size() == before + 1, "one program for all sizes"
 
 
 def test_losses_on_one_and_eight_devices_are_equal_to_rounding(folder, steps):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,13 @@ def raster_ranks(grid: tuple[int, int]) -> np.ndarray:
     import numpy as np  # late, so that the command line starts without it
 
     return np.arange(grid[0] * grid[1], dtype=np.int32)
+
+
+def raster_ranks_of_sizes(rows_b: Any, columns_b: Any, length: int) -> Any:
+    """`raster_ranks` of every image, int32 (b, length)."""
+    import jax.numpy as jnp
+
+    return jnp.broadcast_to(jnp.arange(length), (len(rows_b), length))
 
 
 @functools.lru_cache(maxsize=32)
@@ -48,24 +55,61 @@ def _scaled_inverse(index: np.ndarray, base: int, side: int) -> np.ndarray:
     return digits * side // power
 
 
+def halton_ranks_of_sizes(rows_b: Any, columns_b: Any, length: int) -> Any:
+    """`halton_ranks` of every image, int32 (b, length), whose sizes may be traced; later cells rank after those of the image.
+
+    24 points for each token of the canvas reach all cells of any grid. The s-th part of a side holds a whole interval of length
+    2^-j with 2^j < 4s, and one of 3^-k with 3^k < 6s; and a box of two such intervals has one of any 2^j 3^k points in a row.
+    """
+    import jax.numpy as jnp
+    import numpy as np
+
+    index_m = np.arange(1, 24 * length + 1)
+    row_bm, column_bm = (_scaled_inverses(index_m, base, side_b) for base, side_b in ((2, rows_b), (3, columns_b)))
+    cell_bm = row_bm * jnp.asarray(columns_b)[:, None] + column_bm
+    first_bl = jnp.full((len(cell_bm), length), len(index_m))
+    first_bl = first_bl.at[jnp.arange(len(cell_bm))[:, None], cell_bm].min(jnp.arange(len(index_m))[None])
+    return jnp.argsort(jnp.argsort(first_bl, axis=1, stable=True), axis=1).astype(jnp.int32)
+
+
+def _scaled_inverses(index_m: np.ndarray, base: int, side_b: Any) -> Any:
+    """`_scaled_inverse` for the side of every image, int32 (b, m).
+
+    Horner's rule from the last digit of the radical inverse, rounded down after every digit, which changes no final integer:
+    no number exceeds base * side.
+    """
+    import jax.numpy as jnp
+
+    side_b1 = jnp.asarray(side_b, jnp.int32)[:, None]
+    scaled_bm, power = jnp.zeros((len(side_b1), len(index_m)), jnp.int32), 1
+    while power * base <= index_m[-1]:
+        power *= base
+    while power:
+        scaled_bm = (jnp.asarray((index_m // power % base).astype("int32"))[None] * side_b1 + scaled_bm) // base
+        power //= base
+    return scaled_bm
+
+
 @dataclasses.dataclass(frozen=True)
 class Order:
     """What decides which tokens are revealed first.
 
     by: "confidence" (the probability of the drawn code), "random" (a draw at each step), or "ranks" (a fixed order).
-    ranks: grid -> rank of each cell, int32 (rows * columns,). rolled: each image starts at its own place of that order, drawn
-    from its key, and wraps around.
+    ranks: grid -> rank of each cell, int32 (rows * columns,). ranks_of_sizes: the same for images of several sizes on canvases
+    of one length, (rows_b, columns_b, length) -> int32 (b, length), inside a jitted function. rolled: each image starts at its
+    own place of that order, drawn from its key, and wraps around.
     """
 
     by: str
     ranks: Callable[[tuple[int, int]], np.ndarray] | None = None
+    ranks_of_sizes: Callable[[Any, Any, int], Any] | None = None
     rolled: bool = False
 
 
 ORDERS = {
     "confidence": Order("confidence"),
-    "halton": Order("ranks", halton_ranks),
-    "halton_rolled": Order("ranks", halton_ranks, rolled=True),
+    "halton": Order("ranks", halton_ranks, halton_ranks_of_sizes),
+    "halton_rolled": Order("ranks", halton_ranks, halton_ranks_of_sizes, rolled=True),
     "random": Order("random"),
-    "raster": Order("ranks", raster_ranks),
+    "raster": Order("ranks", raster_ranks, raster_ranks_of_sizes),
 }

@@ -21,7 +21,7 @@ from maskgil_jax.decoding.guidance import guidance_scales, guided_logits, guided
 from maskgil_jax.decoding.orders import ORDERS, Order, order_scores
 from maskgil_jax.decoding.schedules import max_masked_per_step, remask_counts, remask_steps, reveal_counts
 from maskgil_jax.decoding.token_sampling import sample_tokens, temperatures
-from maskgil_jax.models.condition import SizedCondition, batch_size, check_sizes, valid_tokens
+from maskgil_jax.models.condition import batch_size, check_sizes, sizes_of, valid_tokens
 from maskgil_jax.models.generator import as_generator, unstack_layers
 from maskgil_jax.runtime.platform import map_batch, platform, prefer_sequential
 from maskgil_jax.runtime.rng import fold_keys, image_keys, typed_key
@@ -206,7 +206,7 @@ def decode_loop(
     each_step, mask_id = unrolled(cfg, generator.cfg.codebook_size), generator.cfg.mask_id
     scale_t, temperature_t, order = guidance_scales(cfg), temperatures(cfg), ORDERS[cfg.order]
     l = tokens_bl.shape[1]
-    fixed_scores_bl = order_scores(order, fold_keys(key_b, 3 * cfg.steps), grid)
+    fixed_scores_bl = order_scores(order, fold_keys(key_b, 3 * cfg.steps), grid, sizes_of(condition))
     if cfg.remask is not None:
         sampled_bl = tokens_bl == mask_id
         window = remask_steps(cfg.steps, cfg.remask_from, cfg.remask_to)
@@ -295,11 +295,15 @@ def _with_noise(key_b, scores_bl, length: int, i, cfg: DecodeConfig, order: Orde
 
 
 def _own_canvas(generator, condition, tokens_bl, grid):
-    """The canvas before the first step, to be donated: a copy of the given tokens, or masks sharded like the condition."""
+    """The canvas before the first step, to be donated: a copy of the given tokens, or masks sharded like the condition.
+
+    Padding holds code 0.
+    """
+    leaf, valid_bl = jax.tree.leaves(condition)[0], valid_tokens(condition, math.prod(grid))
     if tokens_bl is not None:
-        return jnp.array(tokens_bl, jnp.int32)
-    leaf = jax.tree.leaves(condition)[0]
+        return jnp.array(tokens_bl if valid_bl is None else jnp.where(valid_bl, tokens_bl, 0), jnp.int32)
     canvas_bl = jnp.full((leaf.shape[0], math.prod(grid)), generator.cfg.mask_id, jnp.int32)
+    canvas_bl = canvas_bl if valid_bl is None else jnp.where(valid_bl, canvas_bl, 0)
     if not isinstance(getattr(leaf, "sharding", None), NamedSharding):
         return canvas_bl
     return jax.device_put(canvas_bl, NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[:1])))
@@ -319,8 +323,8 @@ def _check(generator, condition, key, tokens_bl, grid) -> tuple[int, int]:
     if len(sizes) != 1 or sizes in ({()}, {(0,)}):
         raise ConfigError(f"condition: expected arrays with one common batch size of at least 1, got leading sizes {sizes}")
     b = batch_size(condition)
-    if isinstance(condition, SizedCondition):
-        check_sizes(condition, math.prod(grid), getattr(generator.cfg, "patch", 1))
+    if (sized := sizes_of(condition)) is not None:
+        check_sizes(sized, math.prod(grid), getattr(generator.cfg, "patch", 1))
     key_shape = jax.eval_shape(typed_key, key).shape
     require(key_shape in ((), (b,)), f"key: expected one key or one per image, {(b,)}, got keys of shape {key_shape}")
     if tokens_bl is not None:

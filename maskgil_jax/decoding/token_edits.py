@@ -14,7 +14,7 @@ import numpy as np
 
 from maskgil_jax.config import DecodeConfig, require
 from maskgil_jax.decoding.masked import decode, topk_mask
-from maskgil_jax.models.condition import concatenate
+from maskgil_jax.models.condition import ConditionPair, concatenate
 from maskgil_jax.runtime.rng import fold_keys
 
 # Folded into an image's key first, so that these draws are independent of those of the decoder.
@@ -82,15 +82,6 @@ def mask_fraction(tokens_bl, key_b, strength: float, mask_id: int):
     chance_bl = jax.vmap(lambda key: jax.random.uniform(key, (l,)))(key_b)
     hidden_bl = topk_mask(jnp.ones((b, l), bool), chance_bl, jnp.full(b, round(strength * l))) if round(strength * l) else False
     return jnp.where(hidden_bl, mask_id, tokens_bl)
-
-
-@flax.struct.dataclass
-class ConditionPair:
-    """Two conditions of one kind and batch size, and the weight between them: `weight_b` float32 (b,), 0 first, 1 second."""
-
-    first: Any
-    second: Any
-    weight_b: jax.Array
 
 
 @flax.struct.dataclass

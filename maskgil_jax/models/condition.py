@@ -94,6 +94,15 @@ class GuidedCondition:
     negative: Any
 
 
+@flax.struct.dataclass
+class ConditionPair:
+    """Two conditions of one kind and batch size, and the weight between them: `weight_b` float32 (b,), 0 first, 1 second."""
+
+    first: Any
+    second: Any
+    weight_b: Any
+
+
 def without_null(condition: Any) -> Any:
     """The condition itself, of one that may bring along its null condition."""
     return condition.condition if isinstance(condition, GuidedCondition) else condition
@@ -147,10 +156,24 @@ def check_sizes(condition: SizedCondition, length: int, patch: int = 1) -> None:
             raise ConfigError(f"condition: an image of {size[0]}x{size[1]} tokens does not fit on a canvas of {length}")
 
 
+def with_sizes(condition: Any, rows_b: Any, columns_b: Any) -> Any:
+    """The condition as a `SizedCondition`; of one that brings along its null condition, both."""
+    if isinstance(condition, GuidedCondition):
+        both = condition.condition, condition.negative
+        return GuidedCondition(*(SizedCondition(each, rows_b, columns_b) for each in both))
+    return SizedCondition(condition, rows_b, columns_b)
+
+
+def sizes_of(condition: Any) -> SizedCondition | None:
+    """The condition with the size of each image; None if all images fill the canvas."""
+    condition = without_null(condition.first if isinstance(condition, ConditionPair) else condition)
+    return condition if isinstance(condition, SizedCondition) else None
+
+
 def valid_tokens(condition: Any, length: int) -> jax.Array | None:
     """Which tokens are no padding, bool (b, length); None if all images fill the canvas."""
-    condition = without_null(condition)
-    return token_places(condition, length)[2] if isinstance(condition, SizedCondition) else None
+    sizes = sizes_of(condition)
+    return None if sizes is None else token_places(sizes, length)[2]
 
 
 def batch_size(condition: Any) -> int:

@@ -191,6 +191,12 @@ def check_condition(cfg: Any, condition, batch: int) -> None:
             raise ConfigError(f"condition: expected a pooled text {pooled} and numbers {micro}, got {found}")
 
 
+def takes_sizes(cfg: Any) -> bool:
+    """Whether the network takes a `SizedCondition`: a bidirectional Llama with 2-D positions that are not scaled."""
+    expected = {"causal": False, "rope_scaling": "none", "positions": "2d", "class_position": "first"}
+    return all(getattr(cfg, name, None) == value for name, value in expected.items())
+
+
 def check_inputs(cfg: GeneratorConfig, tokens_bl: jax.Array, condition, grid: tuple[int, int]) -> None:
     """Raises a `ConfigError` unless tokens, condition and grid fit together.
 

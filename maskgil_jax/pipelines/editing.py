@@ -11,6 +11,7 @@ compiles once per shape. A `ConfigError` says what does not fit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,6 @@ import numpy as np
 from maskgil_jax.config import ConfigError, renamed, require
 from maskgil_jax.decoding.masked import decode
 from maskgil_jax.decoding.token_edits import (
-    ConditionPair,
     InterpolatedGenerator,
     decode_windows,
     feather_mask,
@@ -29,9 +29,10 @@ from maskgil_jax.decoding.token_edits import (
     mask_fraction,
     token_mask,
 )
+from maskgil_jax.models.condition import ConditionPair, take
 from maskgil_jax.models.condition import batch_size as rows_of
-from maskgil_jax.models.condition import take
 from maskgil_jax.models.generator import for_condition
+from maskgil_jax.pipelines.canvas import on_canvas, sized
 from maskgil_jax.pipelines.draw import RequestBatch, batch_requests
 from maskgil_jax.pipelines.pictures import as_images, as_masks, with_output
 from maskgil_jax.pipelines.scheduler_rules import image_to_image, inpainting
@@ -124,15 +125,18 @@ def interpolate(
     if weight_w.ndim != 1 or not len(weight_w) or not ((weight_w >= 0) & (weight_w <= 1)).all():
         raise ConfigError(f"weights: expected numbers from 0 (first class) to 1 (second), got {weights}")
     indices_n = np.repeat(np.arange(pairs), len(weight_w))
-    weight_n, made = np.tile(weight_w, pairs), []
+    weight_n, made, cfg = np.tile(weight_w, pairs), [], pipeline.options(cfg)
     shape = tuple(grid or pipeline.generator.cfg.grid)
+    padded = on_canvas(pipeline, shape, cfg)
     for rows, start, key_b, num_valid in _batches(
         pipeline, take(ends[0], indices_n), len(indices_n), indices=indices_n, **options
     ):
         end = pipeline.shard(jax.tree.map(jnp.asarray, take(ends[1], indices_n[rows])))
+        if padded:
+            start, end = (sized(pipeline, each, [shape] * len(rows)) for each in (start, end))
         condition = ConditionPair(start, end, pipeline.shard(jnp.asarray(weight_n[rows])))
         generator = InterpolatedGenerator(for_condition(pipeline.generator, start))
-        tokens_bl = decode(generator, condition, key_b, pipeline.options(cfg), grid=shape)
+        tokens_bl = decode(generator, condition, key_b, cfg, grid=pipeline.canvas if padded else shape)[:, : math.prod(shape)]
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, shape))[:num_valid])
     images_nhwc = np.concatenate(made)
     return images_nhwc.reshape(pairs, len(weight_w), *images_nhwc.shape[1:])

@@ -151,6 +151,8 @@ def _settings(pipeline: Pipeline, num: int, asked: dict, format: str, seed: int,
         "part_size": part_size if format in ("npz", "array_record") else 1,
         **{f"decode.{name}": value for name, value in to_dict(pipeline.cfg).items()},
     }
+    if pipeline.canvas is not None:
+        values["padded_canvas"] = list(pipeline.canvas)
     if ar_ratio:
         values["ar"] = fingerprint(params_of(pipeline.ar))
         values |= {f"ar_decode.{name}": value for name, value in to_dict(pipeline.ar_cfg).items()}

@@ -22,10 +22,9 @@ from maskgil_jax.config import (
     renamed,
     require,
 )
-from maskgil_jax.decoding.generate import generate_tokens
 from maskgil_jax.files.images import to_pil
 from maskgil_jax.models.condition import HybridCondition
-from maskgil_jax.pipelines import editing, encoding, requests, saving, streaming
+from maskgil_jax.pipelines import canvas, editing, encoding, requests, saving, streaming
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
 from maskgil_jax.pipelines.parts import (
@@ -56,6 +55,9 @@ class Pipeline:
     `ar_ratio`; ar_cfg: its decoding options; ar_conditioner: makes its conditions, if it reads prompts in another way.
     mesh: the devices that share every batch (`over`); None leaves it to JAX. metadata: of "tokenizer" and "generator", the
     entries of their config.json that describe no network; kept by `save`.
+
+    `canvas`: (rows, columns) of the canvas on which images of all sizes that fit are drawn by one program, if the generator was
+    trained on images of several sizes (`pipelines.canvas`); else None, and each size has a program of its own.
     """
 
     tokenizer: Any
@@ -111,6 +113,8 @@ class Pipeline:
     condition = requests.condition
     with_negative = requests.with_negative
     grid_of = requests.grid_of
+    tokens = canvas.tokens
+    canvas = property(canvas.canvas_of)
 
     def __repr__(self) -> str:
         height, width = (side * self.tokenizer.cfg.downsample for side in self.generator.cfg.grid)
@@ -253,33 +257,6 @@ class Pipeline:
         """Arrays with a leading batch axis, split over the devices of `over`; as they are without it."""
         return batch if self.mesh is None else place(batch, batch_sharding(self.mesh))
 
-    def tokens(
-        self,
-        condition: Any,
-        key: jax.Array,
-        *,
-        cfg: DecodeConfig | CausalConfig | str | None = None,
-        grid: tuple[int, int] | None = None,
-        tokens_bl: jax.Array | None = None,
-        ar_ratio: float = 0.0,
-        on_step: Callable[[int, jax.Array], Any] | None = None,
-    ) -> jax.Array:
-        """The codes behind the images of a condition, or of labels: int32 (b, rows * columns). See `generate_tokens`."""
-        if not dataclasses.is_dataclass(condition):
-            condition = self.conditioner.encode(condition)
-        return generate_tokens(
-            self.generator,
-            condition,
-            key,
-            self.options(cfg),
-            grid=grid,
-            tokens_bl=tokens_bl,
-            ar=self.ar,
-            ar_cfg=self.ar_cfg,
-            ar_ratio=ar_ratio,
-            on_step=on_step,
-        )
-
     def options(self, cfg: DecodeConfig | CausalConfig | str | None = None, **changes: Any) -> Any:
         """Decoding options: `cfg`, the preset of that name, or the stored ones (None), with `changes` to single options."""
         cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
@@ -332,6 +309,7 @@ def load(
     generator = scaled(path, generator, rope_scaling)
     conditioner, cfg = conditioner_of(generator.cfg, generator.about, text_encoder, generator.path), decoding_of(generator)
     metadata = {"tokenizer": extra(tokenizer.metadata), "generator": extra(generator.metadata)}
+    canvas.check_canvas(generator.cfg, metadata["generator"].get("canvas"), f"{generator.path}/config.json")
     first, second = (built(in_dtype(part, dtype), mesh) for part in (tokenizer, generator))
     if ar is None:
         return Pipeline(first, second, conditioner, cfg, str(path), mesh=mesh, metadata=metadata)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskgil_jax.config import ConfigError, require
+from maskgil_jax.pipelines.canvas import on_canvas
 from maskgil_jax.runtime.rng import keys_for_indices, keys_of_seeds
 
 
@@ -121,7 +122,8 @@ def draw_prompts(
             own = keys_of_seeds([s or 0 for s in seeds])
             keys = jnp.where(np.array([s is None for s in seeds]), shared, own)
             # The last batch of a long list has the shape of the others, so that one program draws all.
-            options = dict(grid=grid, batch_size=batch_size, padded=len(rows) > batch_size, ar_ratio=ar_ratio)
+            padded = len(indices if on_canvas(pipeline, grid, pipeline.cfg, ar_ratio) else rows) > batch_size
+            options = dict(grid=grid, batch_size=batch_size, padded=padded, ar_ratio=ar_ratio)
             yield np.concatenate(list(pipeline.batches(condition, key=keys, **options)))
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from maskgil_jax.decoding.masked import decode_stream
 from maskgil_jax.files.images import to_pil
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.generator import for_condition
+from maskgil_jax.pipelines.canvas import on_canvas, sized
 from maskgil_jax.pipelines.draw import batch_requests
 from maskgil_jax.pipelines.requests import padded_size, request_of
 from maskgil_jax.tokenizers.images import to_pixels
@@ -87,15 +89,20 @@ def stream(
 
 
 def _stream(pipeline: Any, batch: Any, cfg: Any, grid: tuple[int, int], every: int, output: str) -> Iterator[tuple[int, Any]]:
+    count = math.prod(grid)
     if pipeline.masked:
-        generator, last = for_condition(pipeline.generator, batch.condition), cfg.steps
-        steps = decode_stream(generator, batch.condition, batch.key_b, cfg, grid=grid)
+        condition, canvas = batch.condition, grid
+        if on_canvas(pipeline, grid, cfg):
+            condition, canvas = sized(pipeline, condition, [grid] * rows_of(condition)), pipeline.canvas
+        generator, last = for_condition(pipeline.generator, condition), cfg.steps
+        steps = decode_stream(generator, condition, batch.key_b, cfg, grid=canvas)
     else:
         steps, last = iter([(1, pipeline.tokens(batch.condition, batch.key_b, cfg=cfg, grid=grid))]), 1
     mask_id = pipeline.generator.cfg.mask_id
     for step, tokens_bl in steps:
         if step % every and step != last:
             continue
+        tokens_bl = tokens_bl[:, :count]
         masked_bl = tokens_bl == mask_id
         images_bhwc = to_pixels(pipeline.tokenizer, _without_masks(tokens_bl, mask_id), grid)
         images_bhwc = paint_masked(jax.device_get(images_bhwc), jax.device_get(masked_bl), grid)[: batch.num_valid]

@@ -265,6 +265,7 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
             **conditioner.metadata(),
             "tokenizer_hash": tokenizer.hash,
             "image_size": config.data.image_size,
+            **({"canvas": list(source.canvas)} if getattr(source, "sized", False) else {}),
             "decode": to_dict(decode_cfg),
             "trained": {"steps": steps, "batch_size": config.batch_size, "data": config.data.path},
             **figures,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskgil_jax.pipelines.canvas import on_canvas, tokens_of_sizes
 from maskgil_jax.pipelines.streaming import paint_masked
 from maskgil_jax.runtime.rng import keys_of_seeds
 from maskgil_jax.tokenizers.images import to_pixels
@@ -41,8 +43,13 @@ class Drawing:
 
     @property
     def program(self) -> tuple:
-        """Images with the same value can share a batch."""
-        return self.kind, self.cfg, self.grid, self.ar_ratio, self.negative is None, self.strength
+        """Images with the same value can share a batch, whatever the weights."""
+        return self.grid, *self.settings
+
+    @property
+    def settings(self) -> tuple:
+        """What images of several sizes must have in common to share a batch."""
+        return self.kind, self.cfg, self.ar_ratio, self.negative is None, self.strength
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,13 @@ class BatchDrawer:
         self._conditions: dict[tuple, Any] = {}
         self._cached = cached
 
+    def program(self, drawing: Drawing) -> tuple:
+        """Images with the same value can share a batch: of one size, or of any that the canvas of the weights holds."""
+        return (self.pipeline.canvas, *drawing.settings) if self._on_canvas(drawing) else drawing.program
+
+    def _on_canvas(self, drawing: Drawing) -> bool:
+        return drawing.kind == "draw" and on_canvas(self.pipeline, drawing.grid, drawing.cfg, drawing.ar_ratio)
+
     def largest(self, drawing: Drawing) -> int:
         """How many images of this kind a batch holds."""
         return self.batch_sizes[-1] if drawing.kind == "draw" else 1
@@ -77,8 +91,17 @@ class BatchDrawer:
         return drawing.kind == "draw" and self.pipeline.masked and not drawing.ar_ratio
 
     def warm_up(self, drawings: Sequence[Drawing], progress: Callable[[str], Any] = lambda _: None) -> None:
-        """Compiles the programs of these drawings for every batch size, with and without previews."""
+        """Compiles the programs of these drawings for every batch size, with and without previews.
+
+        Where drawings have one program, the later ones compile what decodes the pixels of their size.
+        """
+        compiled: set[tuple] = set()
         for drawing in drawings:
+            if self.program(drawing) in compiled:
+                progress(f"compiling pixels of {drawing.grid[0]}x{drawing.grid[1]} tokens")
+                self._pixels(np.zeros(drawing.grid[0] * drawing.grid[1], np.int32), drawing.grid)
+                continue
+            compiled.add(self.program(drawing))
             shown = f"{drawing.grid[0]}x{drawing.grid[1]} tokens, {getattr(drawing.cfg, 'steps', 'causal')} steps"
             for size in self.batch_sizes if drawing.kind == "draw" else (1,):
                 progress(f"compiling {shown}, batch size {size}")
@@ -129,11 +152,17 @@ class BatchDrawer:
 
             def show(step: int, tokens_bl: jax.Array) -> None:
                 for index in watched if step < first.cfg.steps else ():
-                    on_step(index, step, self._preview(np.asarray(tokens_bl[index]), first.grid))
+                    grid = drawings[index].grid
+                    on_step(index, step, self._preview(np.asarray(tokens_bl[index])[: math.prod(grid)], grid))
 
-        tokens_bl = pipeline.tokens(condition, key_b, cfg=first.cfg, grid=first.grid, ar_ratio=first.ar_ratio, on_step=show)
-        tokens_bl = np.asarray(jax.device_get(tokens_bl))
-        return [self._pixels(tokens_bl[i], first.grid) for i in range(count)]
+        if self._on_canvas(first):
+            grids_b = [drawings[i].grid for i in rows]
+            tokens_bl = tokens_of_sizes(pipeline, condition, key_b, grids_b, first.cfg, on_step=show)
+        else:
+            options = dict(cfg=first.cfg, grid=first.grid, ar_ratio=first.ar_ratio, on_step=show)
+            tokens_bl = pipeline.tokens(condition, key_b, **options)
+        made_bl = np.asarray(jax.device_get(tokens_bl))
+        return [self._pixels(made_bl[i, : math.prod(drawings[i].grid)], drawings[i].grid) for i in range(count)]
 
     def _pixels(self, tokens_l: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         return np.asarray(jax.device_get(to_pixels(self.pipeline.tokenizer, jnp.asarray(tokens_l[None]), grid)))[0]

@@ -171,15 +171,16 @@ class Engine:
                     return []
                 self._changed.wait()
             first = self._queue[0]
-            program, largest = first.drawing.program, self.drawer.largest(first.drawing)
+            program_of = self.drawer.program
+            program, largest = program_of(first.drawing), self.drawer.largest(first.drawing)
             until = first.ticket.accepted + self.cfg.max_wait_ms / 1000
             while not self._stopping:
-                fitting = sum(waiting.drawing.program == program for waiting in self._queue)
+                fitting = sum(program_of(waiting.drawing) == program for waiting in self._queue)
                 left = until - time.perf_counter()
                 if fitting >= largest or left <= 0:
                     break
                 self._changed.wait(left)
-            batch = [waiting for waiting in self._queue if waiting.drawing.program == program][:largest]
+            batch = [waiting for waiting in self._queue if program_of(waiting.drawing) == program][:largest]
             taken = set(map(id, batch))
             self._queue = collections.deque(waiting for waiting in self._queue if id(waiting) not in taken)
             self._busy = len(batch)

@@ -164,6 +164,7 @@ def allowed_sizes(pipeline: Any, cfg: ServeConfig) -> tuple[tuple[int, int], ...
     trained = (height, width)
     if getattr(pipeline.generator.cfg, "positions", None) != "2d" or height != width:
         return (trained,)
+    cell *= getattr(pipeline.generator.cfg, "patch", 1)
     long = round(1.5 * height / cell) * cell
     return trained, (height, long), (long, width)
 

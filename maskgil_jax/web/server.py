@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskgil_jax.config import ServeConfig
+from maskgil_jax.pipelines.canvas import on_canvas
 from maskgil_jax.web.drawing import Drawing
 from maskgil_jax.web.engine import Engine
 from maskgil_jax.web.measures import Measures
@@ -79,11 +80,17 @@ def create_server(
 
 
 def _usual(reader: RequestReader) -> list[Drawing]:
-    """What is compiled at the start: the stored number of steps at the first size, drawn and edited."""
+    """What is compiled at the start: the stored number of steps at the first size, drawn and edited.
+
+    With weights of a canvas, also the other sizes that it holds: they share the sampler, and each decodes its own pixels.
+    """
     request = 0 if reader.prompts.by_class else "a red circle"
     drawing = Drawing(request, 0, reader.pipeline.cfg, reader.pipeline.grid_of(*reader.sizes[0]))
     if not reader.pipeline.masked:
         return [drawing]
     image_hwc = np.zeros((*reader.sizes[0], 3), np.uint8)
     edit = dataclasses.replace(drawing, image_hwc=image_hwc, mask_hw=image_hwc[..., 0] == 0)
-    return [drawing, edit, dataclasses.replace(edit, mask_hw=None, strength=STRENGTH)]
+    grids = [reader.pipeline.grid_of(*size) for size in reader.sizes]
+    shared = [grid for grid in grids if on_canvas(reader.pipeline, grid, drawing.cfg)]
+    others = [dataclasses.replace(drawing, grid=grid) for grid in shared if drawing.grid in shared and grid != drawing.grid]
+    return [drawing, *others, edit, dataclasses.replace(edit, mask_hw=None, strength=STRENGTH)]
