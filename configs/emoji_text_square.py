@@ -23,5 +23,5 @@ def get_config() -> ConfigDict:
     config.batch_size = 64
     config.total_steps = 3000
     config.model.dropout = 0.0
-    config.optimizer.update(name="muon", learning_rate=8e-3)
+    config.optimizer.update(name="muon", learning_rate=2.5e-3)
     return config
