@@ -1,6 +1,6 @@
 """Peak memory of converting a whole diffusers folder of aMUSEd-512 in float32 (the real names and shapes; values are zero).
 
-python -m benchmarks.convert_memory [--folder DIR]
+python -m benchmarks.convert_memory [--folder DIR] [--layers 36]
 
 The files are sparse, so the folder takes no space before its conversion. The conversion runs in a process of its own, whose
 largest resident size the system reports; pages of the mapped source files count too.
@@ -9,6 +9,7 @@ largest resident size the system reports; pages of the mapped source files count
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -57,10 +58,10 @@ def write_sparse(path: pathlib.Path, shapes: dict) -> int:
     return end
 
 
-def write_folder(folder: pathlib.Path) -> int:
-    """The whole pipeline folder. Returns the bytes of its weights."""
-    sizes = 0
-    for part, family, cfg in (("transformer", "amused", UVIT), ("vqvae", "amused-vq", VQ)):
+def write_folder(folder: pathlib.Path, layers: int = UVIT.depth) -> int:
+    """The whole pipeline folder, its U-ViT with this number of layers. Returns the bytes of its weights."""
+    sizes, uvit = 0, dataclasses.replace(UVIT, depth=layers)
+    for part, family, cfg in (("transformer", "amused", uvit), ("vqvae", "amused-vq", VQ)):
         leaves = {name: tuple(leaf.shape) for name, leaf in flatten(abstract_params(cfg)).items()}
         shapes = {name: tensor.shape for name, tensor in foreign_tensors(FAMILIES[family].table(cfg), leaves).items()}
         sizes += write_sparse(folder / part / "diffusion_pytorch_model.safetensors", shapes)
@@ -68,7 +69,7 @@ def write_folder(folder: pathlib.Path) -> int:
     sizes += write_sparse(folder / "text_encoder" / "model.safetensors", shapes)
     configs = {
         "model_index.json": {"_class_name": "AmusedPipeline"},
-        "transformer/config.json": {"_class_name": "UVit2DModel", "sample_size": 32},
+        "transformer/config.json": {"_class_name": "UVit2DModel", "sample_size": 32, "num_hidden_layers": layers},
         "vqvae/config.json": {"_class_name": "VQModel"},
         "scheduler/scheduler_config.json": {"_class_name": "AmusedScheduler", "mask_token_id": 8255},
         "text_encoder/config.json": {
@@ -90,9 +91,10 @@ def main() -> None:
     """Measures and prints one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", help="where the conversion is written (default: a temporary folder)")
+    parser.add_argument("--layers", type=int, default=UVIT.depth, help="of the U-ViT (default: %(default)s, aMUSEd's)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as root:
-        size = write_folder(pathlib.Path(root, "source"))
+        size = write_folder(pathlib.Path(root, "source"), args.layers)
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", CHILD, f"{root}/source", f"{root}/out"], check=True)
         seconds = time.perf_counter() - start
