@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     """`emoji_text_square.py` on images of five sizes, with a falling learning rate."""
     config = emoji_text_square.get_config()
     config.data.update(path="emoji*3,scenes:20000", codes="runs/emoji_text_codes")
-    config.total_steps = 700
+    config.total_steps = 600
     config.optimizer.update(warmup_steps=20, decay="cosine")
     config.init_from = "runs/emoji_text_square/weights"
     return config

@@ -4,9 +4,9 @@ maskgil encode --tokenizer runs/emoji_tokenizer/weights --data.path emoji*4,scen
     --sizes 64x64 --out runs/emoji_text_square_codes
 maskgil train --config configs/emoji_text_square.py --workdir runs/emoji_text_square
 
-The encoder is the one that the package brings along; it computes in the train step. Muon reaches a loss in about a third of
-AdamW's steps here (docs/results/training.md). The learning rate is constant; stage 2, `emoji_text.py`, lets it fall. To start
-from the class-conditional trunk of `emoji.py`, add --config.init_from=WEIGHTS.
+The encoder is the one that the package brings along; it computes in the train step. Muon needs less than half of AdamW's steps
+here (docs/results/training.md). The learning rate is constant; stage 2, `emoji_text.py`, lets it fall. To start from
+other weights, such as the class-conditional ones of `emoji.py`, add --config.init_from=WEIGHTS.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     # Captions of drawings and scenes have 5 to 24 tokens with start and end; lists of tags are cut.
     config.text_encoder.update(path="minilm", max_tokens=24)
     config.batch_size = 64
-    config.total_steps = 3000
+    config.total_steps = 800
     config.model.dropout = 0.0
     config.optimizer.update(name="muon", learning_rate=2.5e-3)
     return config
