@@ -19,5 +19,4 @@ def get_config() -> ConfigDict:
     config.data.update(path="emoji*3,scenes:20000", codes="runs/emoji_text_codes")
     config.total_steps = 600
     config.optimizer.update(warmup_steps=20, decay="cosine")
-    config.init_from = "runs/emoji_text_square/weights"
     return config

@@ -132,8 +132,13 @@ def test_downloaded_file_draws_the_same_picture_again(page, tmp_path):
 
 def test_locked_seed_draws_the_same_picture(page):
     page.get_by_role("button", name="Settings").click()
-    page.fill("#seed input", "7")
     page.check("#locked input")
+    # Keys as a user types them; a value that is set while the settings still open can be lost.
+    page.wait_for_timeout(1000)
+    page.click("#seed input", click_count=3)
+    page.keyboard.type("7")
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.querySelector('#seed input').value === '7'", timeout=WAIT)
     for count in (1, 2):
         page.fill("#prompt textarea", "bee")
         page.click("#draw-text")
