@@ -63,10 +63,10 @@ if $dry_run; then
     exit 0
 fi
 
-child="" stopped=false
-forward_signal() {
+stopped=false
+forward_signal() { # to the last child, which $! is from its start on
     stopped=true
-    [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
+    kill -TERM "${!:-}" 2>/dev/null || true
 }
 trap forward_signal TERM INT # TERM for both, because background processes of a script ignore INT
 for ((attempt = 0; ; attempt++)); do

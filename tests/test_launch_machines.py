@@ -116,6 +116,18 @@ def test_slurm_requeues_after_temporary_failures(box, code, queued_again):
     assert elsewhere.returncode == 2 and "call sbatch from the root of the clone" in elsewhere.stderr
 
 
+@pytest.mark.parametrize("script", ["gpu.sh", "slurm.sbatch"])
+def test_signal_between_start_and_wait_is_forwarded(box, script):
+    fake, hook = box / "bin" / "srun", box / "hook"
+    fake.write_text("#!/usr/bin/env bash\ntrap 'exit 3' TERM\nfor ((i = 0; i < 100; i++)); do sleep 0.1; done\n")
+    fake.chmod(0o755)
+    # The script sends the signal to itself after it has started the training, before it has noted its number.
+    hook.write_text("trap 'if [[ $BASH_COMMAND == child=* && -n ${!:-} ]]; then sleep 0.5; kill -TERM $$; fi' DEBUG\n")
+    settings = dict(MASKGIL=str(fake), SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_ID="7", BASH_ENV=str(hook))
+    done = launch(box, script, "--config", "c", "--workdir", "w", **settings)
+    assert done.returncode == 3, done.stderr
+
+
 @pytest.mark.slow
 def test_slurm_requeues_a_job_at_its_time_limit(box):
     (box / "bin" / "srun").write_text(
