@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
     config.model.patch = None  # patches of tokens are predicted together, which token by token cannot be
     config.model.update(width=192, depth=4, heads=4, mlp_width=512)  # 256 positions instead of 64: a smaller network
     config.total_steps = 530
-    config.optimizer.update(name="muon", learning_rate=5e-3, weight_decay=1e-2, warmup_steps=50, decay="cosine")
+    config.optimizer.update(learning_rate=5e-3, warmup_steps=50, decay="cosine")
     return config

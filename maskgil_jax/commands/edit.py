@@ -150,7 +150,6 @@ def read_image_and_mask(image_path, mask_path, size: int | None, *, needs_mask: 
 
     Raises a ValueError if a mask is needed and the files mark none, or it has another size than the image.
     """
-
     from maskgil_jax.data.transforms import adm_center_crop
     from maskgil_jax.files.images import read_alpha, read_image
     from maskgil_jax.pipelines.pictures import scaled_with_hole

@@ -63,6 +63,13 @@ def sized(pipeline: Any, condition: Any, grids_b: Sequence[Sequence[int]]) -> An
     return with_sizes(condition, *pipeline.shard((jnp.asarray(rows_b), jnp.asarray(columns_b))))
 
 
+def program_of(pipeline: Any, condition: Any, grid: Grid, cfg: Any) -> tuple[Any, Grid]:
+    """(condition, grid) with which images of this grid are decoded: on the canvas if they belong there, else as given."""
+    if not on_canvas(pipeline, grid, cfg):
+        return condition, grid
+    return sized(pipeline, condition, [grid] * rows_of(condition)), pipeline.canvas
+
+
 def tokens(
     pipeline: Any,
     condition: Any,

@@ -32,7 +32,7 @@ from maskgil_jax.decoding.token_edits import (
 from maskgil_jax.models.condition import ConditionPair, take
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.generator import for_condition
-from maskgil_jax.pipelines.canvas import on_canvas, sized
+from maskgil_jax.pipelines.canvas import program_of
 from maskgil_jax.pipelines.draw import RequestBatch, batch_requests
 from maskgil_jax.pipelines.pictures import as_images, as_masks, with_output
 from maskgil_jax.pipelines.scheduler_rules import image_to_image, inpainting
@@ -127,16 +127,14 @@ def interpolate(
     indices_n = np.repeat(np.arange(pairs), len(weight_w))
     weight_n, made, cfg = np.tile(weight_w, pairs), [], pipeline.options(cfg)
     shape = tuple(grid or pipeline.generator.cfg.grid)
-    padded = on_canvas(pipeline, shape, cfg)
     for rows, start, key_b, num_valid in _batches(
         pipeline, take(ends[0], indices_n), len(indices_n), indices=indices_n, **options
     ):
         end = pipeline.shard(jax.tree.map(jnp.asarray, take(ends[1], indices_n[rows])))
-        if padded:
-            start, end = (sized(pipeline, each, [shape] * len(rows)) for each in (start, end))
+        (start, canvas), (end, _) = (program_of(pipeline, each, shape, cfg) for each in (start, end))
         condition = ConditionPair(start, end, pipeline.shard(jnp.asarray(weight_n[rows])))
         generator = InterpolatedGenerator(for_condition(pipeline.generator, start))
-        tokens_bl = decode(generator, condition, key_b, cfg, grid=pipeline.canvas if padded else shape)[:, : math.prod(shape)]
+        tokens_bl = decode(generator, condition, key_b, cfg, grid=canvas)[:, : math.prod(shape)]
         made.append(jax.device_get(to_pixels(pipeline.tokenizer, tokens_bl, shape))[:num_valid])
     images_nhwc = np.concatenate(made)
     return images_nhwc.reshape(pairs, len(weight_w), *images_nhwc.shape[1:])

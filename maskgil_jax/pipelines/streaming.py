@@ -19,7 +19,7 @@ from maskgil_jax.decoding.masked import decode_stream
 from maskgil_jax.files.images import to_pil
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.generator import for_condition
-from maskgil_jax.pipelines.canvas import on_canvas, sized
+from maskgil_jax.pipelines.canvas import program_of
 from maskgil_jax.pipelines.draw import batch_requests
 from maskgil_jax.pipelines.requests import padded_size, request_of
 from maskgil_jax.tokenizers.images import to_pixels
@@ -91,9 +91,7 @@ def stream(
 def _stream(pipeline: Any, batch: Any, cfg: Any, grid: tuple[int, int], every: int, output: str) -> Iterator[tuple[int, Any]]:
     count = math.prod(grid)
     if pipeline.masked:
-        condition, canvas = batch.condition, grid
-        if on_canvas(pipeline, grid, cfg):
-            condition, canvas = sized(pipeline, condition, [grid] * rows_of(condition)), pipeline.canvas
+        condition, canvas = program_of(pipeline, batch.condition, grid, cfg)
         generator, last = for_condition(pipeline.generator, condition), cfg.steps
         steps = decode_stream(generator, condition, batch.key_b, cfg, grid=canvas)
     else:
