@@ -116,6 +116,7 @@ def gradients(cfg, params):
     return loss, params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"attention": "flash"}, {"remat": "dots"}, {"attention": "flash", "remat": "dots"}])
 def test_remat_and_attention_options_change_no_gradient(changes):
     params = params_of(create(CFG, jax.random.key(0)))

@@ -24,6 +24,7 @@ def small():
     return networks("tiny", "small", "float32")
 
 
+@pytest.mark.slow
 def test_an_unrolled_loop_does_no_more_than_the_steps_need(small):
     generator, _ = small
     condition, cells, codes = ClassCondition(jnp.arange(2)), 64, 512

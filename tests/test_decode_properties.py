@@ -206,6 +206,7 @@ def test_max_masked_per_step_bounds_every_number_of_masked_tokens(plan, schedule
         np.testing.assert_array_equal(paused, bound[np.minimum([0, 1, 1, 1, *range(2, steps)], steps - 1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cfg",
     [

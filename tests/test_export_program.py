@@ -31,6 +31,7 @@ def run_artefact(folder) -> np.ndarray:
     return np.load(folder / "images.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_exported_program_draws_the_images_of_the_pipeline(tmp_path, dtype):
     with jax.default_matmul_precision("default"):
@@ -40,6 +41,7 @@ def test_exported_program_draws_the_images_of_the_pipeline(tmp_path, dtype):
     assert_same_pictures(run_artefact(tmp_path / "served"), expected)
 
 
+@pytest.mark.slow
 def test_command_exports_for_several_platforms_with_a_manifest(tmp_path, capsys):
     weights, out = save_pipeline(tmp_path / "weights"), tmp_path / "served"
     words = ["export", str(weights), "--stablehlo", str(out), "--platforms", "cpu,tpu,cuda", "--steps", "3", "--grid", "2x4"]

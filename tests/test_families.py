@@ -56,6 +56,7 @@ FULL_SIZE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listing,family", FULL_SIZE.items(), ids=FULL_SIZE)
 def test_plan_uses_every_published_name_exactly_once(listing, family):
     found = found_in(listing)

@@ -59,6 +59,7 @@ def test_warm_up_refuses_a_batch_of_none():
         tiny_pipeline().warm_up(batch_sizes=(0,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "environment", "expected"),
     [

@@ -97,6 +97,7 @@ def watched(pipeline, monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength,skipped", [(0.5, 6), (0.75, 3), (0.99, 1), (1.0, 0)])
 def test_variation_starts_where_the_published_pipeline_does(pipeline, images, monkeypatch, strength, skipped):
     seen = watched(pipeline, monkeypatch)

@@ -115,6 +115,7 @@ def test_decode_plans_the_steps_on_each_images_own_tokens(params):
         np.testing.assert_array_equal(left[:, i], np.asarray((plain == 32).sum(axis=2))[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order, mode", [*((order, "auto") for order in ORDERS), ("halton_rolled", "map")])
 def test_decode_in_every_order_gives_the_tokens_of_each_images_own_grid(params, order, mode):
     sizes, network = [(4, 4), (2, 8), (8, 2), (16, 1), (1, 16)], build(CFG, params)

@@ -49,6 +49,7 @@ def wav(samples, rate=RATE, stated=None):
     return bytes(data)
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ translation
 @pytest.mark.parametrize(
     ("name", "expected"),

@@ -38,6 +38,7 @@ def heard(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ the real model
 def test_recordings_are_drawn_as_their_english_texts(base, texts, caplog):
     caplog.set_level(logging.INFO, "maskgil_jax.pipelines.spoken")
