@@ -14,10 +14,10 @@ ENTRYPOINT ["maskgil", "serve", "--host", "0.0.0.0"]
 CMD ["--weights", "demo"]
 
 FROM base AS cuda
-RUN pip install -c requirements.lock '.[web,speech,text,gpu]'
+RUN pip install -c requirements.lock '.[web,speech,gpu]'
 USER maskgil
 
 FROM base AS cpu
 ENV JAX_PLATFORMS=cpu
-RUN pip install -c requirements.lock '.[web,speech,text]'
+RUN pip install -c requirements.lock '.[web,speech]'
 USER maskgil

@@ -126,6 +126,12 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
+def test_demo_needs_no_extra():
+    """Its prompts are read by `tokenizers`, which a plain installation must bring."""
+    needed = {re.match(r"[\w-]+", requirement)[0] for requirement in PROJECT["project"]["dependencies"]}
+    assert "tokenizers" in needed
+
+
 def test_wheel_stays_below_45_mb():
     """Every file of the package, compressed one by one as in a wheel."""
     files = [file for file in (ROOT / "maskgil_jax").rglob("*") if file.is_file() and "__pycache__" not in file.parts]

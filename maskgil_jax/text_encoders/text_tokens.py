@@ -1,4 +1,4 @@
-"""Texts -> token ids by a folder's `tokenizer.json` (extra [text]). Older CLIP folders have `vocab.json` and `merges.txt`."""
+"""Texts -> token ids by a folder's `tokenizer.json`. Older CLIP folders have `vocab.json` and `merges.txt`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _read(folder: pathlib.Path) -> tuple[pathlib.Path, Any]:
     try:
         import tokenizers
     except ImportError:
-        raise ConfigError(f"{folder}: reading texts needs tokenizers; pip install 'maskgil-jax[text]'") from None
+        raise ConfigError(f"{folder}: reading texts needs tokenizers; pip install tokenizers") from None
     for place in (folder, folder.parent / "tokenizer"):
         file = place / "tokenizer.json"
         if file.exists():
