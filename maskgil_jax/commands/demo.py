@@ -23,7 +23,7 @@ def add(command) -> None:
         default="runs/demo",
         help="folder of pictures and page; with --train also of the run, which a second call continues (default: runs/demo)",
     )
-    sub.add_argument("--train", action="store_true", help="train from nothing, ten to twenty minutes on two CPU cores")
+    sub.add_argument("--train", action="store_true", help="train from nothing first, about ten minutes on two CPU cores")
     sub.add_argument(
         "--weights", type=path, help="class-conditional pipeline folder to draw with (default: the shipped 'emoji')"
     )
