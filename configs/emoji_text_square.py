@@ -1,12 +1,14 @@
 """A text-conditional generator of the built-in drawings and of scenes composed of them, on squares: stage 1 of 2.
 
-maskgil encode --tokenizer runs/emoji_tokenizer/weights --data.path emoji*4,scenes:12000:64x64 --captions \
-    --sizes 64x64 --out runs/emoji_text_square_codes
+maskgil encode --tokenizer demo --data.path emoji*4,scenes:4000:64x64 --captions --sizes 64x64 \
+    --out runs/emoji_text_square_codes
+maskgil encode --text-encoder minilm --max-tokens 20 --data.path emoji,scenes:4000:64x64,scenes:8000 --captions \
+    --out runs/emoji_text_features
 maskgil train --config configs/emoji_text_square.py --workdir runs/emoji_text_square
 
-The encoder is the one that the package brings along; it computes in the train step. Muon needs less than half of AdamW's steps
-here (docs/results/training.md). The learning rate is constant; stage 2, `emoji_text.py`, lets it fall. To start from
-other weights, such as the class-conditional ones of `emoji.py`, add --config.init_from=WEIGHTS.
+An image is 8x8 codes, and the layers run on 4x4 patches of them: so small a network learns its drawings by heart, which takes
+many passes over few tokens. The features of both stages are computed once. Muon needs less than half of AdamW's steps here
+(docs/results/training.md). The learning rate is constant; stage 2, `emoji_text.py`, lets it fall.
 """
 
 from ml_collections import ConfigDict
@@ -15,13 +17,17 @@ from maskgil_jax.configs import emoji
 
 
 def get_config() -> ConfigDict:
-    """`emoji.py` with captions in place of classes, and Muon."""
+    """`emoji.py` with captions in place of classes, a coarser tokenizer, and Muon."""
     config = emoji.get_config()
-    config.data.update(path="emoji*4,scenes:12000:64x64", label="", codes="runs/emoji_text_square_codes")
-    # Captions of drawings and scenes have 5 to 24 tokens with start and end; lists of tags are cut.
-    config.text_encoder.update(path="minilm", max_tokens=24)
+    config.tokenizer = "demo"
+    config.data.update(
+        path="emoji*4,scenes:4000:64x64",
+        label="",
+        codes="runs/emoji_text_square_codes",
+        texts="runs/emoji_text_features",
+    )
     config.batch_size = 64
-    config.total_steps = 800
-    config.model.dropout = 0.0
-    config.optimizer.update(name="muon", learning_rate=2.5e-3)
+    config.total_steps = 6000
+    config.model.update(dropout=0.0, text_pool="mean")
+    config.optimizer.update(name="muon", learning_rate=4e-3)
     return config

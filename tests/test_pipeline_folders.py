@@ -13,7 +13,7 @@ from helpers import fake_hub
 from helpers.compilations import counted
 from helpers.text_folders import with_tokenizer
 from helpers.tiny_pipeline import CELL, NAMES, save_pipeline, tiny_pipeline
-from helpers.tiny_text_pipeline import TOKENS, save_text_pipeline
+from helpers.tiny_text_pipeline import TOKENS, save_text_pipeline, text_pipeline
 
 import maskgil_jax
 from maskgil_jax.checkpoints.weights import load_weights
@@ -32,14 +32,27 @@ def load(path, **options):
 
 
 # ------------------------------------------------------------------------------------------------ compilations
-def test_second_request_with_another_number_of_labels_compiles_nothing():
+@pytest.mark.parametrize(("first", "others", "steps"), [(1, (3, 8, 16), 3), (5, (7, 1), 5), (17, (32, 40, 70), 6)])
+def test_second_request_with_another_number_of_labels_compiles_nothing(first, others, steps):
     pipeline = tiny_pipeline()
-    with counted() as first:
-        pipeline([0, 1, 2, 1, 0], seed=1, steps=3)
-    with counted() as second:
-        assert len(pipeline([0, 1, 0, 1, 0, 2, 1], seed=5, steps=3)) == 7
-        assert len(pipeline([2], num_per_label=6, seed=2, steps=3)) == 6
-    assert first and not second
+    with counted() as before:
+        alone = pipeline(np.arange(first) % 3, seed=1, steps=steps)
+    with counted() as after:
+        for count in others:
+            images = pipeline(np.arange(count) % 3, seed=1, steps=steps)
+            assert len(images) == count
+            np.testing.assert_array_equal(images[: len(alone)], alone[:count])
+        assert len(pipeline([2], num_per_label=others[0], seed=2, steps=steps)) == others[0]
+    assert before and not after
+
+
+def test_second_request_with_another_number_of_prompts_compiles_nothing(tmp_path):
+    pipeline = text_pipeline(load_text_encoder(with_tokenizer("t5", tmp_path), max_tokens=TOKENS))
+    with counted() as before:
+        pipeline(prompts=["two cats"], seed=1, steps=3)
+    with counted() as after:
+        assert len(pipeline(prompts=["two cats", "a cat", "cats"], seed=1, steps=3)) == 3
+    assert before and not after
 
 
 def test_warm_up_compiles_all_that_calls_and_streams_need():

@@ -1,5 +1,7 @@
 """Text in front of the image: LlamaGen's text-conditional network against its original, and the masked network with a text."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,6 +157,21 @@ def test_caption_norm_ignores_the_scale_of_features():
     assert float(jnp.abs(plain(tokens, condition) - plain(tokens, larger)).max()) > 1e-2
 
 
+def test_text_pool_adds_the_mean_of_the_real_words_to_every_position():
+    pooled = build(dataclasses.replace(OWN, text_pool="mean"), params_of(own_network()))
+    tokens, condition = jnp.arange(12, dtype=jnp.int32).reshape(2, 6), text(2)
+    words_btd = pooled.prefix(condition)
+    mean_bd = jnp.stack([words[mask].mean(0) for words, mask in zip(words_btd, np.asarray(condition.mask_bt, bool))])
+    expected = own_network()
+    plain = expected.embedded
+    expected.embedded = lambda *arguments: plain(*arguments) + mean_bd[:, None]
+    np.testing.assert_allclose(pooled(tokens, condition), expected(tokens, condition), atol=1e-5)
+    sized = SizedCondition(condition, jnp.array([2, 2]), jnp.array([3, 3]))
+    np.testing.assert_allclose(pooled(tokens, sized), pooled(tokens, condition), atol=1e-5)
+    nothing = condition.replace(mask_bt=jnp.zeros_like(condition.mask_bt))
+    assert np.all(np.isfinite(pooled(tokens, nothing)))
+
+
 @pytest.mark.slow
 def test_null_text_of_the_encoder_is_never_trained():
     model = own_network()
@@ -183,6 +200,10 @@ def test_own_recipe_is_refused_by_llamagens_file_and_by_classes(tmp_path):
         LlamaConfig(caption_norm=True)
     with pytest.raises(ConfigError, match=r"null_text: unknown value 'encode'.*'encoder'"):
         LlamaConfig(condition="text", null_text="encode")
+    with pytest.raises(ConfigError, match=r"text_pool.*are options of condition"):
+        LlamaConfig(text_pool="mean")
+    with pytest.raises(ConfigError, match=r"text_pool.*causal"):
+        LlamaConfig(condition="text", text_pool="mean", causal=True)
 
 
 def test_run_file_of_a_text_generator_gets_the_recipe():

@@ -102,6 +102,7 @@ class LlamaConfig(GeneratorConfig):
     text_tokens: int = 120  # positions of a text; LlamaGen pads it on the left
     text_dim: int = 2048  # width of its features
     caption_norm: bool = False  # an RMSNorm of the features before the MLP: for encoders whose states are not normalised
+    text_pool: str = "none"  # "mean": the mean of a text's vectors is also added to every position of the image; not causal
     null_text: str = "random"  # what stands for no text: a "random" vector per position, under the mask of the text that it
     # replaces (LlamaGen), or what the "encoder" makes of "", with a mask of its own
     patch: int = 1  # tokens along a side that share one position of the sequence; not causal
@@ -129,10 +130,12 @@ class LlamaConfig(GeneratorConfig):
             f"positions {self.positions!r}, class_position {self.class_position!r}",
         )
         choose("null_text", self.null_text, ("random", "encoder"))
+        choose("text_pool", self.text_pool, ("none", "mean"))
         require(
-            self.condition == "text" or (self.caption_norm, self.null_text) == (False, "random"),
-            'caption_norm and null_text: are options of condition "text", got condition "class"',
+            self.condition == "text" or (self.caption_norm, self.null_text, self.text_pool) == (False, "random", "none"),
+            'caption_norm, null_text and text_pool: are options of condition "text", got condition "class"',
         )
+        require(self.text_pool == "none" or not self.causal, 'text_pool: "mean" is for bidirectional networks, got causal')
         choose("positions", self.positions, ("2d", "1d_shifted"))
         choose("rope_scaling", self.rope_scaling, ("none", "interpolate", "ntk"))
         require(

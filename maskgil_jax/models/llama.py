@@ -232,7 +232,10 @@ class Llama(TransformerGenerator):
         count, first, sized = tokens_bl.shape[1] // cfg.patch**2, cfg.class_position == "first", None
         if isinstance(condition, SizedCondition):
             sized, condition = condition, condition.condition
-        parts = [self.prefix(condition), self.embedded(tokens_bl, condition if sized is None else sized, grid)]
+        prefix, positions = self.prefix(condition), self.embedded(tokens_bl, condition if sized is None else sized, grid)
+        if cfg.text_pool == "mean":
+            positions = positions + _mean_of_text(prefix, condition)[:, None]
+        parts = [prefix, positions]
         x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
         rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
         if cfg.causal:  # the state that predicts token i stands where token i - 1 (or the end of the prefix) went in
@@ -337,6 +340,12 @@ class Llama(TransformerGenerator):
             trained=(trained_rows // patch, trained_columns // patch),
             scaling=cfg.rope_scaling,
         )
+
+
+def _mean_of_text(prefix_btd: jax.Array, condition: TextCondition) -> jax.Array:
+    """The mean (b, d) of the vectors of a text's real tokens; zeros for a text of none."""
+    real_bt1 = condition.mask_bt.astype(prefix_btd.dtype)[..., None]
+    return jnp.sum(prefix_btd * real_bt1, axis=1) / jnp.maximum(jnp.sum(real_bt1, axis=1), 1)
 
 
 def _visible(condition: TextCondition, length: int) -> jax.Array:

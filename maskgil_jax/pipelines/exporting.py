@@ -18,7 +18,7 @@ from jax import export
 
 from maskgil_jax.checkpoints.weights import replace_folder
 from maskgil_jax.config import choose, require, to_dict
-from maskgil_jax.pipelines.requests import MAX_BATCH
+from maskgil_jax.runtime.batch_sizes import MAX_BATCH
 from maskgil_jax.runtime.platform import target_platform
 from maskgil_jax.runtime.rng import fold_keys
 from maskgil_jax.tokenizers.images import to_pixels

@@ -24,6 +24,7 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.files.images import to_pil
 from maskgil_jax.models.condition import HybridCondition
+from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import canvas, editing, encoding, requests, saving, streaming
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
@@ -39,6 +40,7 @@ from maskgil_jax.pipelines.parts import (
     scaled,
 )
 from maskgil_jax.pipelines.requests import request_of
+from maskgil_jax.runtime.batch_sizes import one_batch_of
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.platform import set_compile_cache
 
@@ -173,11 +175,11 @@ class Pipeline:
         several for one label, instead of `seed`; an image is then the first image of a request with its seed alone. key: used
         instead of `seed`. num_per_label: images of each label, one after the other. cfg: default `self.cfg`, the options
         stored with the weights; or the name of a preset (`config.DECODE_PRESETS`). decoding: decoding options that replace
-        those of `cfg` (steps=, guidance=, ...). batch_size: images per network call; default a power of two up to
-        `MAX_BATCH`, padded, so that few sizes are compiled. ar_ratio: share of the tokens that the causal network `ar`
-        samples before masked decoding (0..1; needs `load(path, ar=...)`). on_step: called as `on_step(step, tokens_bl)` after
-        each step of masked decoding, 1 to `cfg.steps`, of each batch, with the codes so far ([MASK] =
-        `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
+        those of `cfg` (steps=, guidance=, ...). batch_size: images per network call; default 4, or 32 if there are more than
+        16 images, filled up, so that few sizes are compiled (`on_step`: all of them, at most 64). ar_ratio: share of the tokens
+        that the causal network `ar` samples before masked decoding (0..1; needs `load(path, ar=...)`). on_step: called as
+        `on_step(step, tokens_bl)` after each step of masked decoding, 1 to `cfg.steps`, of each batch, with the codes so far
+        ([MASK] = `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
         """
         choose("output", output, ("numpy", "pil"))
         condition, options = request_of(
@@ -199,6 +201,8 @@ class Pipeline:
             language=language,
             on_transcript=on_transcript,
         )
+        if on_step and batch_size is None:
+            options["batch_size"] = one_batch_of(rows_of(condition))
         options |= dict(cfg=self.options(cfg, **decoding), ar_ratio=ar_ratio, on_step=on_step)
         images = np.concatenate(list(self.batches(condition, **options)))
         return images if output == "numpy" else to_pil(images)

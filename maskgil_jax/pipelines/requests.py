@@ -16,9 +16,8 @@ from maskgil_jax.models.condition import GuidedCondition, HybridCondition, repea
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines.sizes import grid_of_size
 from maskgil_jax.pipelines.spoken import request_of_audio
+from maskgil_jax.runtime.batch_sizes import batch_size_of
 from maskgil_jax.runtime.rng import keys_of_seeds
-
-MAX_BATCH = 64  # images that a call without `batch_size` generates at once
 
 
 def request_of(
@@ -57,13 +56,8 @@ def request_of(
         condition, key = take(condition, np.arange(len(seeds)) % count), keys_of_seeds(seeds)
     padded = batch_size is None
     if batch_size is None:
-        batch_size = padded_size(rows_of(condition))
+        batch_size = batch_size_of(rows_of(condition))
     return condition, dict(seed=seed, key=key, grid=grid, batch_size=batch_size, padded=padded)
-
-
-def padded_size(count: int) -> int:
-    """The batch size of a call for `count` images: the next power of two, at most `MAX_BATCH`."""
-    return min(1 << (count - 1).bit_length(), MAX_BATCH)
 
 
 def condition(

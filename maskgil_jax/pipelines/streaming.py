@@ -21,7 +21,8 @@ from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.models.generator import for_condition
 from maskgil_jax.pipelines.canvas import program_of
 from maskgil_jax.pipelines.draw import batch_requests
-from maskgil_jax.pipelines.requests import padded_size, request_of
+from maskgil_jax.pipelines.requests import request_of
+from maskgil_jax.runtime.batch_sizes import batch_size_of, one_batch_of
 from maskgil_jax.tokenizers.images import to_pixels
 
 GREY = 160  # of cells that are still masked
@@ -56,7 +57,7 @@ def stream(
     are still masked are grey. A causal generator has no such steps: its finished images are yielded once, as step 1.
 
     every: yields each `every`-th step only, and the last one; a step that is left out costs no decoding to pixels. batch_size:
-    images of the batch, all of the request, at most `MAX_BATCH` by default.
+    images of the batch, all of the request, at most 64 by default.
 
     Arguments are checked by the call itself, not at the first `next`. A generator that is closed early stops decoding.
     """
@@ -81,6 +82,8 @@ def stream(
         on_transcript=on_transcript,
     )
     count, shape = rows_of(condition), options["grid"]
+    if options["padded"]:
+        options["batch_size"] = one_batch_of(count)
     key, size = pipeline.request(count, options["seed"], options["key"], options["batch_size"], options["padded"])
     require(count <= size, f"stream: {count} images do not fit into one batch of {size}; give batch_size or ask in parts")
     cfg = pipeline.options(cfg, **decoding)
@@ -118,25 +121,25 @@ def warm_up(
 ) -> None:
     """Compiles, by drawing once, what calls for these sizes and numbers of images need, so that none of them waits.
 
-    sizes: (height, width) in pixels; default the training size. batch_sizes: numbers of images; a call for another number runs
-    the program of the next power of two, so 1, 2, 4 ... 64 cover every call. steps_shown: also the programs of `stream`. cfg,
-    decoding: as in a call; every other set of options is another program. With the compilation cache of `load` a later process
-    reads the programs from the disk.
+    sizes: (height, width) in pixels; default the training size. batch_sizes: numbers of images; 1 and
+    17 cover all calls (`runtime.batch_sizes`). steps_shown: also the programs of `stream`, one for 4, 8, 16, 32 and 64 images
+    each. cfg, decoding: as in a call; every other set of options is another program. With the compilation cache of `load` a
+    later process reads the programs from the disk.
     """
     for count in batch_sizes:
         whole = isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1
         require(whole, f"batch_sizes: must be whole numbers from 1, got {count!r}")
     grids = [pipeline.grid_of(*size) for size in sizes or ()] or [pipeline.grid_of(None, None)]
     cfg = pipeline.options(cfg, **decoding)
-    for count in sorted({padded_size(int(count)) for count in batch_sizes}):
-        for grid in grids:
-            condition = pipeline.conditioner.examples(count)
+    for grid in grids:
+        for count in sorted({batch_size_of(int(count)) for count in batch_sizes}):
             options = dict(cfg=cfg, grid=grid, batch_size=count)
-            next(pipeline.batches(condition, **options, padded=True))
-            if steps_shown:
-                key, size = pipeline.request(count, 0, None, count, True)
-                batch = next(batch_requests(condition, key, np.arange(count), size, pipeline.shard))
-                next(_stream(pipeline, batch, cfg, grid, 1, "numpy"))
+            next(pipeline.batches(pipeline.conditioner.examples(count), **options, padded=True))
+        for count in sorted({one_batch_of(int(count)) for count in batch_sizes}) if steps_shown else ():
+            key, size = pipeline.request(count, 0, None, count, True)
+            examples = pipeline.conditioner.examples(count)
+            batch = next(batch_requests(examples, key, np.arange(count), size, pipeline.shard))
+            next(_stream(pipeline, batch, cfg, grid, 1, "numpy"))
 
 
 @jax.jit

@@ -15,11 +15,12 @@ import numpy as np
 from maskgil_jax.config import require
 from maskgil_jax.config.encoders import TextEncoderOptions
 from maskgil_jax.models.condition import TextCondition
+from maskgil_jax.runtime.batch_sizes import batch_size_of
+from maskgil_jax.runtime.mesh import to_host
 from maskgil_jax.text_encoders.folder import Table, match
 from maskgil_jax.text_encoders.identity import encoder_hash
 from maskgil_jax.text_encoders.text_tokens import TextTokenizer
 
-ROWS = 64  # texts that are computed at once
 STEP = 32  # lengths that are compiled are multiples of it
 
 
@@ -132,21 +133,22 @@ class FrozenTextEncoder:
     def __call__(self, texts: Sequence[str]) -> TextCondition:
         """Features (b, max_tokens, width), zero at padding, and mask of the texts.
 
-        Texts are computed in groups of up to 64, padded on the right, to the longest of the group; the features of a text
+        Texts are computed in groups of 4 or 32, padded on the right, to the longest of the group; the features of a text
         depend on neither (up to rounding). For padding on the left, the results are shifted.
         """
         ids, mask = self.tokenize(texts)
         parts = []
-        for start in range(0, len(ids), ROWS):
-            rows = slice(start, start + ROWS)
+        size = batch_size_of(len(ids))
+        for start in range(0, len(ids), size):
+            rows = slice(start, start + size)
             count = len(ids[rows])
             length = min(-(-max(1, int(mask[rows].sum(axis=1).max())) // STEP) * STEP, self.max_tokens)
-            more = (1 << (count - 1).bit_length()) - count  # a power of two: few batch sizes are compiled
-            some_ids, some_mask = (np.pad(x[rows, :length], ((0, more), (0, 0))) for x in (ids, mask))
+            some_ids, some_mask = (np.pad(x[rows, :length], ((0, size - count), (0, 0))) for x in (ids, mask))
             states = self.states(some_ids, some_mask)
             left = self.options.padding == "left"
-            parts.append([x[:count] for x in _padded(states, some_mask, length=self.max_tokens, left=left)])
-        features, masks = (jnp.concatenate(both) if len(parts) > 1 else both[0] for both in zip(*parts))
+            whole = to_host(_padded(states, some_mask, length=self.max_tokens, left=left))
+            parts.append([x[:count] for x in whole])
+        features, masks = (np.concatenate(both) for both in zip(*parts))
         return TextCondition(features, masks)
 
     def _check_ids(self, ids: np.ndarray, what: str) -> None:

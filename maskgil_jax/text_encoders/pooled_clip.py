@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from maskgil_jax.config import require
 from maskgil_jax.config.encoders import CLIPTextConfig, TextEncoderOptions
 from maskgil_jax.models.condition import PooledTextCondition
+from maskgil_jax.runtime.batch_sizes import batch_size_of
+from maskgil_jax.runtime.mesh import to_host
 from maskgil_jax.text_encoders.clip import text_apply, text_layers
 from maskgil_jax.text_encoders.clip_model import CLIP, load_clip, projected_end
-from maskgil_jax.text_encoders.encoder import ROWS
 from maskgil_jax.text_encoders.identity import encoder_hash, sample_digest
 from maskgil_jax.text_encoders.text_tokens import TextTokenizer
 
@@ -71,13 +72,13 @@ class PooledTextEncoder:
         """The conditions of the texts. All positions of a text are real to the network, padding too, as published."""
         ids_bt = self.tokenizer(texts)[0]
         parts = []
-        for start in range(0, len(ids_bt), ROWS):
-            some = ids_bt[start : start + ROWS]
+        size = batch_size_of(len(ids_bt))
+        for start in range(0, len(ids_bt), size):
+            some = ids_bt[start : start + size]
             count = len(some)
-            more = (1 << (count - 1).bit_length()) - count  # a power of two: few batch sizes are compiled
-            out = _outputs(self.params, np.pad(some, ((0, more), (0, 0)), mode="edge"), cfg=self.cfg)
-            parts.append([x[:count] for x in out])
-        states_btd, pooled_bp = (jnp.concatenate(both) if len(parts) > 1 else both[0] for both in zip(*parts))
+            out = _outputs(self.params, np.pad(some, ((0, size - count), (0, 0)), mode="edge"), cfg=self.cfg)
+            parts.append([x[:count] for x in to_host(out)])
+        states_btd, pooled_bp = (np.concatenate(both) for both in zip(*parts))
         return PooledTextCondition(states_btd, np.ones(ids_bt.shape, bool), pooled_bp, self._micro(len(ids_bt)))
 
 
