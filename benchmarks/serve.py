@@ -128,7 +128,7 @@ def own_images(weights: str, pairs: list) -> dict:
     from maskgil_jax.pipelines.pipeline import load as load_pipeline
 
     pipeline = load_pipeline(weights)
-    return {(label, seed): pipeline([label], seed=seed)[0] for label, seed in pairs}
+    return {(label, seed): pipeline([label], seed=seed, batch_size=1)[0] for label, seed in pairs}
 
 
 def spoken(weights: str, model: str, pattern: str, count: int, language: bool) -> dict:

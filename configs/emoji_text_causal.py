@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     """`emoji_text_square.py` made causal, with a smaller network."""
     config = c2i_ar_b.make_causal(emoji_text_square.get_config())
     # One token a position, which the masked network's patches and mean of the text are not made for.
-    config.model.update(patch=None, text_pool=None, width=192, depth=4, heads=4, mlp_width=512)
-    config.total_steps = 1500
+    config.model.update(patch=None, text_pool=None, width=128, depth=4, heads=4, mlp_width=384)
+    config.total_steps = 1000
     config.optimizer.update(learning_rate=5e-3, warmup_steps=50, decay="cosine")
     return config

@@ -71,7 +71,7 @@ def test_images_of_several_sizes_are_drawn_by_one_program_of_the_canvas(pipeline
         pipeline(prompts=PROMPTS[0], seed=4, **pixels(grid), **how, on_step=watch)
         np.testing.assert_array_equal(found[-1], expected[:, : grid[0] * grid[1]])
         assert len(found) == 3 and all(tokens_bl.shape == (1, grid[0] * grid[1]) for tokens_bl in found)
-    assert _decode._cache_size() == before + 2, "one for calls, one for calls with on_step"
+    assert _decode._cache_size() == before + 3, "of calls, of calls with on_step, of the one image here"
 
 
 def test_image_that_the_canvas_does_not_hold_is_that_of_its_own_program(pipeline, plain):
@@ -183,7 +183,7 @@ def test_server_draws_requests_of_different_sizes_in_one_batch(pipeline, order):
     assert counted.batches == [4, 1]
     for picture in pictures:
         drawing = picture.drawing
-        alone = pipeline(prompts=drawing.request, seed=drawing.seed, cfg=cfg, **pixels(drawing.grid))[0]
+        alone = pipeline(prompts=drawing.request, seed=drawing.seed, cfg=cfg, batch_size=1, **pixels(drawing.grid))[0]
         np.testing.assert_array_equal(picture.image_hwc, alone, err_msg=str(drawing.grid))
     assert [step for _, step, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert all(preview.shape == pictures[0].image_hwc.shape for *_, preview in seen)

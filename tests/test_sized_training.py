@@ -31,7 +31,9 @@ VQ = VQConfig(
 SCENES = "64x64,64x96,96x64,64x128,128x64"
 OPTIONS = ["--config.batch_size=8", "--config.log_every=1", "--config.checkpoint.every=3", "--config.sample_every=0"]
 OPTIONS += ["--config.model.width=32", "--config.model.heads=2", "--config.model.mlp_width=32", "--config.model.depth=2"]
-OPTIONS += ["--config.text_encoder.max_tokens=16", "--config.data.path=scenes:40"]
+# The encoder in the train step, instead of stored features.
+OPTIONS += ["--config.data.texts=", "--config.text_encoder.path=minilm", "--config.text_encoder.max_tokens=16"]
+OPTIONS += ["--config.data.path=scenes:40"]
 
 
 @pytest.fixture(scope="module")

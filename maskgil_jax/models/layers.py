@@ -230,3 +230,9 @@ def apply_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int
 def layers_unrolled(layers_mode: str) -> bool:
     """Whether layers are compiled one by one: "unroll", or "auto" on a CPU."""
     return layers_mode == "unroll" or (layers_mode == "auto" and platform() == "cpu")
+
+
+def masked_mean(x_btd: jax.Array, mask_bt: jax.Array) -> jax.Array:
+    """The mean (b, d) of the vectors at the places of a mask; zeros where it has none."""
+    weight_bt1 = mask_bt.astype(x_btd.dtype)[..., None]
+    return jnp.sum(x_btd * weight_bt1, axis=1) / jnp.maximum(jnp.sum(weight_bt1, axis=1), 1)

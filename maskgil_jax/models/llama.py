@@ -31,6 +31,7 @@ from maskgil_jax.models.layers import (
     dropout,
     embedding,
     linear,
+    masked_mean,
     padded_attention,
     stack_layers,
 )
@@ -234,7 +235,7 @@ class Llama(TransformerGenerator):
             sized, condition = condition, condition.condition
         prefix, positions = self.prefix(condition), self.embedded(tokens_bl, condition if sized is None else sized, grid)
         if cfg.text_pool == "mean":
-            positions = positions + _mean_of_text(prefix, condition)[:, None]
+            positions = positions + masked_mean(prefix, condition.mask_bt)[:, None]
         parts = [prefix, positions]
         x = jnp.concatenate(parts if first else parts[::-1], axis=1).astype(cfg.dtype)
         rotation, start = self._rotation(grid), cfg.prefix_tokens if first else 0
@@ -340,12 +341,6 @@ class Llama(TransformerGenerator):
             trained=(trained_rows // patch, trained_columns // patch),
             scaling=cfg.rope_scaling,
         )
-
-
-def _mean_of_text(prefix_btd: jax.Array, condition: TextCondition) -> jax.Array:
-    """The mean (b, d) of the vectors of a text's real tokens; zeros for a text of none."""
-    real_bt1 = condition.mask_bt.astype(prefix_btd.dtype)[..., None]
-    return jnp.sum(prefix_btd * real_bt1, axis=1) / jnp.maximum(jnp.sum(real_bt1, axis=1), 1)
 
 
 def _visible(condition: TextCondition, length: int) -> jax.Array:
