@@ -53,8 +53,9 @@ def stream(
 ) -> Iterator[tuple[int, Any]]:
     """Yields (step, images) while one batch is made: uint8 (b, height, width, 3), steps 1 to `cfg.steps`.
 
-    The arguments are those of a call of the pipeline, and the last images are those that it returns with the same batch size,
-    bit for bit. Cells that are still masked are grey. A causal generator has no such steps: its finished images are yielded once, as step 1.
+    The arguments are those of a call of the pipeline, and the last images are those that it returns with the same batch
+    size, bit for bit. Cells that are still masked are grey. A causal generator has no such steps: its finished images are
+    yielded once, as step 1.
 
     every: yields each `every`-th step only, and the last one; a step that is left out costs no decoding to pixels. batch_size:
     images of the batch, all of the request, at most 64 by default.
