@@ -29,8 +29,8 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TABLES = sorted(path.stem for path in CONFIGS.glob("eval_*.py"))
 
 
-@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ tokenizers
+@pytest.mark.slow
 def test_evaluate_tokenizer_equals_the_formulas(pipeline_folder, extractor):
     weights, images = load_weights(pipeline_folder, "tokenizer"), random_images(19, 4)
     train = reference_of(array_set(random_images(20, 9)), extractor, moments=("features",), keep=False)

@@ -49,8 +49,8 @@ def wav(samples, rate=RATE, stated=None):
     return bytes(data)
 
 
-@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ translation
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -38,8 +38,8 @@ def heard(monkeypatch):
     return calls
 
 
-@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ the real model
+@pytest.mark.slow
 def test_recordings_are_drawn_as_their_english_texts(base, texts, caplog):
     caplog.set_level(logging.INFO, "maskgil_jax.pipelines.spoken")
     paths, said = [clip("fr/bonjour_monde"), clip("ja/konnichiwa_sekai")], {}

@@ -148,8 +148,8 @@ def test_espeak_ng_refuses_an_unknown_language(tmp_path):
         espeak_ng("a", "xx", tmp_path / "a.wav")
 
 
-@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ the benchmark
+@pytest.mark.slow
 @pytest.mark.usefixtures("program")
 def test_benchmark_of_texts_spoken_by_espeak_ng_and_heard_by_whisper(tmp_path, capsys):
     pytest.importorskip("tokenizers")

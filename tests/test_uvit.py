@@ -147,8 +147,8 @@ def test_pooled_text_conditioner_returns_conditions_and_refuses_prompts_without_
     chex.assert_trees_all_equal(found.negative.pooled_bp, -one.pooled_bp)
 
 
-@pytest.mark.slow
 # ------------------------------------------------------------------------------------------------ the tokenizer
+@pytest.mark.slow
 def test_amused_tokenizer_matches_reference_after_conversion(tmp_path):
     done = convert(VQ_FILE, tmp_path / "vq")
     assert done.plan.name == "amused-vq" and done.plan.cfg.norm_groups == 8

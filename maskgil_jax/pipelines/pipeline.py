@@ -24,7 +24,6 @@ from maskgil_jax.config import (
 )
 from maskgil_jax.files.images import to_pil
 from maskgil_jax.models.condition import HybridCondition
-from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines import canvas, editing, encoding, requests, saving, streaming
 from maskgil_jax.pipelines.decoding_options import changed
 from maskgil_jax.pipelines.draw import draw
@@ -40,7 +39,6 @@ from maskgil_jax.pipelines.parts import (
     scaled,
 )
 from maskgil_jax.pipelines.requests import request_of
-from maskgil_jax.runtime.batch_sizes import one_batch_of
 from maskgil_jax.runtime.mesh import batch_sharding, make_mesh, place, replicated
 from maskgil_jax.runtime.platform import set_compile_cache
 
@@ -200,9 +198,8 @@ class Pipeline:
             speech=speech,
             language=language,
             on_transcript=on_transcript,
+            one_batch=on_step is not None,
         )
-        if on_step and batch_size is None:
-            options["batch_size"] = one_batch_of(rows_of(condition))
         options |= dict(cfg=self.options(cfg, **decoding), ar_ratio=ar_ratio, on_step=on_step)
         images = np.concatenate(list(self.batches(condition, **options)))
         return images if output == "numpy" else to_pil(images)

@@ -16,7 +16,7 @@ from maskgil_jax.models.condition import GuidedCondition, HybridCondition, repea
 from maskgil_jax.models.condition import batch_size as rows_of
 from maskgil_jax.pipelines.sizes import grid_of_size
 from maskgil_jax.pipelines.spoken import request_of_audio
-from maskgil_jax.runtime.batch_sizes import batch_size_of
+from maskgil_jax.runtime.batch_sizes import batch_size_of, one_batch_of
 from maskgil_jax.runtime.rng import keys_of_seeds
 
 
@@ -39,8 +39,12 @@ def request_of(
     speech: str = "base",
     language: str | None = None,
     on_transcript: Callable[[int, Transcript], Any] | None = None,
+    one_batch: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
-    """The condition of a call, a row an image, and the arguments of `Pipeline.batches` that go with it."""
+    """The condition of a call, a row an image, and the arguments of `Pipeline.batches` that go with it.
+
+    one_batch: without `batch_size`, all images are one batch, as far as they fit (`runtime.batch_sizes`).
+    """
     require(num_per_label >= 1, f"num_per_label: must be at least 1, got {num_per_label}")
     grid = pipeline.grid_of(height, width, grid)
     require(audio is None or (labels is None and prompts is None), "labels, prompts, audio: give one of them")
@@ -56,7 +60,7 @@ def request_of(
         condition, key = take(condition, np.arange(len(seeds)) % count), keys_of_seeds(seeds)
     padded = batch_size is None
     if batch_size is None:
-        batch_size = batch_size_of(rows_of(condition))
+        batch_size = (one_batch_of if one_batch else batch_size_of)(rows_of(condition))
     return condition, dict(seed=seed, key=key, grid=grid, batch_size=batch_size, padded=padded)
 
 

@@ -81,10 +81,9 @@ def stream(
         speech=speech,
         language=language,
         on_transcript=on_transcript,
+        one_batch=True,
     )
     count, shape = rows_of(condition), options["grid"]
-    if options["padded"]:
-        options["batch_size"] = one_batch_of(count)
     key, size = pipeline.request(count, options["seed"], options["key"], options["batch_size"], options["padded"])
     require(count <= size, f"stream: {count} images do not fit into one batch of {size}; give batch_size or ask in parts")
     cfg = pipeline.options(cfg, **decoding)

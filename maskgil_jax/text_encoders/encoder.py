@@ -141,14 +141,12 @@ class FrozenTextEncoder:
         size = batch_size_of(len(ids))
         for start in range(0, len(ids), size):
             rows = slice(start, start + size)
-            count = len(ids[rows])
             length = min(-(-max(1, int(mask[rows].sum(axis=1).max())) // STEP) * STEP, self.max_tokens)
-            some_ids, some_mask = (np.pad(x[rows, :length], ((0, size - count), (0, 0))) for x in (ids, mask))
+            some_ids, some_mask = (np.pad(x[rows, :length], ((0, size - len(x[rows])), (0, 0))) for x in (ids, mask))
             states = self.states(some_ids, some_mask)
             left = self.options.padding == "left"
-            whole = to_host(_padded(states, some_mask, length=self.max_tokens, left=left))
-            parts.append([x[:count] for x in whole])
-        features, masks = (np.concatenate(both) for both in zip(*parts))
+            parts.append(_padded(states, some_mask, length=self.max_tokens, left=left))
+        features, masks = (np.concatenate(both)[: len(ids)] for both in zip(*to_host(parts)))
         return TextCondition(features, masks)
 
     def _check_ids(self, ids: np.ndarray, what: str) -> None:

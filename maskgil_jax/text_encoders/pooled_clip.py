@@ -75,10 +75,9 @@ class PooledTextEncoder:
         size = batch_size_of(len(ids_bt))
         for start in range(0, len(ids_bt), size):
             some = ids_bt[start : start + size]
-            count = len(some)
-            out = _outputs(self.params, np.pad(some, ((0, size - count), (0, 0)), mode="edge"), cfg=self.cfg)
-            parts.append([x[:count] for x in to_host(out)])
-        states_btd, pooled_bp = (np.concatenate(both) for both in zip(*parts))
+            some = np.pad(some, ((0, size - len(some)), (0, 0)), mode="edge")
+            parts.append(_outputs(self.params, some, cfg=self.cfg))
+        states_btd, pooled_bp = (np.concatenate(both)[: len(ids_bt)] for both in zip(*to_host(parts)))
         return PooledTextCondition(states_btd, np.ones(ids_bt.shape, bool), pooled_bp, self._micro(len(ids_bt)))
 
 
