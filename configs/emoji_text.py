@@ -1,6 +1,6 @@
 """A text-conditional generator of the built-in drawings and of scenes composed of them, in five sizes: stage 2 of 2.
 
-maskgil encode --tokenizer demo --data.path emoji*2,scenes:8000 --captions --sizes 64x64,64x96,96x64,64x128,128x64 \
+maskgil encode --tokenizer demo --data.path emoji*2,scenes:8000@16 --captions --sizes 64x64,64x96,96x64,64x128,128x64 \
     --out runs/emoji_text_codes
 maskgil train --config configs/emoji_text.py --workdir runs/emoji_text --config.init_from=runs/emoji_text_square/weights
 
@@ -16,7 +16,7 @@ from maskgil_jax.configs import emoji_text_square
 def get_config() -> ConfigDict:
     """`emoji_text_square.py` on images of five sizes, with a falling learning rate."""
     config = emoji_text_square.get_config()
-    config.data.update(path="emoji*2,scenes:8000", codes="runs/emoji_text_codes")
+    config.data.update(path="emoji*2,scenes:8000@16", codes="runs/emoji_text_codes")
     config.total_steps = 2000
     config.optimizer.update(warmup_steps=50, decay="cosine")
     return config

@@ -1,6 +1,7 @@
 """Composed scenes: a pure function of seed and index, captions that are true, the split of combinations."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_objects_lie_inside_and_do_not_overlap(scenes):
         assert covered.max() == 1
 
 
+@pytest.mark.parametrize("step", [1, 8, 16])
+def test_step_changes_nothing_but_the_places(step, scenes):
+    def without_places(scene):
+        return dataclasses.replace(scene, objects=tuple(dataclasses.replace(o, top=0, left=0) for o in scene.objects))
+
+    moved = [draw_scene(0, i, step=step) for i in range(MANY)]
+    assert moved != scenes and [without_places(s) for s in moved] == [without_places(s) for s in scenes]
+    for scene in moved:
+        for o in scene.objects:
+            assert 0 <= o.top <= scene.height - o.side and 0 <= o.left <= scene.width - o.side
+            assert o.top % step == 0 and o.left % step == 0  # sides are multiples of 16
+    assert len({o.top for scene in moved for o in scene.objects}) > 4
+
+
 def test_relations_hold_between_the_objects(scenes):
     for scene in (s for s in scenes if s.kind == "pair"):
         first, second = scene.objects
@@ -120,11 +135,13 @@ def test_open_captions_opens_scenes():
     assert len(open_captions("scenes")) == 100_000 and open_captions("scenes:7", split="test").name == "scenes/test/7/0"
     assert Scenes(3, canvases=((64, 64),))[2]["image"].shape == (64, 64, 3)
     assert {open_captions("scenes:5:64x96")[i]["image"].shape for i in range(5)} == {(64, 96, 3)}
-    for bad in ("scenes:many", "scenes:5:64", "scenes:5:64x"):
+    assert open_captions("scenes:5:64x96@16").name == "scenes/train/5/0/64x96@16"
+    assert open_captions("scenes:5@2").name == "scenes/train/5/0"
+    for bad in ("scenes:many", "scenes:5:64", "scenes:5:64x", "scenes:5@", "scenes:5@x"):
         with pytest.raises(ConfigError, match="expected scenes:COUNT"):
             open_captions(bad)
-    for bad, name in [(dict(count=0), "count"), (dict(split="val"), "split"), (dict(canvases=((32, 64),)), "canvases")]:
-        with pytest.raises(ConfigError, match=f"^{name}: "):
+    for bad in (dict(count=0), dict(split="val"), dict(step=0), dict(canvases=((32, 64),))):
+        with pytest.raises(ConfigError, match=f"^{next(iter(bad))}: "):
             Scenes(**bad)
     with pytest.raises(IndexError):
         Scenes(3)[3]

@@ -19,6 +19,7 @@ from maskgil_jax.config import ConfigError, LlamaConfig, LoaderConfig
 from maskgil_jax.data.code_store import CodeStore, code_batches, encode_dataset
 from maskgil_jax.data.text_store import TextStore, caption_ids, write_text_store
 from maskgil_jax.networks import create, params_of
+from maskgil_jax.pipelines.encoding import encode_texts
 from maskgil_jax.pipelines.pipeline import load
 from maskgil_jax.text_encoders import load_text_encoder
 from maskgil_jax.training.generator import train
@@ -65,6 +66,21 @@ def test_left_padded_features_come_back_on_the_right(tmp_path, encoder):
     found = TextStore(write_text_store(TEXTS, tmp_path / "s", left, about=left.about)).batch(["ü/0.png#0"])
     np.testing.assert_array_equal(found[1], left([TEXTS["ü/0.png#0"]]).mask_bt)
     assert found[1][0, -1] and not found[1][0, 0]
+
+
+def test_encode_texts_warns_once_of_all_captions_that_are_cut(encoder, tmp_path, caplog):
+    long = "red cat " * TOKENS
+    source = [{"id": f"{i}.png", "captions": (f"{WORDS[i]} {long}", long, "a hat")} for i in range(4)]
+    assert encode_texts(source, tmp_path / "s", encoder, batch_size=2)[1:] == (12, 6)
+    (record,) = caplog.records
+    expected = f"5 of 6 captions are longer than max_tokens={TOKENS} and are cut; the first of them: red cat red cat"
+    assert record.getMessage().startswith(expected)
+
+
+def test_call_names_three_texts_that_are_cut_and_counts_the_rest(encoder, caplog):
+    encoder(["a hat", *["red cat " * TOKENS] * 5])
+    assert [record.getMessage().split(" is ")[0] for record in caplog.records[:3]] == ["text 1", "text 2", "text 3"]
+    assert [record.getMessage() for record in caplog.records[3:]] == [f"2 more texts were cut to max_tokens={TOKENS}"]
 
 
 def test_interrupted_text_store_continues_to_the_same_bytes(store, encoder, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgil_jax.config import CaptionConfig, ConfigError, require
-from maskgil_jax.data.scenes import CANVASES, Scenes
+from maskgil_jax.data.scenes import CANVASES, STEP, Scenes
 from maskgil_jax.data.sources.caption_files import open_caption_folder, open_caption_lines, open_coco_captions
 from maskgil_jax.data.sources.emoji_captions import EmojiCaptions
 from maskgil_jax.data.sources.joined_captions import JoinedCaptions
@@ -34,7 +34,7 @@ def open_captions(
       a folder: images with .txt or .json files of the same name, or with a file metadata.jsonl;
       emoji: the built-in drawings with captions composed of their names, tags, style and group;
       scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000, or
-      scenes:COUNT:HEIGHTxWIDTH for one size;
+      scenes:COUNT:HEIGHTxWIDTH for one size; a last @STEP lets drawings stand at multiples of STEP pixels;
       tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions;
       several of these, separated by commas, as one source: "emoji*10,scenes:60000" has the drawings ten times and the scenes
       once.
@@ -55,13 +55,15 @@ def open_captions(
     if text == "scenes":
         return Scenes(split=split)
     if text.startswith("scenes:"):
-        found = re.fullmatch(r"scenes:(\d+)(?::(\d+)x(\d+))?", text)
+        found = re.fullmatch(r"scenes:(\d+)(?::(\d+)x(\d+))?(?:@(\d+))?", text)
         if found is None:
             raise ConfigError(
-                f"data.path: {text}: expected scenes:COUNT or scenes:COUNT:HEIGHTxWIDTH, as in scenes:50000:64x96"
+                f"data.path: {text}: expected scenes:COUNT or scenes:COUNT:HEIGHTxWIDTH, as in scenes:50000:64x96, "
+                "and @STEP after either, as in scenes:50000@16"
             )
-        count, *size = found.groups()
-        return Scenes(int(count), split, canvases=CANVASES if size[0] is None else (tuple(map(int, size)),))
+        count, *size, step = found.groups()
+        canvases = CANVASES if size[0] is None else (tuple(map(int, size)),)
+        return Scenes(int(count), split, canvases=canvases, step=int(step or STEP))
     if text.startswith("tfds:"):
         from maskgil_jax.data.sources.tfds_captions import PreparedCaptions
 

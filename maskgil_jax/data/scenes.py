@@ -25,6 +25,7 @@ from maskgil_jax.data.sources.english import article, plural
 
 CANVASES = ((64, 64), (64, 96), (96, 64), (64, 128), (128, 64))  # (height, width)
 SIDES = (64, 48, 32)  # of the drawings
+STEP = 2  # pixels: drawings stand at multiples of it
 SPLITS = ("train", "test", "all")
 HELD_OUT = 0.1  # fraction of the combinations
 KINDS = {"single": 0.3, "pair": 0.4, "count": 0.3}  # shares of the scenes before combinations are held out
@@ -71,12 +72,12 @@ class Scene:
         return {**dataclasses.asdict(self), "objects": [dataclasses.asdict(o) for o in self.objects], "counts": self.counts}
 
 
-def draw_scene(seed: int, index: int, split: str = "train", canvases=CANVASES) -> Scene:
-    """Scene `index` of the stream `seed`, a pure function of the arguments."""
+def draw_scene(seed: int, index: int, split: str = "train", canvases=CANVASES, step: int = STEP) -> Scene:
+    """Scene `index` of the stream `seed`, a pure function of the arguments. `step` changes nothing but the places."""
     choose("split", split, SPLITS)
     rng = np.random.default_rng([seed, index])
     while True:
-        scene = _draw(rng, canvases)
+        scene = _draw(rng, canvases, step)
         if split == "all" or held_out(scene) == (split == "test"):
             return scene
 
@@ -89,14 +90,14 @@ def held_out(scene: Scene) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") < HELD_OUT * 2**64
 
 
-def _draw(rng: np.random.Generator, canvases) -> Scene:
+def _draw(rng: np.random.Generator, canvases, step: int) -> Scene:
     height, width = canvases[int(rng.integers(len(canvases)))]
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     style = STYLES[int(rng.integers(len(STYLES)))]
     count = {"single": 1, "pair": 2, "count": int(rng.integers(2, 5))}[kind]
     nouns = [list(NOUNS)[int(n)] for n in rng.choice(len(NOUNS), 2 if kind == "pair" else 1, replace=False)]
     relation = list(RELATIONS)[int(rng.integers(len(RELATIONS)))] if kind == "pair" else None
-    side, cells = _cells(rng, height, width, count, relation)
+    side, cells = _cells(rng, height, width, count, relation, step)
     objects = tuple(
         PlacedObject(noun, drawings()[noun, style][0], top, left, side)
         for noun, (top, left) in zip(nouns * count if kind == "count" else nouns, cells, strict=True)
@@ -104,8 +105,8 @@ def _draw(rng: np.random.Generator, canvases) -> Scene:
     return Scene(kind, height, width, style, objects, relation)
 
 
-def _cells(rng: np.random.Generator, height: int, width: int, count: int, relation: str | None):
-    """(side of the objects, their corners): cells of a grid, shifted as a whole by an even number of pixels."""
+def _cells(rng: np.random.Generator, height: int, width: int, count: int, relation: str | None, step: int):
+    """(side of the objects, their corners): cells of a grid, shifted as a whole by a multiple of `step` pixels."""
     fitting = []
     for side in SIDES[:2] if count == 1 else SIDES:
         rows, columns = height // side, width // side
@@ -125,8 +126,14 @@ def _cells(rng: np.random.Generator, height: int, width: int, count: int, relati
             first, second = second, first
         line = int(rng.integers(across))
         places = [(first, line), (second, line)] if row_step else [(line, first), (line, second)]
-    top, left = (2 * int(rng.integers((size - number * side) // 2 + 1)) for size, number in ((height, rows), (width, columns)))
+    top, left = (_shift(rng, size - number * side, step) for size, number in ((height, rows), (width, columns)))
     return side, [(top + row * side, left + column * side) for row, column in places]
+
+
+def _shift(rng: np.random.Generator, free: int, step: int) -> int:
+    """A multiple of `step` from 0 to `free`. One number is drawn whatever the step, so that all else stays as it is."""
+    drawn = int(rng.integers(free // STEP + 1))
+    return step * (drawn * (free // step + 1) // (free // STEP + 1))
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -162,10 +169,11 @@ def scene_captions(scene: Scene) -> tuple[str, ...]:
 class Scenes:
     """Random access to `count` scenes; `source[i]` is {"image", "captions", "id", "truth"}. Images differ in size.
 
-    seed: another seed gives other scenes. canvases: the sizes (height, width) to draw from.
+    seed: another seed gives other scenes. canvases: the sizes (height, width) to draw from. step: drawings stand at
+    multiples of it, in pixels. With the side of a patch a drawing has the same codes wherever it stands.
     """
 
-    def __init__(self, count: int = 100_000, split: str = "train", seed: int = 0, canvases=CANVASES):
+    def __init__(self, count: int = 100_000, split: str = "train", seed: int = 0, canvases=CANVASES, step: int = STEP):
         require(count >= 1, f"count: must be at least 1, got {count}")
         require(seed >= 0, f"seed: must not be negative, got {seed}")
         choose("split", split, SPLITS)
@@ -176,9 +184,10 @@ class Scenes:
             min(min(size) for size in self._canvases) >= smallest,
             f"canvases: sides must be at least {smallest} pixels, got {self._canvases}",
         )
-        self._count, self._split, self._seed = count, split, seed
+        require(step >= 1, f"step: must be at least 1 pixel, got {step}")
+        self._count, self._split, self._seed, self._step = count, split, seed, step
         sizes = "" if self._canvases == CANVASES else "/" + ",".join(f"{h}x{w}" for h, w in self._canvases)
-        self.name = f"scenes/{split}/{count}/{seed}{sizes}"
+        self.name = f"scenes/{split}/{count}/{seed}{sizes}" + ("" if step == STEP else f"@{step}")
 
     def __len__(self) -> int:
         return self._count
@@ -187,7 +196,7 @@ class Scenes:
         """The truth about image `i`, without drawing it."""
         if not 0 <= i < self._count:
             raise IndexError(i)
-        return draw_scene(self._seed, i, self._split, self._canvases)
+        return draw_scene(self._seed, i, self._split, self._canvases, self._step)
 
     def captions(self, i: int) -> tuple[str, ...]:
         """The captions of image `i`, without drawing it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import pathlib
 from typing import Any
 
@@ -16,6 +18,8 @@ from maskgil_jax.data.text_store import caption_ids, write_text_store
 from maskgil_jax.pipelines.pictures import as_images, with_output
 from maskgil_jax.text_encoders import FrozenTextEncoder
 from maskgil_jax.tokenizers.images import encoder_of, to_pixels, to_tokens
+
+_log = logging.getLogger(__name__)
 
 
 def encode_source(
@@ -43,14 +47,20 @@ def encode_source(
 def encode_texts(source: Any, out: Any, encoder: FrozenTextEncoder, *, batch_size: int = 64) -> tuple[pathlib.Path, int, int]:
     """Writes the features of all captions of a captioned source or code store to the text store `out`.
 
-    Returns (its path, the number of captions, the number of different ones). Equal captions are encoded once.
+    Returns (its path, the number of captions, the number of different ones). Equal captions are encoded once. Captions that
+    are longer than `encoder.max_tokens` are counted in one warning.
     """
     texts: dict[str, str] = {}
     for number in range(len(source)):
         record = source[number]
         texts.update(zip(caption_ids(record["id"], len(record["captions"])), record["captions"], strict=True))
-    store = write_text_store(texts, out, encoder, about=encoder.about, batch_size=batch_size)
-    return store, len(texts), len(set(texts.values()))
+    different = list(dict.fromkeys(texts.values()))
+    if cut := encoder.cut(different):
+        longer = f"{len(cut)} of {len(different)} captions are longer than max_tokens={encoder.max_tokens} and are cut"
+        _log.warning("%s; the first of them: %.200s", longer, cut[0])
+    encode_quietly = functools.partial(encoder, warn=False)
+    store = write_text_store(texts, out, encode_quietly, about=encoder.about, batch_size=batch_size)
+    return store, len(texts), len(different)
 
 
 def encode(pipeline: Any, images: Any) -> np.ndarray:

@@ -121,22 +121,32 @@ class FrozenTextEncoder:
             self._tokenizer = TextTokenizer(self.folder, self.max_tokens, self._pad_id)
         return self._tokenizer
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids and bool mask (b, max_tokens) of the template and each text, padded on the right."""
-        template = self.options.template
-        if template and not isinstance(texts, str):
-            texts = [template + text if isinstance(text, str) else text for text in texts]
-        ids, mask = self.tokenizer(texts)
+    def tokenize(self, texts: Sequence[str], *, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids and bool mask (b, max_tokens) of the template and each text, padded on the right.
+
+        warn: name the texts that are cut, as in a call.
+        """
+        ids, mask = self.tokenizer(self._with_template(texts), warn=warn)
         self._check_ids(ids, str(self.tokenizer.file))
         return ids, mask
 
-    def __call__(self, texts: Sequence[str]) -> TextCondition:
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """The texts that are longer than `max_tokens`."""
+        return [texts[row] for row in self.tokenizer.tokens(self._with_template(texts))[2]]
+
+    def _with_template(self, texts: Sequence[str]) -> Sequence[str]:
+        template = self.options.template
+        if not template or isinstance(texts, str):
+            return texts
+        return [template + text if isinstance(text, str) else text for text in texts]
+
+    def __call__(self, texts: Sequence[str], *, warn: bool = True) -> TextCondition:
         """Features (b, max_tokens, width), zero at padding, and mask of the texts.
 
         Texts are computed in groups of 4 or 32, padded on the right, to the longest of the group; the features of a text
         depend on neither (up to rounding). For padding on the left, the results are shifted.
         """
-        ids, mask = self.tokenize(texts)
+        ids, mask = self.tokenize(texts, warn=warn)
         parts = []
         size = batch_size_of(len(ids))
         for start in range(0, len(ids), size):

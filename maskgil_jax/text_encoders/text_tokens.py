@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from maskgil_jax.text_encoders.folder import read_json
 
 _log = logging.getLogger(__name__)
 _SHOWN = 200  # characters of what was cut
+_NAMED = 3  # texts of a call
 
 
 class TextTokenizer:
@@ -35,11 +37,14 @@ class TextTokenizer:
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(max_tokens)
 
-    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids and bool mask (b, max_tokens), padded on the right. A text that is cut is named in a warning."""
+    def __call__(self, texts: Sequence[str], *, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids and bool mask (b, max_tokens), padded on the right. warn: name the texts that are cut."""
         ids_bt, mask_bt, cut = self.tokens(texts)
-        for row, encoding in cut.items():
-            self._warn(row, texts[row], encoding)
+        if warn:
+            for row, encoding in itertools.islice(cut.items(), _NAMED):
+                self._warn(row, texts[row], encoding)
+            if len(cut) > _NAMED:
+                _log.warning("%d more texts were cut to max_tokens=%d", len(cut) - _NAMED, self.max_tokens)
         return ids_bt, mask_bt
 
     def tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[int, Any]]:
