@@ -1,9 +1,10 @@
-"""Peak memory of converting a whole diffusers folder of aMUSEd-512 in float32 (the real names and shapes; values are zero).
+"""Peak memory of converting a whole diffusers folder of aMUSEd-512 in float32 (the real names and shapes;
+values are zero).
 
 python -m benchmarks.convert_memory [--folder DIR] [--layers 36]
 
-The files are sparse, so the folder takes no space before its conversion. The conversion runs in a process of its own, whose
-largest resident size the system reports; pages of the mapped source files count too.
+The files are sparse, so the folder takes no space before its conversion. The conversion runs in a process of its own,
+whose largest resident size the system reports; pages of the mapped source files count too.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 python -m benchmarks.decode [--presets B,L] [--batches 1,8,32] [--guidance 1,2] [--torch] [--json FILE]
 
-With --torch the same sampler in PyTorch runs beside it, in turns (benchmarks/torch_decode.py; pip install maskgil_jax[bench]).
+With --torch the same sampler in PyTorch runs beside it, in turns (benchmarks/torch_decode.py; pip install
+maskgil_jax[bench]).
 """
 
 import dataclasses
@@ -24,7 +25,10 @@ from maskgil_jax.planning.flops import count_flops
 
 
 def networks(preset: str, tokenizer: str, dtype: str):
-    """A generator and a tokenizer with random weights from their initialisers; its head, which starts at zero, is drawn too."""
+    """A generator and a tokenizer with random weights from their initialisers.
+
+    Its head, which starts at zero, is drawn too.
+    """
     vq = dataclasses.replace(VQ_PRESETS[tokenizer], dtype=dtype)
     cfg = dataclasses.replace(LLAMA_PRESETS[preset], codebook_size=vq.codebook_size, grid=vq.grid, dtype=dtype)
     generator = create(cfg, jax.random.key(1))
@@ -68,8 +72,8 @@ class Answered:
 def network_flops(generator, condition, cfg: DecodeConfig) -> tuple[float, float]:
     """FLOPs of the matrix products of all steps: as traced, and the least needed.
 
-    The least: every step runs the layers on all tokens and the head on those still masked, and a second branch only where
-    the guidance scale is not 1.
+    The least: every step runs the layers on all tokens and the head on those still masked, and a second branch only
+    where the guidance scale is not 1.
     """
     batch, (rows, columns) = len(condition.label_b), generator.cfg.grid
     key, tokens_bl = jax.random.key(0), jnp.zeros((batch, rows * columns), jnp.int32)

@@ -1,4 +1,5 @@
-"""Draws the edits in docs/results/shipped_weights.md with the shipped weights: python benchmarks/edit_sheet.py OUT.png"""
+"""Draws the edits in docs/results/shipped_weights.md with the shipped weights:
+python benchmarks/edit_sheet.py OUT.png"""
 
 import sys
 

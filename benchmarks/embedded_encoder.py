@@ -59,8 +59,8 @@ def caption_texts() -> list[str]:
 def kept_pieces(tokenizer_json: dict, pieces: int) -> list[str]:
     """The pieces to keep, in the order of their numbers.
 
-    All single characters, so that every text that the full vocabulary can write is still written; the pieces of the captions;
-    then the first ones, since the vocabulary is ordered by frequency.
+    All single characters, so that every text that the full vocabulary can write is still written; the pieces of the
+    captions; then the first ones, since the vocabulary is ordered by frequency.
     """
     from tokenizers import Tokenizer
 

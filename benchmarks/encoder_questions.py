@@ -53,8 +53,8 @@ NOUNS = "cat dog horse owl frog crab apple banana pear carrot key bell hammer gu
 def compositions() -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
     """(captions of two objects, kind of question -> [(other words, number of the caption that means the same), ...]).
 
-    Each pair of nouns that are neighbours in the list, or five apart, has four captions in a row. Questions name the objects in
-    the order of the caption, or the other way round.
+    Each pair of nouns that are neighbours in the list, or five apart, has four captions in a row. Questions name the
+    objects in the order of the caption, or the other way round.
     """
     captions: list[str] = []
     questions: dict[str, list[tuple[str, int]]] = {"same order": [], "other order": []}

@@ -1,9 +1,11 @@
-"""Evaluation: peak memory and speed at two numbers of images, each in a process of its own; memory must not grow with them.
+"""Evaluation: peak memory and speed at two numbers of images, each in a process of its own.
+
+Memory must not grow with them.
 
 python -m benchmarks.evaluate [--counts 2000,20000] [--side 256] [--features demo]
 
-The images are drawn while they are measured, so what grows is what evaluation keeps: 16 bytes an image to find duplicates
-and, with --neighbours, the features for precision and recall.
+The images are drawn while they are measured, so what grows is what evaluation keeps: 16 bytes an image to find
+duplicates and, with --neighbours, the features for precision and recall.
 """
 
 import argparse

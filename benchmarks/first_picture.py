@@ -2,8 +2,8 @@
 
     python -m benchmarks.first_picture --weights demo --repeats 3
 
-One process of each kind fills the compilation cache, of a folder of its own, and is not counted. The ratio of the medians is
-printed, and compared with 1.3.
+One process of each kind fills the compilation cache, of a folder of its own, and is not counted. The ratio of the
+medians is printed, and compared with 1.3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Hybrid sampling: what each share of AR tokens costs, and how much faster it is than the largest share, all in one run.
+"""Hybrid sampling: what each share of AR tokens costs, and how much faster it is than the largest share,
+all in one run.
 
 python -m benchmarks.hybrid [--presets B] [--ar-preset L] [--batches 1,8] [--ratios 0,0.25,0.5,0.75,1]
 """

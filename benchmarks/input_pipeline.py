@@ -1,10 +1,12 @@
-"""What feeds a training, per CPU core, against what B on a v5e-256 eats: stored codes, images, and the two halves of encoding.
+"""What feeds a training, per CPU core, against what B on a v5e-256 eats: stored codes, images,
+and the two halves of encoding.
 
 python -m benchmarks.input_pipeline [--parts codes,images,encode,tokenizer] [--seconds 10]
 
-Records and images are made up in ImageNet's sizes and read through the real loader by one process, so the disk is not measured.
-Rates are per CPU-second of that process, all its threads. What is eaten follows from `maskgil plan`: images a chip, the
-estimated time of a step, and the MFU that this time implies; "at peak" is a chip that would reach its published peak.
+Records and images are made up in ImageNet's sizes and read through the real loader by one process, so the disk is not
+measured. Rates are per CPU-second of that process, all its threads. What is eaten follows from `maskgil plan`: images a
+chip, the estimated time of a step, and the MFU that this time implies; "at peak" is a chip that would reach its
+published peak.
 """
 
 import argparse

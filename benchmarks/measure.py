@@ -1,4 +1,5 @@
-"""Timing of one compiled program: compile time apart from run time, memory as the compiler plans it, compilations counted."""
+"""Timing of one compiled program: compile time apart from run time, memory as the compiler plans it,
+compilations counted."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ def timed(function: Callable) -> tuple:
 
 
 def in_turns(forms: dict[str, Callable], images: int, repeats: int) -> list[dict]:
-    """One row for each form of the same work; they take turns, so that what else the machine does falls on all alike."""
+    """One row for each form of the same work.
+
+    They take turns, so that what else the machine does falls on all alike.
+    """
     runs = {name: [] for name in forms}
     for form in forms.values():
         form()  # a first call may still compile or allocate
@@ -84,7 +88,10 @@ def table(rows: list[dict]) -> str:
 
 
 def report(rows: list[dict], file: str | None, **more: list[dict]) -> None:
-    """Prints the rows as a table; lone times depend on the machine, so it is named. `more` rows go into the file only."""
+    """Prints the rows as a table; lone times depend on the machine, so it is named.
+
+    `more` rows go into the file only.
+    """
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}; median times, memory as planned by the compiler\n")
     if rows:

@@ -1,9 +1,11 @@
-"""What QK-Norm and Post-Norm hold (the paper's Fig. 4c, small): four networks that differ in nothing else, at each rate.
+"""What QK-Norm and Post-Norm hold (the paper's Fig. 4c, small): four networks that differ in nothing else,
+at each rate.
 
 python -m benchmarks.norms [--rates 1e-3:500,1e-2:500] [--out runs/norms]
 
-Each is a run of `maskgil train` on the built-in images' codes with the shipped tokenizer, one after the other; an interrupted
-one goes on. The paper's recipe otherwise: constant rate, no warm-up, clipped gradients. Draws OUT/norms.png and prints a table.
+Each is a run of `maskgil train` on the built-in images' codes with the shipped tokenizer, one after the other; an
+interrupted one goes on. The paper's recipe otherwise: constant rate, no warm-up, clipped gradients. Draws OUT/norms.png
+and prints a table.
 """
 
 import argparse
@@ -29,7 +31,8 @@ def command(*arguments: str) -> int:
 
 
 def overrides(arm: str, rate: str, steps: str, codes: pathlib.Path, args) -> list[str]:
-    """Options against `configs/demo.py`: a deep, narrow network, since it is depth that adds up, and the paper's optimizer."""
+    """Options against `configs/demo.py`: a deep, narrow network, since it is depth that adds up,
+    and the paper's optimizer."""
     width = dict(width=args.width, depth=args.depth, heads=args.width // 32, mlp_width=args.width * 8 // 3)
     options = {f"model.{name}": value for name, value in (width | ARMS[arm]).items()}
     options |= {"tokenizer": "demo", "data.codes": codes, "seed": args.seed, "batch_size": args.batch_size}
@@ -99,7 +102,8 @@ def main() -> None:
 
 
 def report(runs: dict[str, dict[str, pathlib.Path]]) -> None:
-    """Prints a Markdown table: means over the last hundred steps (of the output norm also the first), and steps skipped."""
+    """Prints a Markdown table: means over the last hundred steps (of the output norm also the first),
+    and steps skipped."""
     from maskgil_jax.evaluation.plots import read_metrics
 
     print(

@@ -1,11 +1,12 @@
-"""The tables of docs/results/tpu_plans.md: every size at several batches on a slice of each chip, and sampling on one chip.
+"""The tables of docs/results/tpu_plans.md: every size at several batches on a slice of each chip,
+and sampling on one chip.
 
 python -m benchmarks.plans [--results runs/plans]             # compiles what is not there yet, with little effort
-python -m benchmarks.plans --only v5e:16x16/xxl/1024 --effort full  # these rows with full effort: adds the estimate by cycles
+python -m benchmarks.plans --only v5e:16x16/xxl/1024 --effort full  # these rows; adds the estimate by cycles
 python -m benchmarks.plans --no-compile --into docs/results/tpu_plans.md
 
-Needs the extra [tpu] and no TPU. A row is `maskgil plan` with the options it names. Every program compiled leaves a JSON file,
-so an interrupted run goes on where it was; remove the folder after a change of the programs.
+Needs the extra [tpu] and no TPU. A row is `maskgil plan` with the options it names. Every program compiled leaves a
+JSON file, so an interrupted run goes on where it was; remove the folder after a change of the programs.
 
 Each row takes the first of LAYOUTS that fits. One that did not fit a smaller batch is not tried again, nor one whose
 parameters, moments and gradients alone are more than the memory.
@@ -30,9 +31,9 @@ SIZES = ("b", "l", "xl", "xxl")
 BATCHES = (256, 512, 1024, 2048, 4096)
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")
 SAMPLING = ("v5e:1x1", (8, 128))
-# (remat, the axis of the mesh that takes all chips), cheapest first: splitting the state over the chips costs traffic that can
-# hide behind products; computing matrix products again, or moving them to the host and back, does not. "none" is left out:
-# "dots" makes every product once, too, and keeping attention's scores costs more than making them again.
+# (remat, the axis of the mesh that takes all chips), cheapest first: splitting the state over the chips costs traffic
+# that can hide behind products; computing matrix products again, or moving them to the host and back, does not. "none"
+# is left out: "dots" makes every product once, too, and keeping attention's scores costs more than making them again.
 LAYOUTS = (("dots", "data"), ("dots", "fsdp"), ("full", "data"), ("full", "fsdp"), ("offload", "fsdp"))
 STATE_BYTES = 16  # a parameter: itself, two moments, a gradient, float32 each
 MARKS = ("<!-- tables: python -m benchmarks.plans -->", "<!-- end of tables -->")
@@ -50,7 +51,8 @@ def sampling_options(size: str, batch: int) -> list[str]:
 
 
 class Plans:
-    """Plans by their options: from the folder, or compiled now (compiling; else None). full: only one made with all effort."""
+    """Plans by their options: from the folder, or compiled now (compiling; else None). full:
+    only one made with all effort."""
 
     def __init__(self, folder: pathlib.Path, compiling: bool):
         self.folder, self.compiling = folder, compiling

@@ -1,7 +1,9 @@
 """How long reading a checkpoint takes beside reading the disk, and how much memory converting a large one needs.
 
-python -m benchmarks.read_files              a .pt of 1 GiB: the raw file, our reader with checksums, torch.load if installed
-python -m benchmarks.read_files --convert    MaskGIL's XXL in float32 (5.6 GB): `maskgil convert`, which needs 11.3 GB of disk
+python -m benchmarks.read_files              a .pt of 1 GiB: the raw file, our reader with checksums, torch.load
+python -m benchmarks.read_files --convert    MaskGIL's XXL in float32 (5.6 GB): `maskgil convert`
+
+The second needs 11.3 GB of disk. torch.load runs if torch is installed.
 
 Every reading starts with the file out of the system's cache, so the disk is part of each. Linux only.
 """

@@ -1,10 +1,11 @@
-"""Compares the images of the shipped weights with recorded ones, byte for byte: plain, guided, hybrid, edited, jobs, causal.
+"""Compares the images of the shipped weights with recorded ones, byte for byte: plain, guided, hybrid, edited,
+jobs, causal.
 
     python -m benchmarks.same_images record tests/golden/same_images.npz
     python -m benchmarks.same_images compare tests/golden/same_images.npz
 
-Uses public names and commands alone, so that a record made before a refactoring can be compared after it. Rounding differs
-between processors and XLA versions: record and compare on one machine.
+Uses public names and commands alone, so that a record made before a refactoring can be compared after it. Rounding
+differs between processors and XLA versions: record and compare on one machine.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """The sampler's choices on the built-in images with the shipped weights, one table for each question.
 
-python -m benchmarks.sampler_study [--weights emoji] [--tables noise,presets,guidance,orders,changes,steps,hybrid] [--count 200]
-    [--seed 0] [--out runs/sampler_study]
+python -m benchmarks.sampler_study [--weights emoji] [--tables noise,presets,guidance,orders,changes,steps,hybrid]
+    [--count 200] [--seed 0] [--out runs/sampler_study]
 
-Each row draws the same labels, classes as often as among the training images, with the same seed. Agreement: the share of
-images in which the shipped classifier sees the class that was asked for. Frechet distance: to all training images, in that
-classifier's features. Every table is of `--weights`, but for "hybrid": that is of the pair `demo` and `demo_ar`. Every row is
-kept in OUT/rows as soon as it is drawn, under its settings: a second run goes on where the first one stopped, and a row of two
-tables is drawn once. One contact sheet per table, a row of it per row of the table (of long tables, some), all with the same
-classes.
+Each row draws the same labels, classes as often as among the training images, with the same seed. Agreement: the share
+of images in which the shipped classifier sees the class that was asked for. Frechet distance: to all training images,
+in that classifier's features. Every table is of `--weights`, but for "hybrid": that is of the pair `demo` and
+`demo_ar`. Every row is kept in OUT/rows as soon as it is drawn, under its settings: a second run goes on where the
+first one stopped, and a row of two tables is drawn once. One contact sheet per table, a row of it per row of the table
+(of long tables, some), all with the same classes.
 """
 
 import argparse
@@ -37,7 +37,8 @@ PAIR = ("demo", "demo_ar")  # the only shipped generator with a causal twin
 
 
 class Row(NamedTuple):
-    """What a table says of a row, how its images are made, the seed beyond the run's, and whether the sheet shows it."""
+    """What a table says of a row, how its images are made, the seed beyond the run's,
+    and whether the sheet shows it."""
 
     cells: dict[str, Any]
     cfg: DecodeConfig
@@ -237,7 +238,8 @@ class Study:
         return images, np.asarray([record["label"] for record in records])
 
     def figures(self, row: Row) -> tuple[dict, np.ndarray]:
-        """(agreement and Frechet distance, a strip of pictures) of a row, from the folder if it has been drawn before."""
+        """(agreement and Frechet distance, a strip of pictures) of a row,
+        from the folder if it has been drawn before."""
         from PIL import Image
 
         from maskgil_jax.evaluation.metrics import FeatureStatistics, frechet_distance

@@ -4,8 +4,8 @@ python -m benchmarks.serve --clients 1,8,50 --seconds 20       # throughput and 
 python -m benchmarks.serve --clients 50 --seconds 120 --batching on --verify
 python -m benchmarks.serve --speech MODEL --audio "CLIPS/*/*.wav" --phrases 50
 
---verify compares every answer's image with the pipeline's own, bit for bit. Traffic goes to a server that this starts on
-127.0.0.1. MODEL: what `maskgil speak --speech` takes.
+--verify compares every answer's image with the pipeline's own, bit for bit. Traffic goes to a server that this starts
+on 127.0.0.1. MODEL: what `maskgil speak --speech` takes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def resident(pid: int) -> float:
 
 
 def load(port: int, pid: int, clients: int, seconds: float, pairs: list, expected: dict | None) -> dict:
-    """Requests of one image by `clients` threads, each asking again when it has its answer; 429 is waited for and counted."""
+    """Requests of one image by `clients` threads, each asking again when it has its answer.
+
+    429 is waited for and counted.
+    """
     until, lock = time.perf_counter() + seconds, threading.Lock()
     latencies, statuses, wrong, lost, memory = [], collections.Counter(), 0, 0, []
 

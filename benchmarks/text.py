@@ -1,11 +1,12 @@
-"""Text encoders and what a text costs: captions a second, decoding with a text beside a class, memory of loading a Gemma.
+"""Text encoders and what a text costs: captions a second, decoding with a text beside a class,
+memory of loading a Gemma.
 
 python -m benchmarks.text [--encoders minilm,clip-l,t5-small,gemma-like,gemma2-like] [--torch-python PYTHON]
     [--parts encoders,decode,memory] [--gigabytes 5.2] [--json FILE]
 
-Encoders have random weights in published sizes; the Gemma ones have fewer layers and words. With --torch-python the same
-folder runs in the transformers library, in turns: PYTHON is an interpreter with torch and transformers, and may belong to
-another environment. Weights are float32 and both sides have the same threads.
+Encoders have random weights in published sizes; the Gemma ones have fewer layers and words. With --torch-python the
+same folder runs in the transformers library, in turns: PYTHON is an interpreter with torch and transformers, and may
+belong to another environment. Weights are float32 and both sides have the same threads.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
 Two forms of one sampler, token to pixel, in float32 and with the weights of the JAX networks:
 
-`eager`: as published loops do it. A Python loop over the steps, the plan and the confidence noise as NumPy arrays on the
-host, both branches of guidance in one batch of 2b, logits at every position in each step, `torch.multinomial`, a check by
-`.item()` whether anything is left.
-`compiled`: one step as one graph of `torch.compile` (frozen weights), another graph for the pixels; the host only starts them.
+`eager`: as published loops do it. A Python loop over the steps, the plan and the confidence noise as NumPy arrays on
+the host, both branches of guidance in one batch of 2b, logits at every position in each step, `torch.multinomial`, a
+check by `.item()` whether anything is left.
+`compiled`: one step as one graph of `torch.compile` (frozen weights), another graph for the pixels; the host only
+starts them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from maskgil_jax.models.condition import ClassCondition
 from maskgil_jax.models.rope import rotation_table
 from maskgil_jax.networks import params_of
 
-# Logits of order 1 and pixels of order 1, both sums of a few thousand float32 products in another order: about 1e-5 is seen.
+# Logits of order 1 and pixels of order 1, both sums of a few thousand float32 products in another order: about 1e-5 is
+# seen.
 TOLERANCE = 2e-4
 
 
@@ -82,7 +84,8 @@ def _rotate(x_bhlk, cos_lk, sin_lk):
 
 
 class Llama(nn.Module):
-    """`models.llama.Llama` with the weights of a network that has the default layout (any of `LLAMA_PRESETS` but XXL)."""
+    """`models.llama.Llama` with the weights of a network that has the default layout (any of `LLAMA_PRESETS` but
+    XXL)."""
 
     def __init__(self, generator):
         super().__init__()

@@ -1,10 +1,10 @@
-"""Text encoders of the transformers library, run by `python -m benchmarks.text --torch-python`: what the JAX ones are measured
-against. It needs torch and transformers alone, so that they can live in another environment.
+"""Text encoders of the transformers library, run by `python -m benchmarks.text --torch-python`: what the JAX ones are
+measured against. It needs torch and transformers alone, so that they can live in another environment.
 
 python benchmarks/torch_text.py FOLDER INPUTS.npz THREADS
 
-FOLDER is a Hugging Face folder, INPUTS holds `ids` and `mask`. For each line on standard input one line of JSON comes back:
-"run" gives seconds and CPU-seconds of one batch, "save FILE" writes the states to FILE as .npy.
+FOLDER is a Hugging Face folder, INPUTS holds `ids` and `mask`. For each line on standard input one line of JSON comes
+back: "run" gives seconds and CPU-seconds of one batch, "save FILE" writes the states to FILE as .npy.
 """
 
 import json

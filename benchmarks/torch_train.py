@@ -1,8 +1,8 @@
 """Training steps in PyTorch, written for `python -m benchmarks.train --torch`: what this package is measured against.
 
-The same networks with the weights of the JAX ones, the same losses, clipping, AdamW (fused) and weight average, in float32.
-`eager` is plain PyTorch, `compiled` has forward and backward in one graph of `torch.compile`. Two things are left out that the
-JAX steps do: metrics, and the restart of unused codes.
+The same networks with the weights of the JAX ones, the same losses, clipping, AdamW (fused) and weight average, in
+float32. `eager` is plain PyTorch, `compiled` has forward and backward in one graph of `torch.compile`. Two things are
+left out that the JAX steps do: metrics, and the restart of unused codes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 python -m benchmarks.train [--presets B] [--batches 8] [--remat none,dots] [--attention xla,flash]
 python -m benchmarks.train --torch [--configs configs/demo_tokenizer.py,configs/demo.py] [--repeats 5]
 
-With --torch the steps of run files (tokenizers and generators of 98 classes) are measured instead, and PyTorch's form of the
-same step beside them, in turns (benchmarks/torch_train.py; pip install maskgil_jax[bench]).
+With --torch the steps of run files (tokenizers and generators of 98 classes) are measured instead, and PyTorch's form
+of the same step beside them, in turns (benchmarks/torch_train.py; pip install maskgil_jax[bench]).
 """
 
 import dataclasses

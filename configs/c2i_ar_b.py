@@ -2,8 +2,8 @@
 
 maskgil train --config configs/c2i_ar_b.py --workdir runs/c2i_ar_b
 
-Same network, codes and batch as `c2i_b.py`; next-token prediction with LlamaGen's own optimizer: AdamW with betas 0.9 and
-0.95, weight decay 0.05, gradients clipped at 1, constant 1e-4, 300 epochs, no label smoothing. Its dropout on token
+Same network, codes and batch as `c2i_b.py`; next-token prediction with LlamaGen's own optimizer: AdamW with betas 0.9
+and 0.95, weight decay 0.05, gradients clipped at 1, constant 1e-4, 300 epochs, no label smoothing. Its dropout on token
 embeddings is not there.
 """
 

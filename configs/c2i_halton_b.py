@@ -3,8 +3,9 @@
 maskgil encode --tokenizer weights/vq16 --data.path tfds:imagenet2012 --out codes/imagenet_vq16_unflipped
 maskgil train --config configs/c2i_halton_b.py --workdir runs/c2i_halton_b
 
-Its authors' published options, and what they recommended later (1.5M steps, no flipped images, EMA). They let the rate fall
-over the last tenth of the steps, which is left out here, and do not say how many images a step sees on all their GPUs.
+Its authors' published options, and what they recommended later (1.5M steps, no flipped images, EMA). They let the rate
+fall over the last tenth of the steps, which is left out here, and do not say how many images a step sees on all their
+GPUs.
 """
 
 from ml_collections import ConfigDict

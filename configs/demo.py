@@ -1,4 +1,6 @@
-"""A small MaskGIL on the built-in emoji, about five minutes on two CPU cores. `maskgil demo` runs it after its tokenizer.
+"""A small MaskGIL on the built-in emoji, about five minutes on two CPU cores.
+
+`maskgil demo` runs it after its tokenizer.
 
 maskgil train --config configs/demo.py --workdir runs/demo --config.tokenizer=runs/demo_tokenizer/weights
 """
@@ -21,10 +23,12 @@ def get_config() -> ConfigDict:
     config.objective.label_smoothing = 0.0
     # Muon reaches AdamW's loss in less than half of the steps (docs/results/training.md).
     config.optimizer.update(name="muon", learning_rate=1e-2, weight_decay=1e-2, warmup_steps=50, decay="cosine", ema_decay=0.99)
-    # The Halton order spreads the tokens of a step over the image: neighbours are not drawn independently of each other.
+    # The Halton order spreads the tokens of a step over the image: neighbours are not drawn independently of each
+    # other.
     config.decode.update(order="halton", choice_temperature=0.0, guidance=2.5, temperature=0.9)
     config.evaluate.update(count=256, features="demo", reference="emoji", split="test", best="agreement")
-    # Gradients are clipped, so a few large ones are harmless; skipping them would keep a short run where they are large.
+    # Gradients are clipped, so a few large ones are harmless; skipping them would keep a short run where they are
+    # large.
     config.guard.spike = 0.0
     config.checkpoint.update(every=100, keep=1)
     config.log_every = 10

@@ -4,9 +4,9 @@ maskgil encode --tokenizer runs/emoji_tokenizer/weights --data.path emoji --out 
 maskgil train --config configs/emoji.py --workdir runs/emoji
 maskgil pack runs/emoji/weights packed
 
-The learning rate is constant and weights are averaged (EMA), so a run can be stopped at any step and continued later. To finish
-it, decay the learning rate: continue with --config.optimizer.decay=cosine and --config.total_steps a fifth above the current
-step.
+The learning rate is constant and weights are averaged (EMA), so a run can be stopped at any step and continued later.
+To finish it, decay the learning rate: continue with --config.optimizer.decay=cosine and --config.total_steps a fifth
+above the current step.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@ maskgil encode --tokenizer demo --data.path emoji*2,scenes:8000@16 --captions --
     --out runs/emoji_text_codes
 maskgil train --config configs/emoji_text.py --workdir runs/emoji_text --config.init_from=runs/emoji_text_square/weights
 
-Stage 1, `emoji_text_square.py`, makes the stored features and sees squares alone, which have 16 positions where the canvas of
-all sizes has 32.
+Stage 1, `emoji_text_square.py`, makes the stored features and sees squares alone, which have 16 positions where the
+canvas of all sizes has 32.
 """
 
 from ml_collections import ConfigDict

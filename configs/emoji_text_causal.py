@@ -1,10 +1,11 @@
 """The causal counterpart of `emoji_text_square.py`, for hybrid sampling: same features and codes, the next token.
 
 maskgil train --config configs/emoji_text_causal.py --workdir runs/emoji_text_causal
-maskgil sample --weights runs/emoji_text/weights --ar runs/emoji_text_causal/weights --ar-ratio 0.25 --prompt "a red heart"
+maskgil sample --weights runs/emoji_text/weights --ar runs/emoji_text_causal/weights --ar-ratio 0.25 \
+    --prompt "a red heart"
 
-The commands of `emoji_text_square.py` make the codes and features. All images have one size: a causal network takes no batch
-of several sizes.
+The commands of `emoji_text_square.py` make the codes and features. All images have one size: a causal network takes no
+batch of several sizes.
 """
 
 from ml_collections import ConfigDict

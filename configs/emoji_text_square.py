@@ -6,10 +6,10 @@ maskgil encode --text-encoder minilm --max-tokens 20 --data.path emoji,scenes:40
     --out runs/emoji_text_features
 maskgil train --config configs/emoji_text_square.py --workdir runs/emoji_text_square
 
-An image is 8x8 codes, and the layers run on 4x4 patches of them: so small a network learns its drawings by heart, which takes
-many passes over few tokens. A patch has a side of 16 pixels, and the drawings of a scene stand at multiples of it. The features
-of both stages are computed once. Muon needs less than half of AdamW's steps here (docs/results/training.md). The learning rate
-is constant; stage 2, `emoji_text.py`, lets it fall.
+An image is 8x8 codes, and the layers run on 4x4 patches of them: so small a network learns its drawings by heart, which
+takes many passes over few tokens. A patch has a side of 16 pixels, and the drawings of a scene stand at multiples of
+it. The features of both stages are computed once. Muon needs less than half of AdamW's steps here
+(docs/results/training.md). The learning rate is constant; stage 2, `emoji_text.py`, lets it fall.
 """
 
 from ml_collections import ConfigDict

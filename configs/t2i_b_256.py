@@ -2,8 +2,8 @@
 
 maskgil train --config configs/t2i_b_256.py --workdir runs/t2i_b_256
 
-Not in the paper. CLIP's text network (ViT-L/14, 123M parameters) takes the place of Gemma, whose 2.6B parameters would cost
-twice as much as a step of B. For a small set of captions, store the features once instead (`config.data.texts`).
+Not in the paper. CLIP's text network (ViT-L/14, 123M parameters) takes the place of Gemma, whose 2.6B parameters would
+cost twice as much as a step of B. For a small set of captions, store the features once instead (`config.data.texts`).
 """
 
 from ml_collections import ConfigDict

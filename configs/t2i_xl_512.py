@@ -13,8 +13,8 @@ def get_config() -> ConfigDict:
     """`t2i_xl_256.py` with four times as many codes, from its weights."""
     config = t2i_xl_256.get_config()
     config.init_from = "runs/t2i_xl_256/weights"
-    # 49 sizes of at most 1024 codes. All parameters are taken over: positions are angles, so rows and columns beyond those of
-    # stage 1 need no new ones. Open in the paper: whether they are scaled (`rope_scaling`); here they are not, since a batch
-    # of several sizes has one table of angles.
+    # 49 sizes of at most 1024 codes. All parameters are taken over: positions are angles, so rows and columns beyond
+    # those of stage 1 need no new ones. Open in the paper: whether they are scaled (`rope_scaling`); here they are not,
+    # since a batch of several sizes has one table of angles.
     config.data.update(codes="codes/t2i_512", image_size=512, buckets=512)
     return config

@@ -2,8 +2,8 @@
 
 maskgil train --config configs/tokenizer_vq16.py --workdir runs/vq16 --config.lpips=weights/lpips
 
-`maskgil convert` makes the LPIPS folder (docs/checkpoints.md). Without one the perceptual term is off, which the log says;
-reconstructions are then blurred.
+`maskgil convert` makes the LPIPS folder (docs/checkpoints.md). Without one the perceptual term is off, which the log
+says; reconstructions are then blurred.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Hooks of the documentation site (mkdocs.yml): generated pages, and links to files outside docs/.
 
-Generated: one reference page a package (its modules' docstrings), the help of every sub-command, the options of run files, and
-copies of CHANGELOG.md, CONTRIBUTING.md and SECURITY.md.
+Generated: one reference page a package (its modules' docstrings), the help of every sub-command, the options of run
+files, and copies of CHANGELOG.md, CONTRIBUTING.md and SECURITY.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The `maskgil` command: its sub-commands, and what an error becomes. Each sub-command is a module of `commands/`.
 
-Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard or a plan that does not fit, 4 no usable checkpoint,
-5 training hung, 75 try later (disk full, peers missing), 130 interrupted.
+Exit codes: 0 done, 2 usage or bad input, 3 training stopped by a guard or a plan that does not fit, 4 no usable
+checkpoint, 5 training hung, 75 try later (disk full, peers missing), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The one boundary between Flax modules and nested dicts of arrays; trainers, checkpoints and converters see only dicts."""
+"""The one boundary between Flax modules and nested dicts of arrays.
+
+Trainers, checkpoints and converters see only dicts.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,10 @@ def compare_trees(params: dict, expected: dict, where: str) -> None:
 
 
 def build(cfg, params: dict, where: str = "params") -> Any:
-    """Nested dict -> network. `nnx.merge` pairs leaves by sorted position unchecked, so the trees are compared first."""
+    """Nested dict -> network.
+
+    `nnx.merge` pairs leaves by sorted position unchecked, so the trees are compared first.
+    """
     graphdef, expected = _blueprint(cfg)
     compare_trees(params, expected, where)
     return nnx.merge(graphdef, params)

@@ -1,8 +1,8 @@
 """Strict settings for every test: 8 virtual CPU devices, full matmul precision, no silent rank promotion or key reuse.
 
-Programs here run once or twice, so XLA is told not to spend time on optimising them: compiling is most of the suite. Its older
-emitters of loops compile two to four times as fast as the ones that go through MLIR. jaxlib 0.11.1 and newer have neither
-them nor the flag, which would end the process.
+Programs here run once or twice, so XLA is told not to spend time on optimising them: compiling is most of the suite.
+Its older emitters of loops compile two to four times as fast as the ones that go through MLIR. jaxlib 0.11.1 and newer
+have neither them nor the flag, which would end the process.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Halton-MaskGIT's Transformer against the published forward pass, its sizes, its files there and back, and its training."""
+"""Halton-MaskGIT's Transformer against the published forward pass, its sizes, its files there and back,
+and its training."""
 
 import chex
 import jax

@@ -1,4 +1,5 @@
-"""aMUSEd's scheduler: recorded steps of diffusers (tests/golden/amused/scheduler) token for token, and where it starts."""
+"""aMUSEd's scheduler: recorded steps of diffusers (tests/golden/amused/scheduler) token for token,
+and where it starts."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ def test_recorded_steps_of_the_scheduler_are_repeated_token_for_token(case, pres
     np.testing.assert_allclose(weights, trace["temperatures"], atol=1e-6)
     tokens = jnp.asarray(trace["start"], jnp.int32)
     masked = np.asarray((tokens == mask_id).sum(axis=-1))
-    # The record states the masked share by itself, 0.5, where 20 and 19 of 36 are masked; the library counts each image's.
+    # The record states the masked share by itself, 0.5, where 20 and 19 of 36 are masked; the library counts each
+    # image's.
     planned = int(tokens.shape[1] * trace["starting_mask_ratio"])
     counts = reveal_counts("gamma_canvas", options.schedule, steps, masked, canvas=planned)
     for i in range(steps):

@@ -55,7 +55,8 @@ RESTRICTED_PACKAGES = {
 }
 # Slow to import, or an extra: inside the function that needs them, so the command starts at once and works without.
 LATE = {"tokenizers", "torch", "tensorflow_datasets", "matplotlib", "scipy", "gradio", "huggingface_hub"}
-# Calls that run code from files or strings, and the parts of NNX this package does without: its modules are stateless pytrees.
+# Calls that run code from files or strings, and the parts of NNX this package does without: its modules are stateless
+# pytrees.
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load", "yaml.load", "yaml.unsafe_load"} | {
     f"nnx.{name}" for name in ("jit", "scan", "vmap", "grad", "value_and_grad", "remat", "Optimizer", "Dropout", "BatchNorm")
 }
@@ -87,7 +88,10 @@ def package_of(module: str) -> str:
 
 
 def imports_of(tree: ast.AST, module: str, is_package: bool = False) -> list[tuple[int, str]]:
-    """(line, dotted name) of every import, inside functions too; `from a import b` gives a.b, relative ones are spelled out."""
+    """(line, dotted name) of every import, inside functions too.
+
+    `from a import b` gives a.b, relative ones are spelled out.
+    """
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -122,7 +126,8 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def own_imports() -> list[tuple[str, int, str, str]]:
-    """(importing module, line, imported module of the package, name as written) over the whole package but its __init__."""
+    """(importing module, line, imported module of the package, name as written)
+    over the whole package but its __init__."""
     found = []
     for module, path in MODULES.items():
         if module == "maskgil_jax":  # the public names, loaded on first use: it looks up by design

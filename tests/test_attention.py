@@ -1,4 +1,5 @@
-"""The attention kernels, interpreted on this machine and lowered for a TPU, against what XLA makes of the same formula."""
+"""The attention kernels, interpreted on this machine and lowered for a TPU,
+against what XLA makes of the same formula."""
 
 import dataclasses
 import functools
@@ -186,7 +187,8 @@ def test_flash_attention_refuses_unsupported_options():
     ("length", "masked", "causal"), [(17, False, False), (16, False, False), (17, True, False), (13, False, True)]
 )
 def test_padded_attention_equals_attention_without_padding(length, masked, causal):
-    """What surrounds cuDNN's kernel: padding to its multiple and the masks of padded keys, here around XLA's attention."""
+    """What surrounds cuDNN's kernel: padding to its multiple and the masks of padded keys,
+    here around XLA's attention."""
     q, k, v, weight = (x.reshape(2, length, 2, 16) for x in arrays(2, length, 32))
     mask = jax.random.bernoulli(jax.random.key(9), 0.7, (2, 1, length, length)).at[..., 0].set(True) if masked else None
     form = functools.partial(dot_product_attention, mask=mask, causal=causal)

@@ -1,5 +1,6 @@
-"""Every bad weight file is refused in time, within memory, with one line that names the file and the key, and nothing runs:
-by the reader, and by `maskgil convert`, which exits with 2 and leaves no folder."""
+"""Every bad weight file is refused in time, within memory, with one line that names the file and the key, and nothing
+runs: by the reader, and by `maskgil convert`, which exits with 2 and leaves no folder.
+"""
 
 import json
 import pathlib

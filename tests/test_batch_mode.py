@@ -1,4 +1,5 @@
-"""The images of a batch one after the other, inside the program: the same as all together, and where that is the choice."""
+"""The images of a batch one after the other, inside the program: the same as all together,
+and where that is the choice."""
 
 import dataclasses
 

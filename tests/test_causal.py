@@ -1,4 +1,5 @@
-"""AR decoding with a cache: the full sequence's numbers, the original's tokens, the distribution of tokens, and its errors."""
+"""AR decoding with a cache: the full sequence's numbers, the original's tokens, the distribution of tokens,
+and its errors."""
 
 import dataclasses
 

@@ -105,7 +105,8 @@ def test_encode_train_interrupt_continue_sample(tmp_path, tokenizer, images, cap
 
 @pytest.mark.slow
 def test_interrupted_training_gives_the_losses_of_an_uninterrupted_one(tmp_path, tokenizer, images, monkeypatch, capsys):
-    """Stopped by an exception after the second checkpoint, the same command gives the losses of an uninterrupted run."""
+    """Stopped by an exception after the second checkpoint, the same command gives the losses of an uninterrupted
+    run."""
     run = [f"--config.data.path={images}", "--config.total_steps=6", "--config.log_every=1", "--config.checkpoint.every=2"]
     run += ["--config.sample_every=0"]
     assert train(tmp_path / "whole", tokenizer, *run) == 0

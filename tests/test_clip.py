@@ -23,7 +23,10 @@ REQUESTS = [PromptRequest("red cat"), PromptRequest("two dog", height=12, width=
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The golden CLIP with a tokenizer of a few words. Its image features are turned round, or all scores would be 0."""
+    """The golden CLIP with a tokenizer of a few words.
+
+    Its image features are turned round, or all scores would be 0.
+    """
     folder = with_tokenizer("clip", tmp_path_factory.mktemp("clip"))
     return rewrite(folder, lambda tensors: tensors.update({PROJECTION: -tensors[PROJECTION]}))
 

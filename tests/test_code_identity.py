@@ -45,7 +45,8 @@ def test_store_with_one_number_as_image_size_is_a_square(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """12 PNG files of one class, and a function that encodes them to tmp_path/store: (codes, calls of the tokenizer)."""
+    """12 PNG files of one class, and a function that encodes them to tmp_path/store: (codes,
+    calls of the tokenizer)."""
     (tmp_path / "photos" / "a").mkdir(parents=True)
     for i in range(12):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)

@@ -1,4 +1,7 @@
-"""Published files -> weights folders -> the published numbers, and back bit for bit; wrong files raise and leave no folder."""
+"""Published files -> weights folders -> the published numbers, and back bit for bit.
+
+Wrong files raise and leave no folder.
+"""
 
 import pathlib
 import tracemalloc

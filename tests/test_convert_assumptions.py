@@ -1,4 +1,5 @@
-"""What no tensor states when a file is converted: it is printed, can be set, and is not compared with configurations."""
+"""What no tensor states when a file is converted: it is printed, can be set,
+and is not compared with configurations."""
 
 import json
 

@@ -1,4 +1,7 @@
-"""Chameleon folders -> weights folders -> the same tensors; vocabularies that name the codes, and folders without one."""
+"""Chameleon folders -> weights folders -> the same tensors.
+
+Vocabularies that name the codes, and folders without one.
+"""
 
 import gzip
 import json

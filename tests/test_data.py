@@ -222,7 +222,7 @@ def test_attribution_file_is_shipped():
     assert "CC-BY 4.0" in text and json.loads((demo._folder() / "index.json").read_text())["tile_px"] == 64
 
 
-# ------------------------------------------------------------------------------------------------ links, other files, content
+# ------------------------------------------------------------------------------------------ links, other files, content
 def test_links_are_followed_at_every_level(folder, tmp_path):
     (tmp_path / "linked" / "x").mkdir(parents=True)
     (tmp_path / "linked" / "b").symlink_to(folder / "b")  # a class

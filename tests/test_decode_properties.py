@@ -67,7 +67,8 @@ def test_fori_and_unrolled_loops_equal_plain_python(cfg):
         np.testing.assert_array_equal(out, expected, err_msg=loop)
 
 
-# Every order, ramp and remasking rule, and (in the test) every plan and schedule; orders see no guidance and plans neither.
+# Every order, ramp and remasking rule, and (in the test) every plan and schedule; orders see no guidance and plans
+# neither.
 MIXED = [
     DecodeConfig(steps=6, order=order, guidance_ramp=ramp, remask=remask, remask_eta=0.4, guidance_from=0.5)
     for order, ramp, remask in zip(ORDERS, GUIDANCE_RAMPS, (None, *REMASK_RULES, None, "cap"))
@@ -297,7 +298,8 @@ def test_remask_counts_equal_remdm():
 
 
 def test_remask_loop_equals_remdm_by_hand():
-    """20 steps, t_on 0.55, t_off 0.05, a linear schedule: 9 plain steps to alpha 0.9, 10 that correct, and the last one."""
+    """20 steps, t_on 0.55, t_off 0.05, a linear schedule: 9 plain steps to alpha 0.9, 10 that correct,
+    and the last one."""
     window = remask_steps(20, 0.45, 0.95)
     assert window == (9, 19)
     counts = reveal_counts("gamma", "linear", 20, 100, hold_steps=window)

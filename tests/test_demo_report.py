@@ -32,7 +32,7 @@ from maskgil_jax.training.classifier import (
 from maskgil_jax.training.optimizer import learning_rate, make_optimizer
 from maskgil_jax.training.state import init_state
 
-# ------------------------------------------------------------------------------------------------ a world of four colours
+# ---------------------------------------------------------------------------------------------- a world of four colours
 NAMES = ("red", "green", "blue", "grey")
 COLOURS = np.asarray([[200, 40, 40], [40, 200, 40], [40, 40, 200], [120, 120, 120]], np.float32)
 NOISE = 8.0  # grey levels, added in one half of every patch and taken away in the other

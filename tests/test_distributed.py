@@ -1,4 +1,5 @@
-"""Several processes train as one: the same losses, exact resuming, and clear errors when they do not find each other."""
+"""Several processes train as one: the same losses, exact resuming, and clear errors when they do not find each
+other."""
 
 import contextlib
 import json
@@ -74,7 +75,8 @@ def test_two_processes_train_as_one_and_resume_exactly(tmp_path):
 def test_process_loads_rows_of_its_devices():
     contiguous = np.repeat(np.arange(4), 4).reshape(8, 2, 1)
     np.testing.assert_array_equal(process_shards(contiguous, 1), [4, 5, 6, 7])
-    # A 4 x 4 torus of four machines with 2 x 2 chips each, laid out as one data axis: neighbours come from two machines.
+    # A 4 x 4 torus of four machines with 2 x 2 chips each, laid out as one data axis: neighbours come from two
+    # machines.
     torus = np.asarray([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).reshape(16, 1, 1)
     np.testing.assert_array_equal(process_shards(torus, 0), [0, 1, 4, 5])
     np.testing.assert_array_equal(process_shards(torus, 3), [10, 11, 14, 15])

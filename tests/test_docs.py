@@ -61,7 +61,8 @@ def blocks_of(path: pathlib.Path) -> list[tuple[int, str, str]]:
 
 
 def commands_of(path: pathlib.Path) -> list[tuple[int, list[str]]]:
-    """(line number, words) of every shell command in the code blocks: continued lines joined, `&&` split, comments left out."""
+    """(line number, words) of every shell command in the code blocks: continued lines joined, `&&` split,
+    comments left out."""
     found = []
     for number, language, text in blocks_of(path):
         if language not in ("", "bash"):

@@ -1,4 +1,5 @@
-"""`maskgil export --stablehlo`: the artefact, run by the snippet of docs/sampling.md in a process without the package."""
+"""`maskgil export --stablehlo`: the artefact, run by the snippet of docs/sampling.md in a process without the
+package."""
 
 import json
 import pathlib

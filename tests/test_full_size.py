@@ -1,4 +1,5 @@
-"""Published networks at full size, from a file to the reference's numbers (`full_size.py` also prints them as a table)."""
+"""Published networks at full size, from a file to the reference's numbers (`full_size.py` also prints them as a
+table)."""
 
 import pytest
 from helpers.full_size import gpt_b, vq16

@@ -1,4 +1,5 @@
-"""Hybrid decoding from texts: two networks that read the same prompt each in its own way, and twins that share an encoder."""
+"""Hybrid decoding from texts: two networks that read the same prompt each in its own way,
+and twins that share an encoder."""
 
 import dataclasses
 

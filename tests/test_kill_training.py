@@ -1,4 +1,7 @@
-"""A generator's training killed at random moments: while compiling, in a step, while saving. It ends as if never killed."""
+"""A generator's training killed at random moments: while compiling, in a step, while saving.
+
+It ends as if never killed.
+"""
 
 import json
 import os

@@ -49,7 +49,7 @@ def test_worker_stop_sends_sigterm_and_waits(box):
     assert worker(box, "stop").returncode == 0  # nothing runs any more
 
 
-# ------------------------------------------------------------------------------------------------ gpu.sh, slurm.sbatch, xpk.sh
+# ----------------------------------------------------------------------------------------- gpu.sh, slurm.sbatch, xpk.sh
 def test_gpu_runs_the_command_with_flags(box):
     done = launch(box, "gpu.sh", "--config", "c.py", "--workdir", "runs/a b", "--config.x=1", XLA_FLAGS="--mine")
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,10 @@ def test_gpu_runs_the_command_with_flags(box):
 
 
 def test_xla_accepts_the_gpu_flags():
-    """A process whose XLA has one of them no longer is ended by it, without an exception; a jaxlib for CPUs knows them all."""
+    """A process whose XLA has one of them no longer is ended by it, without an exception.
+
+    A jaxlib for CPUs knows them all.
+    """
     script = 'source "$0/flags.sh" && gpu_flags && exec "$1" -c "import jax; jax.devices()"'
     done = subprocess.run(["bash", "-c", script, str(LAUNCH), sys.executable], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,7 @@
-"""LoRA: files in the spellings people publish are merged at load; training changes factors alone and writes such a file."""
+"""LoRA: files in the spellings people publish are merged at load.
+
+Training changes factors alone and writes such a file.
+"""
 
 import json
 import pathlib

@@ -106,7 +106,10 @@ def lines_of(workdir):
 
 
 def pair(workdir, another=None, every=2):
-    """Two processes that train together, once they have made three steps; `another`: the folder that the second one sees."""
+    """Two processes that train together, once they have made three steps.
+
+    `another`: the folder that the second one sees.
+    """
     port = free_port()
     before = lines_of(workdir)
     argv = [sys.executable, str(TOY), "--steps", "9999", "--every", str(every), "--seconds", "0.1", "--heartbeat-timeout", "10"]
@@ -127,8 +130,10 @@ def pair(workdir, another=None, every=2):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_end_when_one_is_killed(tmp_path):
-    """SIGTERM to one: both save and end with code 0. Continued, although the other does not see the last step, and process 0
-    killed: JAX ends the other by SIGABRT."""
+    """SIGTERM to one: both save and end with code 0.
+
+    Continued, although the other does not see the last step, and process 0 killed: JAX ends the other by SIGABRT.
+    """
     runs = pair(tmp_path / "run")
     runs[1].send_signal(signal.SIGTERM)
     printed = [run.communicate(timeout=100)[1] for run in runs]

@@ -1,4 +1,5 @@
-"""LPIPS against the published code, from its own file and from inside a tokenizer's checkpoint, and as a part of training."""
+"""LPIPS against the published code, from its own file and from inside a tokenizer's checkpoint,
+and as a part of training."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Open-MAGVIT2's tokenizer against reference outputs of the published code, its code of signs, its losses and its files."""
+"""Open-MAGVIT2's tokenizer against reference outputs of the published code, its code of signs,
+its losses and its files."""
 
 import dataclasses
 import pathlib
@@ -60,7 +61,8 @@ def run(tokenizer, images_bhwc, codes_bhw):
     ],
 )
 def test_magvit2_equals_the_published_code(name, family, which):
-    """Codes equal, latents and images within tolerance, on a square and a non-square image, from both copies of the weights."""
+    """Codes equal, latents and images within tolerance, on a square and a non-square image,
+    from both copies of the weights."""
     meta, arrays = golden("vq", name)
     state = published_state(name)
     plan, problems = make_plan(found_in(state), family=family)
@@ -138,7 +140,10 @@ def test_split_codes_equals_the_published_code(name, bits):
 
 
 def test_sign_entropies_equal_those_of_the_whole_table():
-    """Two halves of the bits give what a softmax over all 2^5 codes gives, and its gradient; it is warm, to hide nothing."""
+    """Two halves of the bits give what a softmax over all 2^5 codes gives, and its gradient.
+
+    It is warm, to hide nothing.
+    """
     z = jax.random.normal(jax.random.key(0), (7, 5))
     corners = SignQuantizer(5).lookup(jnp.arange(32))
 

@@ -1,4 +1,5 @@
-"""Figures that do not depend on how samples were written, warnings for figures that mean little, and the rows of metrics."""
+"""Figures that do not depend on how samples were written, warnings for figures that mean little,
+and the rows of metrics."""
 
 import json
 

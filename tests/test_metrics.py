@@ -1,4 +1,5 @@
-"""Metrics against the values of the tools they follow, streaming against in-memory, one clear error per kind of bad input."""
+"""Metrics against the values of the tools they follow, streaming against in-memory,
+one clear error per kind of bad input."""
 
 import itertools
 import pathlib
@@ -29,7 +30,7 @@ def distance(first_nd, second_nd):
     return metrics.frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
-# ------------------------------------------------------------------------------------------------ Frechet, statistics, KID
+# --------------------------------------------------------------------------------------------- Frechet, statistics, KID
 @pytest.mark.parametrize("case", ["f0", "f1", "f2"])
 def test_frechet_distance_equals_reference_implementations(case):
     z = golden("frechet")

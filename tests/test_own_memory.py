@@ -1,4 +1,7 @@
-"""Canvases and caches are made inside the programs or written over from step to step; what callers pass stays theirs."""
+"""Canvases and caches are made inside the programs or written over from step to step.
+
+What callers pass stays theirs.
+"""
 
 import jax
 import jax.numpy as jnp

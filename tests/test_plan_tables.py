@@ -1,4 +1,7 @@
-"""The tables of docs/results/tpu_plans.md: which layouts are tried and compiled again, what a row says. Nothing is compiled."""
+"""The tables of docs/results/tpu_plans.md: which layouts are tried and compiled again, what a row says.
+
+Nothing is compiled.
+"""
 
 import json
 import pathlib
@@ -21,7 +24,10 @@ def fake(folder: pathlib.Path, options: list[str], fits: bool, **changed) -> Non
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-    """Compiling is replaced: steps fit if (remat, axis) is in the set given, per batch; the list says what was compiled."""
+    """Compiling is replaced: steps fit if (remat, axis) is in the set given, per batch.
+
+    The list says what was compiled.
+    """
     asked, fitting = [], {}
 
     def main(command: list[str]) -> int:

@@ -1,4 +1,5 @@
-"""What `maskgil plan` counts: FLOPs of programs that are known, loops and collectives in compiled text, and a real step."""
+"""What `maskgil plan` counts: FLOPs of programs that are known, loops and collectives in compiled text,
+and a real step."""
 
 import dataclasses
 import json
@@ -74,8 +75,8 @@ def test_hlo_program_multiplies_loop_bodies_by_their_trip_counts():
     program = Program(TEXT)
     assert program.cycles() == {"matrix products": 1200, "element-wise": 84, "exponential": 5}
     assert program.collectives() == {"all-reduce": (12, 12 * 32), "all-gather": (1, 32)}
-    # In the loop the product writes 8*4*2 bytes, the sum 8*4, the store one row of 8*4; outside a gather and 64 floats. The
-    # product %v, the copy and the slice stay on the chip.
+    # In the loop the product writes 8*4*2 bytes, the sum 8*4, the store one row of 8*4; outside a gather and 64 floats.
+    # The product %v, the copy and the slice stay on the chip.
     assert program.written_bytes() == 12 * (64 + 32 + 32) + 32 + 256
 
 

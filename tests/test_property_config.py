@@ -1,4 +1,5 @@
-"""Every option of every dataclass in `config`: each value is accepted or refused by a `ConfigError` that names the option.
+"""Every option of every dataclass in `config`: each value is accepted or refused by a `ConfigError` that names the
+option.
 
 The dataclasses and their fields are found, not listed, so a new option is tested as soon as it is declared.
 """
@@ -120,7 +121,10 @@ def test_values_of_another_type_are_refused(name, field):
 
 @pytest.mark.parametrize(("name", "field"), NUMBERS, ids=ids(NUMBERS))
 def test_edges_of_a_declared_range_are_kept(name, field):
-    """At an edge and just inside it a value is refused for another reason at most; just outside it is refused by name."""
+    """At an edge and just inside it a value is refused for another reason at most.
+
+    Just outside it is refused by name.
+    """
     info, kind = info_of(field), type_of(CLASSES[name], field.name)[0]
     if "option" not in field.metadata:
         info = OptionInfo(low=1 if kind is int else 0)

@@ -1,5 +1,7 @@
-"""Image files of every kind: each is read as what it shows, or refused by a `ValueError` of one line that names it; a folder
-of them is opened with each file counted once, as an image, as skipped or as left out."""
+"""Image files of every kind: each is read as what it shows, or refused by a `ValueError` of one line that names it.
+
+A folder of them is opened with each file counted once, as an image, as skipped or as left out.
+"""
 
 import io
 import os

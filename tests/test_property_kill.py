@@ -1,4 +1,5 @@
-"""Encoding and sampling jobs killed at random moments: the same command continues, and the result has the same bytes."""
+"""Encoding and sampling jobs killed at random moments: the same command continues,
+and the result has the same bytes."""
 
 import os
 import pathlib

@@ -1,5 +1,6 @@
-"""Manifests of code stores, text stores and sampling jobs with one wrong entry: the store is read as before, or refused by a
-`ValueError` of one line that names the file and the entry."""
+"""Manifests of code stores, text stores and sampling jobs with one wrong entry: the store is read as before, or refused
+by a `ValueError` of one line that names the file and the entry.
+"""
 
 import json
 import pathlib

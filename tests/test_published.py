@@ -258,7 +258,7 @@ def test_missing_or_swapped_part_is_refused_with_one_line(case, source, tmp_path
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-# ------------------------------------------------------------------------------------------------ LlamaGen's text network
+# ---------------------------------------------------------------------------------------------- LlamaGen's text network
 @pytest.fixture(scope="module")
 def llamagen(tmp_path_factory):
     """The files of LlamaGen's folder of weights, tiny: the generator, its tokenizer and T5."""

@@ -1,4 +1,5 @@
-"""What is left of the difference to the published code is rounding: in float64, ours equals the published code's float64.
+"""What is left of the difference to the published code is rounding: in float64,
+ours equals the published code's float64.
 
 The reference outputs are float32; how far each lies from the same code run in float64 was measured when they were made
 (`OWN_ERRORS`). If our network is the same function, our float64 run must lie exactly that far from them.

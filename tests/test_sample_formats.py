@@ -1,4 +1,5 @@
-"""Sample files: what a job's manifest names, classes in records and npz files, and what readers convert or leave out."""
+"""Sample files: what a job's manifest names, classes in records and npz files,
+and what readers convert or leave out."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""The rows of `benchmarks/sampler_study.py`, none drawn: they cover the options, and are known again by their settings."""
+"""The rows of `benchmarks/sampler_study.py`, none drawn: they cover the options,
+and are known again by their settings."""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Sharded weights folders: written in pieces, read tensor by tensor; missing and extra parts raise errors that name them."""
+"""Sharded weights folders: written in pieces, read tensor by tensor.
+
+Missing and extra parts raise errors that name them.
+"""
 
 import json
 import shutil
@@ -122,7 +125,7 @@ def test_failed_write_of_shards_leaves_old_folder(folder, params, monkeypatch):
     assert [path.name for path in folder.parent.iterdir()] == ["w"]
 
 
-# ------------------------------------------------------------------------------------------------ pieces missing or too many
+# ------------------------------------------------------------------------------------------- pieces missing or too many
 FIRST, SECOND = "model-00001-of-0000N.safetensors", "model-00002-of-0000N.safetensors"
 
 

@@ -1,4 +1,5 @@
-"""Configurations inside or next to a weight file: compared with its shapes, used where no shape states a size, never run."""
+"""Configurations inside or next to a weight file: compared with its shapes,
+used where no shape states a size, never run."""
 
 import json
 import time

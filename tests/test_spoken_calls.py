@@ -1,4 +1,7 @@
-"""`pipeline(audio=...)`: recordings are drawn as what the real Whisper base makes of them; the others give no picture."""
+"""`pipeline(audio=...)`: recordings are drawn as what the real Whisper base makes of them.
+
+The others give no picture.
+"""
 
 import logging
 

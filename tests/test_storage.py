@@ -1,4 +1,7 @@
-"""Workdirs and weights in a bucket. The bucket is a stand-in (fsspec's memory, under the name of Google's file system)."""
+"""Workdirs and weights in a bucket.
+
+The bucket is a stand-in (fsspec's memory, under the name of Google's file system).
+"""
 
 import concurrent.futures
 import itertools

@@ -1,4 +1,5 @@
-"""Text in front of the image: LlamaGen's text-conditional network against its original, and the masked network with a text."""
+"""Text in front of the image: LlamaGen's text-conditional network against its original,
+and the masked network with a text."""
 
 import dataclasses
 

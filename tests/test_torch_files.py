@@ -131,7 +131,8 @@ def test_hostile_objects_outside_the_weights_do_not_run(tmp_path):
 
 
 def test_tensors_with_unused_and_zero_strides_are_read(tmp_path):
-    """Strides along axes of length one, and zero strides within the size of the storage, are what torch itself writes."""
+    """Strides along axes of length one, and zero strides within the size of the storage,
+    are what torch itself writes."""
     body = mapping(a=tensor((1, 4), (2**47, 1)), b=tensor((2, 2), (0, 1), 2), c=tensor((), (), 3), d=tensor((0, 5), (5, 1)))
     checkpoint = read(write(tmp_path, torch_zip(body)))
     assert [checkpoint[k].tolist() for k in "abc"] == [[[0, 1, 2, 3]], [[2, 3], [2, 3]], 3.0] and checkpoint["d"].shape == (

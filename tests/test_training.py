@@ -200,11 +200,13 @@ def test_muon_orthogonalises_each_layer_and_leaves_the_rest_to_adamw():
     for name in ("adamw", "muon"):
         tx = make_optimizer(optimizer_options(name=name, **options), 3)
         updates[name], states[name] = tx.update(grads, tx.init(params), params)
-    # The first step of Adam is the sign of the gradient; that of optax's Muon has Nesterov momentum, which makes it longer.
+    # The first step of Adam is the sign of the gradient; that of optax's Muon has Nesterov momentum, which makes it
+    # longer.
     head = updates["muon"]["head"]["kernel"] / updates["adamw"]["head"]["kernel"]
     np.testing.assert_allclose(head, head[0, 0], rtol=1e-4)
     for layer in updates["muon"]["layers"]["attn"]["q"]["kernel"]:
-        # Newton-Schulz iterations bring singular values near 1; 0.2 sqrt(8) is the scale that gives an RMS of about 0.2.
+        # Newton-Schulz iterations bring singular values near 1; 0.2 sqrt(8) is the scale that gives an RMS of about
+        # 0.2.
         np.testing.assert_allclose(np.linalg.svd(layer)[1] / (0.2 * 8**0.5), 1.0, atol=0.35)
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim == 3) for name, state in states.items()}
     assert sizes == {"adamw": 2 * 64, "muon": 64}  # no second moment

@@ -127,7 +127,10 @@ def test_attention_depends_only_on_relative_rows_and_columns():
     "preset,millions", [("B", 110.889984), ("L", 342.913024), ("XL", 774.702080), ("XXL", 1410.975744)], ids=lambda v: str(v)
 )
 def test_llama_presets_have_the_sizes_of_the_paper(preset, millions):
-    """Table 2: 111M, 343M, 775M, 1.4B. The published B-XXL have no QK/Post-Norm parameters; ours adds them to XXL (< 0.5M)."""
+    """Table 2: 111M, 343M, 775M, 1.4B. The published B-XXL have no QK/Post-Norm parameters.
+
+    Ours adds them to XXL (< 0.5M).
+    """
     count = count_params(LLAMA_PRESETS[preset]) / 1e6
     extra = 0.5 if preset == "XXL" else 0.0
     # One joint table row less: the published head scores [MASK] too.

@@ -176,7 +176,8 @@ def test_adversarial_term_starts_at_disc_start():
 
 
 def test_zero_weight_disables_loss_term():
-    """Without a perceptual network or a discriminator the rest of the loss is unchanged, and nothing else is computed."""
+    """Without a perceptual network or a discriminator the rest of the loss is unchanged,
+    and nothing else is computed."""
     images, kernel = jnp.zeros((1, 4, 4, 3)), jnp.ones((1,))
     losses = {"codebook": jnp.array(2.0), "commitment": jnp.array(4.0)}
     cfg = VQLossConfig(l1=1.0, l2=2.0)

@@ -1,7 +1,8 @@
 """Fingerprints of arrays that do not depend on how an array is sharded over devices or processes.
 
-A fingerprint is two sums, modulo 2^32, of a hash of every element's bits and its index. Integer sums do not depend on the
-order, so every mesh gives the same numbers, and one changed bit changes both. The pass also counts values that are not finite.
+A fingerprint is two sums, modulo 2^32, of a hash of every element's bits and its index. Integer sums do not depend on
+the order, so every mesh gives the same numbers, and one changed bit changes both. The pass also counts values that are
+not finite.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def _hashes(bits, index, uint32):
 
 
 def _mix(h, uint32):
-    """A bijection of 32 bits in which every input bit reaches every output bit (the `lowbias32` constants, Wellons 2018)."""
+    """A bijection of 32 bits in which every input bit reaches every output bit (the `lowbias32` constants,
+    Wellons 2018)."""
     h = (h ^ (h >> uint32(16))) * uint32(0x7FEB352D)
     h = (h ^ (h >> uint32(15))) * uint32(0x846CA68B)
     return h ^ (h >> uint32(16))

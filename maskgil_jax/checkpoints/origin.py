@@ -25,7 +25,10 @@ def plain(fingerprint_inputs: dict) -> dict:
 
 
 def _completed(found: dict, fingerprint_inputs: dict) -> dict:
-    """A record with the options it lacks. It was made by a version without them, which is what their defaults stand for."""
+    """A record with the options it lacks.
+
+    It was made by a version without them, which is what their defaults stand for.
+    """
     completed = dict(found)
     for name, value in fingerprint_inputs.items():
         if dataclasses.is_dataclass(value) and isinstance(found.get(name), dict):
@@ -40,7 +43,8 @@ def require_same_origin(
 ) -> None:
     """Raises a `CheckpointError` that names the first difference between a step's record and this run.
 
-    where: the step's folder, for the message. fingerprint_inputs: what this run's state depends on, options as dataclasses.
+    where: the step's folder, for the message. fingerprint_inputs: what this run's state depends on, options as
+    dataclasses.
     shapes: {array: (shape, dtype)} of this run. allow: names of fingerprint inputs whose differences are only logged.
     """
     found, expected = _comparable(_completed(record["about"], fingerprint_inputs), plain(fingerprint_inputs))
@@ -71,8 +75,8 @@ def _advice(name: str) -> str:
 def _comparable(found: dict, expected: dict) -> tuple[dict, dict]:
     """Fingerprint inputs without the part of "data" that cannot be compared.
 
-    If both identify the content of the same kind of data (images or codes), its path does not matter; otherwise the paths are
-    compared. Records of older versions have no content.
+    If both identify the content of the same kind of data (images or codes), its path does not matter; otherwise the
+    paths are compared. Records of older versions have no content.
     """
     old, new = found.get("data"), expected.get("data")
     if not (isinstance(old, dict) and isinstance(new, dict)):

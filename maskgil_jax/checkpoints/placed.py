@@ -1,4 +1,5 @@
-"""Weights that go to their devices tensor by tensor, in the type in which the network computes: for networks of many GB."""
+"""Weights that go to their devices tensor by tensor, in the type in which the network computes:
+for networks of many GB."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ from maskgil_jax.runtime.mesh import place, shardings
 
 
 def load_placed(path, part: str | None = None, *, mesh: Mesh | None = None, kernels: str | None = None) -> Weights:
-    """Reads a weights folder onto the devices of `mesh`, sharded by the path rules, or without one onto the default device.
+    """Reads a weights folder onto the devices of `mesh`, sharded by the path rules,
+    or without one onto the default device.
 
     Kernels and tables get the network's compute type, to which every use casts them anyway; all else stays float32. A
     Chameleon's head keeps the rows of image tokens alone. kernels: "int8" quantises the layers of a Chameleon.
-    Host memory in use is a few times the largest tensor. Raises: as `load_weights`, and for axes that the mesh does not divide.
+    Host memory in use is a few times the largest tensor. Raises: as `load_weights`, and for axes that the mesh does not
+    divide.
     """
     cfg, metadata, tensors = open_weights(path, part)
     if isinstance(cfg, ChameleonConfig):

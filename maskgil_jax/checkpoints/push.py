@@ -53,9 +53,9 @@ def push(
 ) -> str:
     """Uploads the weights folder or pipeline `path` to `owner/repo` as one commit; returns the commit's address.
 
-    licence: the hub's identifier, such as "mit" (default: the licence in the folder's metadata). A README.md of the folder is
-    uploaded as it is; without one a model card is written. Raises a ValueError for a damaged folder, before the upload; a
-    ConfigError for a missing licence or if the hub refuses.
+    licence: the hub's identifier, such as "mit" (default: the licence in the folder's metadata). A README.md of the
+    folder is uploaded as it is; without one a model card is written. Raises a ValueError for a damaged folder, before
+    the upload; a ConfigError for a missing licence or if the hub refuses.
     """
     name, branch = split_address(repo)
     require(not branch, f"{repo}: write the branch as --revision {branch}")

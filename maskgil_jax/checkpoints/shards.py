@@ -1,9 +1,10 @@
 """The tensors of a weights folder: `model.safetensors`, or shards of it with an index (the Hugging Face layout).
 
-They are written in pieces, so that a network need not fit into memory, and read one by one on access. A tensor may be stored
-as int8 with NAME.scales beside it, float16: its values are the products, with the scales broadcast along the axis where they
-have length 1.
-Sources: the format description of safetensors; the sharded checkpoints in the documentation of Hugging Face's transformers.
+They are written in pieces, so that a network need not fit into memory, and read one by one on access. A tensor may be
+stored as int8 with NAME.scales beside it, float16: its values are the products, with the scales broadcast along the
+axis where they have length 1.
+Sources: the format description of safetensors; the sharded checkpoints in the documentation of Hugging Face's
+transformers.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def write_tensors(
 ) -> None:
     """Writes arrays of `shapes` into `folder`: one file, or shards of at most `shard_bytes` each.
 
-    dtype: of all arrays, or of each by name. pieces: the values, in the order of `shapes`; an array may be given in several
-    pieces along its first axis. Raises a ValueError if their sizes do not add up.
+    dtype: of all arrays, or of each by name. pieces: the values, in the order of `shapes`; an array may be given in
+    several pieces along its first axis. Raises a ValueError if their sizes do not add up.
     """
     dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, str) else dtype
     sizes = {name: math.prod(shape) * np.dtype(dtypes[name]).itemsize for name, shape in shapes.items()}
@@ -178,7 +179,8 @@ class Tensors(Mapping[str, np.ndarray]):
 def quantized(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(int8 array, float16 scales) of a float array of two or more axes: symmetric, the largest value becomes 127.
 
-    There is a scale for each row along the last axis or for each along the one before it, whichever has the smaller error.
+    There is a scale for each row along the last axis or for each along the one before it, whichever has the smaller
+    error.
     """
     values, best = np.asarray(array, np.float32), None
     for axis in (-1, -2):

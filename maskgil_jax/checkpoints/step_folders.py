@@ -199,16 +199,16 @@ def first_line(error: BaseException) -> str:
     return f"{text[:100]} ... {os.strerror(int(code[1])) if code else text[-130:]}"
 
 
-# A replicated array is written in slices, one by each device, unless they are smaller than this: slicing compiles a program
-# for each shape and device, which for small states is most of the time of a save.
+# A replicated array is written in slices, one by each device, unless they are smaller than this: slicing compiles a
+# program for each shape and device, which for small states is most of the time of a save.
 PART_BYTES = 1 << 20
 
 
 class _Names(ocp.path.step.NameFormat):
     """Step names for the manager, without finding steps.
 
-    `Checkpoints` decides which steps count, equally in all processes. So a folder that one process cannot read does not keep
-    another from opening the run.
+    `Checkpoints` decides which steps count, equally in all processes. So a folder that one process cannot read does not
+    keep another from opening the run.
     """
 
     def build_name(self, step: int) -> str:
@@ -245,8 +245,8 @@ def items_of(state, record: dict) -> ocp.args.Composite:
 def read_arrays(folder, abstract_state):
     """Reads the state of a step's folder with the shardings of `abstract_state`. Raises Orbax's errors.
 
-    Every process reads what its devices hold without a barrier, unlike the manager's `restore`, so that one that fails can
-    report it to the others.
+    Every process reads what its devices hold without a barrier, unlike the manager's `restore`, so that one that fails
+    can report it to the others.
     """
     target = ocp.args.PyTreeRestore(abstract_state, ocp.checkpoint_utils.construct_restore_args(abstract_state))
     with contextlib.closing(_array_files()) as files:

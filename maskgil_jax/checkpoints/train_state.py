@@ -1,4 +1,5 @@
-"""Checkpoints of a training run: asynchronous and atomic (Orbax), verified after writing and when read, for any mesh."""
+"""Checkpoints of a training run: asynchronous and atomic (Orbax), verified after writing and when read,
+for any mesh."""
 
 from __future__ import annotations
 
@@ -42,7 +43,10 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, 
 
 
 class CheckpointWriteError(CheckpointError):
-    """A checkpoint could not be written three times in a row: the disk is full or fails. Earlier checkpoints are kept."""
+    """A checkpoint could not be written three times in a row: the disk is full or fails.
+
+    Earlier checkpoints are kept.
+    """
 
 
 class NotFiniteError(CheckpointError):
@@ -50,11 +54,13 @@ class NotFiniteError(CheckpointError):
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run. Each step folder holds the state and a record: the fingerprint inputs, the run file,
-    the versions, and the fingerprint of each array.
+    """The `checkpoints/` folder of a run.
 
-    A step is verified by reading it back; only then older ones are deleted. Kept are the newest `keep`, the multiples of
-    `keep_every` and the `keep_best` lowest scores. event: called as event(name, **fields) for the run's event log.
+    Each step folder holds the state and a record: the fingerprint inputs, the run file, the versions, and the
+    fingerprint of each array.
+
+    A step is verified by reading it back; only then older ones are deleted. Kept are the newest `keep`, the multiples
+    of `keep_every` and the `keep_best` lowest scores. event: called as event(name, **fields) for the run's event log.
     """
 
     def __init__(self, workdir, *, keep: int, keep_every: int = 0, keep_best: int = 0, event: Callable | None = None):
@@ -83,9 +89,10 @@ class Checkpoints:
     ) -> None:
         """Starts writing `state`; returns when it is copied off the device, so its buffers may be donated.
 
-        fingerprint_inputs: what the state depends on, compared by `restore`. config: the run file, stored for information.
-        score: lower is better. Raises `NotFiniteError`, or `CheckpointWriteError` after the third failure in a row. The failure
-        of a save in the background is found and logged by `check` or the next call.
+        fingerprint_inputs: what the state depends on, compared by `restore`. config: the run file, stored for
+        information.
+        score: lower is better. Raises `NotFiniteError`, or `CheckpointWriteError` after the third failure in a row. The
+        failure of a save in the background is found and logged by `check` or the next call.
         """
         self._finalize()
         if step <= self.newest:
@@ -189,9 +196,10 @@ class Checkpoints:
     def restore(self, abstract_state, fingerprint_inputs: dict, *, allow: tuple[str, ...] = ()):
         """Restores the newest step that is undamaged for all processes: (step, state), or None if there are no steps.
 
-        abstract_state: shapes with the shardings of the result. Newer steps are logged: damaged ones, which are quarantined,
-        and those that some process does not see, which stay. Raises `CheckpointError` if no step is left, or if it was made by
-        another model or on other data, naming the first difference; differences under the names in `allow` are logged.
+        abstract_state: shapes with the shardings of the result. Newer steps are logged: damaged ones, which are
+        quarantined, and those that some process does not see, which stay. Raises `CheckpointError` if no step is left,
+        or if it was made by another model or on other data, naming the first difference; differences under the names in
+        `allow` are logged.
         """
         seen = from_all(steps_in(self.folder))
         damaged: dict[int, str] = {}
@@ -266,7 +274,10 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for the save in flight and logs its failure. Never raises, as it also runs while an error is handled."""
+        """Waits for the save in flight and logs its failure.
+
+        Never raises, as it also runs while an error is handled.
+        """
         try:
             self._finalize()
         except CheckpointWriteError as error:

@@ -81,7 +81,10 @@ def replace_folder(path):
 
 
 def require_free_space(path: pathlib.Path, size: int) -> None:
-    """Raises a `ConfigError` unless a folder of `size` bytes can be written at `path`. To be called before long work."""
+    """Raises a `ConfigError` unless a folder of `size` bytes can be written at `path`.
+
+    To be called before long work.
+    """
     parent = next(folder for folder in pathlib.Path(path).absolute().parents if folder.exists())
     writable = parent.is_dir() and os.access(parent, os.W_OK)
     require(writable, f"{path}: cannot write: {parent} is not a directory or is not writable")
@@ -101,7 +104,9 @@ def save_weights(
     shard_bytes: int = SHARD_BYTES,
     about: dict | None = None,
 ) -> None:
-    """Writes a weights folder atomically. `dtype="float16"` halves its size, "int8" quarters it; loading gives float32 again.
+    """Writes a weights folder atomically.
+
+    `dtype="float16"` halves its size, "int8" quarters it; loading gives float32 again.
 
     int8: matrices are stored as int8 with a scale per row or column (`shards.quantized`), vectors as float16.
     metadata: further entries of config.json. Parameters of more than `shard_bytes` are written to several files.
@@ -144,7 +149,9 @@ def require_finite(where: str, name: str, array: np.ndarray, suffix: str = "") -
 
 
 def resolve(path: str | pathlib.Path, part: str | None = None, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """The local folder of a path, a shipped name or a hub address; with `part`, its sub-folder of that name if it exists.
+    """The local folder of a path, a shipped name or a hub address.
+
+    With `part`, its sub-folder of that name if it exists.
 
     cache_dir: where downloads of the hub are kept; default the hub's own cache.
     """
@@ -205,12 +212,14 @@ def read_metadata(folder: pathlib.Path) -> dict:
 
 
 def extra(metadata: dict) -> dict:
-    """The entries of a `config.json` that do not describe the network: to be kept when its weights are written again."""
+    """The entries of a `config.json` that do not describe the network:
+    to be kept when its weights are written again."""
     return {name: value for name, value in metadata.items() if name not in ("format", "family", "options")}
 
 
 def load_tokenizer(path) -> Any:
-    """Loads a tokenizer: `.encode(images_bhwc in [-1, 1]) -> codes_bhw int32`, `.decode(codes_bhw) -> images_bhwc float32`."""
+    """Loads a tokenizer: `.encode(images_bhwc in [-1, 1]) -> codes_bhw int32`,
+    `.decode(codes_bhw) -> images_bhwc float32`."""
     return _load(path, "tokenizer", ("vqgan", "magvit2", "maskgit_vqgan")).build()
 
 

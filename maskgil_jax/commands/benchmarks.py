@@ -1,4 +1,5 @@
-"""`maskgil evaluate --benchmark`: draws the prompts of a benchmark, reads its official results back, or scores the images."""
+"""`maskgil evaluate --benchmark`: draws the prompts of a benchmark, reads its official results back,
+or scores the images."""
 
 from __future__ import annotations
 
@@ -71,7 +72,10 @@ def build_set(args) -> None:
 
 
 def read_back(name: str, results: str, out: str | None) -> None:
-    """Prints the scores of an official results file, GenEval's beside the paper's; with --out writes results.json there too."""
+    """Prints the scores of an official results file, GenEval's beside the paper's.
+
+    With --out writes results.json there too.
+    """
     import json
 
     from maskgil_jax.evaluation.benchmarks import dpg, geneval

@@ -70,7 +70,8 @@ def run_convert(args, rest) -> None:
 
 
 def split_setting(text: str) -> tuple[str, int | float | bool | str | list[int]]:
-    """ "heads=12" -> ("heads", 12), "grid=24x16" -> ("grid", [24, 16]), "norm_eps=1e-6", "mask_logit=false", "positions=2d"."""
+    """ "heads=12" -> ("heads", 12), "grid=24x16" -> ("grid", [24, 16]), "norm_eps=1e-6", "mask_logit=false",
+    "positions=2d"."""
     from maskgil_jax.config import ConfigError
 
     name, _, value = text.partition("=")

@@ -94,7 +94,10 @@ def decoding_changes(args) -> dict:
 
 
 def with_options(pipeline, changes: dict):
-    """The pipeline with these decoding options; if it has a causal network for hybrid decoding, both take those they know."""
+    """The pipeline with these decoding options.
+
+    If it has a causal network for hybrid decoding, both take those they know.
+    """
 
     def names(cfg):
         return {field.name for field in dataclasses.fields(cfg)}

@@ -36,7 +36,10 @@ class Section:
 def write_page(
     file: pathlib.Path, title: str, introduction: str, sections: Sequence[Section], table: Sequence[Sequence[str]] = ()
 ) -> None:
-    """Writes the page to `file`. Pictures are embedded, so the file can be moved. table: rows, the first is the head."""
+    """Writes the page to `file`.
+
+    Pictures are embedded, so the file can be moved. table: rows, the first is the head.
+    """
     text = html.escape
     parts = [f"<h1>{text(title)}</h1>", f"<p>{text(introduction)}</p>", *map(_figure, sections)]
     if table:

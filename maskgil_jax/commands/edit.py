@@ -1,4 +1,5 @@
-"""maskgil edit: change images with a pipeline: fill a hole, redraw a box, vary, interpolate between classes, outpaint."""
+"""maskgil edit: change images with a pipeline: fill a hole, redraw a box, vary,
+interpolate between classes, outpaint."""
 
 from __future__ import annotations
 
@@ -146,7 +147,8 @@ def _edit(pipeline, labels, args):
 
 
 def read_image_and_mask(image_path, mask_path, size: int | None, *, needs_mask: bool):
-    """(uint8 (h, w, 3), bool (h, w) or None) of the files, cropped in the middle and scaled to `size` unless that is None.
+    """(uint8 (h, w, 3), bool (h, w) or None) of the files, cropped in the middle and scaled to `size` unless that is
+    None.
 
     Raises a ValueError if a mask is needed and the files mark none, or it has another size than the image.
     """

@@ -1,4 +1,5 @@
-"""The argument parser of the sub-commands: short usage lines, `--help-all` for rare options, errors with the nearest name."""
+"""The argument parser of the sub-commands: short usage lines, `--help-all` for rare options,
+errors with the nearest name."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from collections.abc import Sequence
 
 from maskgil_jax.config.base import nearest, warn_renamed
 
-# Command-line options of version 0.1 that are accepted with one warning: old -> new, where a sub-command has the new one.
+# Command-line options of version 0.1 that are accepted with one warning: old -> new, where a sub-command has the new
+# one.
 RENAMED_FLAGS = {"--canvas": "--grid", "--no-grid": "--no-contact-sheet", "--share": "--strength", "--images": "--batch-mode"}
 
 

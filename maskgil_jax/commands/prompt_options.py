@@ -21,7 +21,10 @@ def add_prompt_options(sub: Parser) -> None:
 
 
 def requests_of(args) -> list[Any] | None:
-    """The requests of the options above, one image each; None without prompts. Options are the defaults of a file's lines."""
+    """The requests of the options above, one image each; None without prompts.
+
+    Options are the defaults of a file's lines.
+    """
     from maskgil_jax.config import require
     from maskgil_jax.pipelines.prompts import PromptRequest, read_prompts
 

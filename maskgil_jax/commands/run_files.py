@@ -29,7 +29,8 @@ def shipped_run_files() -> dict[str, str]:
 
 
 def find_run_file(name: str) -> pathlib.Path:
-    """The file that `--config NAME` means: a path, or the name of a shipped one, with or without `configs/` and `.py`."""
+    """The file that `--config NAME` means: a path, or the name of a shipped one,
+    with or without `configs/` and `.py`."""
     path = pathlib.Path(name)
     if path.is_file():
         return path
@@ -44,8 +45,8 @@ def find_run_file(name: str) -> pathlib.Path:
 def read_run_file(path: str, overrides: list[str]):
     """The `ConfigDict` of a run file (a Python program, trusted as one) with `--config.x.y=z` applied.
 
-    "FILE:ARGUMENT" gives its `get_config` an argument. Raises a `ConfigError` that names the option for an unknown name, with
-    the nearest, or an impossible value.
+    "FILE:ARGUMENT" gives its `get_config` an argument. Raises a `ConfigError` that names the option for an unknown
+    name, with the nearest, or an impossible value.
     """
     name, colon, argument = path.partition(":")
     file = find_run_file(name)

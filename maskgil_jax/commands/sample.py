@@ -176,7 +176,8 @@ def class_names_of(weights: str) -> list[str]:
 
 
 def save_trajectory(pipeline, labels, out: pathlib.Path, suffix: str, **options) -> None:
-    """Writes trajectory.png, a row an image and a column a step, and an animation of the contact sheet (.gif or .webp)."""
+    """Writes trajectory.png, a row an image and a column a step, and an animation of the contact sheet (.gif or
+    .webp)."""
     import numpy as np
 
     from maskgil_jax.files.images import contact_sheet, save_animation, save_png

@@ -27,10 +27,10 @@ __all__ = [
 def conditioner_of(cfg: Any, metadata: dict[str, Any], text_encoder: Any = None, folder: Any = None) -> Conditioner:
     """The conditioner of a generator with these options (a `GeneratorConfig`) and this `config.json`.
 
-    text_encoder: instead of the encoder that `config.json` names, for a text-conditional generator: a folder or name for
-    `load_text_encoder`, or an encoder (`text_encoders.TextEncoder`); for one that reads prompts as tokens, the folder of
-    `tokenizer.json`. folder: that of the generator's weights, from which the path of an encoder beside it ("../text_encoder")
-    is counted.
+    text_encoder: instead of the encoder that `config.json` names, for a text-conditional generator: a folder or name
+    for `load_text_encoder`, or an encoder (`text_encoders.TextEncoder`); for one that reads prompts as tokens, the
+    folder of `tokenizer.json`. folder: that of the generator's weights, from which the path of an encoder beside it
+    ("../text_encoder") is counted.
     """
     metadata = {**metadata, "text_encoder": beside(metadata.get("text_encoder"), folder)}
     if cfg.condition == "text":

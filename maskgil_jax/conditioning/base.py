@@ -22,7 +22,10 @@ class Conditioner(Protocol):
 
     @property
     def frozen(self) -> Any:
-        """Arrays that every training step gets beside its batch, such as the parameters of a text encoder; None without."""
+        """Arrays that every training step gets beside its batch, such as the parameters of a text encoder.
+
+        None if there are none.
+        """
 
     def from_batch(self, batch: dict, frozen: Any = None) -> Any:
         """The condition of a training batch. Traceable. frozen: the arrays of that name."""

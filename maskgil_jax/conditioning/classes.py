@@ -33,7 +33,10 @@ def _listed(labels: Any) -> list:
 
 @dataclasses.dataclass(frozen=True)
 class ClassConditioner:
-    """Conditions on one of `class_names`. An integer is a class number; text is a name, or a number if no class has it."""
+    """Conditions on one of `class_names`.
+
+    An integer is a class number; text is a name, or a number if no class has it.
+    """
 
     class_names: tuple[str, ...]
     batch_keys, frozen = ("label",), None

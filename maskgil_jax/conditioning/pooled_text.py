@@ -22,11 +22,13 @@ from maskgil_jax.text_encoders.pooled_clip import load_pooled_clip
 
 @dataclasses.dataclass(frozen=True)
 class PooledTextConditioner:
-    """Conditions on states (`tokens` x `width`) and the embedding (`pooled`) of a text, and `micro` numbers about the image.
+    """Conditions on states (`tokens` x `width`) and the embedding (`pooled`) of a text,
+    and `micro` numbers about the image.
 
-    encoder: texts -> `PooledTextCondition`; None: the one that `about` names, loaded at the first prompt. about: the entry
-    "text_encoder" of `config.json`: path, and name and hash if known; empty without an encoder, when only a
-    `PooledTextCondition` can be asked for. size: (height, width) in pixels of the training images, which the encoder states.
+    encoder: texts -> `PooledTextCondition`; None: the one that `about` names, loaded at the first prompt. about: the
+    entry "text_encoder" of `config.json`: path, and name and hash if known; empty without an encoder, when only a
+    `PooledTextCondition` can be asked for. size: (height, width) in pixels of the training images, which the encoder
+    states.
     captions: of `examples`. online: training batches hold token ids, and the encoder computes in the train step.
     """
 
@@ -139,7 +141,8 @@ def pooled_texts(encoder: Any, captions: Sequence[str] = ()) -> PooledTextCondit
 
 
 def beside(about: Any, folder: pathlib.Path | None) -> Any:
-    """The entry "text_encoder" with a path that begins with ".." made absolute: it is relative to the generator's folder."""
+    """The entry "text_encoder" with a path that begins with ".." made absolute:
+    it is relative to the generator's folder."""
     path = about.get("path") if isinstance(about, Mapping) else None
     if folder is None or not isinstance(path, str) or not path.startswith(".."):
         return about

@@ -94,8 +94,8 @@ class Transcriber:
     ) -> Transcript:
         """The English text of a recording: a file name, the bytes of a file, or float32 samples at 16 kHz.
 
-        language: its code; None: detected, which takes twice as long. voice_only: leaves out what Silero's detector takes for
-        no voice, to which synthetic voices may belong. Raises `NoSpeech` for silence and noise.
+        language: its code; None: detected, which takes twice as long. voice_only: leaves out what Silero's detector
+        takes for no voice, to which synthetic voices may belong. Raises `NoSpeech` for silence and noise.
         """
         if language is not None and language not in self.languages:
             raise ConfigError(f"language: {language[:20]!r} is none of Whisper's{nearest(language, self.languages)}")

@@ -27,9 +27,10 @@ class TextConditioner:
     """Conditions on the states of a frozen text encoder, `tokens` positions of width `width`.
 
     encoder: texts -> `TextCondition`, with `about`; None: the one that `about` names, loaded at the first prompt.
-    about: the entry "text_encoder" of `config.json`: path, name, options and hash of the encoder of training, and the hash of
-    its captions if their features were stored; empty if unknown. known: features of texts that are known without an encoder,
-    the first of them those of "". online: training batches hold token ids, and the encoder computes in the train step.
+    about: the entry "text_encoder" of `config.json`: path, name, options and hash of the encoder of training, and the
+    hash of its captions if their features were stored; empty if unknown. known: features of texts that are known
+    without an encoder, the first of them those of "". online: training batches hold token ids, and the encoder computes
+    in the train step.
     """
 
     tokens: int
@@ -120,8 +121,9 @@ class TextConditioner:
 def text_conditioner(cfg: Any, about: Mapping[str, Any] | None, text_encoder: Any = None) -> TextConditioner:
     """The conditioner of a text-conditional generator whose `config.json` has the entry `about` ("text_encoder").
 
-    text_encoder: None, what `load_text_encoder` takes, or an encoder. The entry's options apply to a folder; without an entry
-    it gets the generator's length, and the padding of LlamaGen (left) if the generator has LlamaGen's random null text.
+    text_encoder: None, what `load_text_encoder` takes, or an encoder. The entry's options apply to a folder; without an
+    entry it gets the generator's length, and the padding of LlamaGen (left) if the generator has LlamaGen's random null
+    text.
     """
     if about is not None and not isinstance(about, Mapping):
         raise ConfigError(f"config.json: text_encoder is a {type(about).__name__}, expected an object")

@@ -27,8 +27,8 @@ _BUCKET = 32  # prompts are padded to a multiple of so many tokens, so that few 
 class TokenConditioner:
     """Conditions on a prompt in the words of the generator's training, which name the size of the image in pixels.
 
-    folder: of `tokenizer.json`, read at the first prompt. tokens: the longest prompt, with template. end: the token that
-    closes it. size: height and width in pixels (`for_grid`).
+    folder: of `tokenizer.json`, read at the first prompt. tokens: the longest prompt, with template. end: the token
+    that closes it. size: height and width in pixels (`for_grid`).
     """
 
     folder: pathlib.Path | None

@@ -1,4 +1,5 @@
-"""Sizes and options as frozen dataclasses: hashable, so they can be static under `jax.jit`, and plain enough for `config.json`.
+"""Sizes and options as frozen dataclasses: hashable, so they can be static under `jax.jit`,
+and plain enough for `config.json`.
 
 Each network has one dataclass and, beside it, its table of `*_PRESETS`. Imports nothing else of the package.
 """

@@ -1,8 +1,9 @@
 """Declaring, reading and checking options: every mistake is a `ConfigError` that names the option and what is accepted.
 
-An option is a field of a frozen dataclass. `option` declares it with its help text, its choices and its range; `check_ranges`
-in `__post_init__` enforces them. Command lines and run files take the same metadata for their help. A field without `option` is
-a size of a network: whole numbers are at least 1 and other numbers at least 0, unless they are its default.
+An option is a field of a frozen dataclass. `option` declares it with its help text, its choices and its range;
+`check_ranges` in `__post_init__` enforces them. Command lines and run files take the same metadata for their help. A
+field without `option` is a size of a network: whole numbers are at least 1 and other numbers at least 0, unless they
+are its default.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def _text(number: float) -> str:
 class OptionInfo:
     """What is known of an option besides its name, type and default.
 
-    choices: the values it may have. low, high: its range, which includes them unless open_low or open_high. off: a value
-    outside the range that switches the feature off. group: heading under which help lists it. rare: listed only by
-    `--help-all`.
+    choices: the values it may have. low, high: its range, which includes them unless open_low or open_high. off: a
+    value outside the range that switches the feature off. group: heading under which help lists it. rare: listed only
+    by `--help-all`.
     """
 
     help: str = ""
@@ -115,7 +116,8 @@ def info_of(field: dataclasses.Field) -> OptionInfo:
 
 
 def type_of(cls, name: str) -> tuple[type, bool]:
-    """(type, whether None is allowed) of an option: `int | None` gives (int, True), `tuple[int, ...]` gives (tuple, False)."""
+    """(type, whether None is allowed) of an option: `int | None` gives (int, True),
+    `tuple[int, ...]` gives (tuple, False)."""
     hint = _hints(cls)[name]
     plain = _plain_hint(cls, name)
     return typing.get_origin(plain) or plain, plain is not hint
@@ -146,7 +148,10 @@ def check_ranges(cfg) -> None:
 
 
 def check_option(cls, field: dataclasses.Field, value: Any, name: str | None = None) -> None:
-    """Checks the value of one field of the dataclass `cls`; `name` is what the message calls it (default: its own name)."""
+    """Checks the value of one field of the dataclass `cls`.
+
+    `name` is what the message calls it (default: its own name).
+    """
     info, (kind, optional), name = info_of(field), type_of(cls, field.name), name or field.name
     if info.choices:
         choose(name, value, info.choices)
@@ -242,7 +247,8 @@ def renamed(**names: str) -> Callable:
 def current_names(cls, values: Mapping[str, Any], where: str, *, warn: bool = True) -> dict[str, Any]:
     """`values` with the options of the dataclass `cls` that were renamed under their new names.
 
-    The table is `cls.RENAMED`, old name -> `Renamed`; run files, command lines and stored `config.json` are read through it.
+    The table is `cls.RENAMED`, old name -> `Renamed`; run files, command lines and stored `config.json` are read
+    through it.
     """
     found = dict(values)
     for old, new in getattr(cls, "RENAMED", {}).items():

@@ -12,9 +12,9 @@ from .generators import GeneratorConfig
 class ChameleonConfig(GeneratorConfig):
     """A language model whose vocabulary holds words, the codes of an image, and tokens that frame an image.
 
-    The sequence is: prompt, begin of image, number of rows, number of columns (both in units of `size_unit` codes), then the
-    codes row by row, each row closed by a newline token. Positions are one-dimensional and count from the first token of the
-    prompt; without a prompt, from the begin of image. The defaults are the published 7B network.
+    The sequence is: prompt, begin of image, number of rows, number of columns (both in units of `size_unit` codes),
+    then the codes row by row, each row closed by a newline token. Positions are one-dimensional and count from the
+    first token of the prompt; without a prompt, from the begin of image. The defaults are the published 7B network.
     """
 
     codebook_size: int = 8192
@@ -72,7 +72,10 @@ class ChameleonConfig(GeneratorConfig):
         self.frame(self.grid)
 
     def frame(self, grid: tuple[int, int]) -> tuple[int, int, int]:
-        """The tokens before the codes: begin of image, rows, columns. Raises a `ConfigError` for a size without a token."""
+        """The tokens before the codes: begin of image, rows, columns.
+
+        Raises a `ConfigError` for a size without a token.
+        """
         rows, columns = (side // self.size_unit for side in grid)
         whole = not (grid[0] % self.size_unit or grid[1] % self.size_unit)
         require(

@@ -12,7 +12,8 @@ from .base import ConfigError, check_ranges, option, require
 class LoaderConfig:
     """How records become batches. The batches are a function of the source, these options and the step.
 
-    batch_size: of the global batch, over all processes. rows: the rows of each global batch that this process loads; None: all.
+    batch_size: of the global batch, over all processes. rows: the rows of each global batch that this process loads;
+    None: all.
     num_epochs: None repeats the data without end. Epochs follow one another without a gap, each in its own order.
     drop_remainder: leaves out the records at the very end that do not fill a batch.
     num_workers: worker processes that prepare batches; 0 prepares them in threads of this process.
@@ -37,7 +38,10 @@ class LoaderConfig:
 
 
 def height_width(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
-    """`size` as (height, width); one number is a square. Raises a ConfigError naming `name` unless both are at least 1."""
+    """`size` as (height, width); one number is a square.
+
+    Raises a ConfigError naming `name` unless both are at least 1.
+    """
     sides = (size, size) if isinstance(size, int) else size
     valid = isinstance(sides, list | tuple) and len(sides) == 2
     if not valid or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):

@@ -33,9 +33,9 @@ _STEPS, _SAMPLING, _GUIDANCE, _REMASKING, _EXECUTION = (
 class DecodeConfig:
     """How masked decoding samples (paper 4.2); static under jit, so every distinct value compiles once.
 
-    `maskgil sample --help-all` prints the help of every field. `decoding.guidance.guidance_scales` has the formulas of the
-    guidance ramps, `decoding.schedules.reveal_counts` those of schedules and plans, `schedules.remask_counts` those of ReMDM.
-    The images do not depend on `loop` and `batch_mode` but for rounding inside the network.
+    `maskgil sample --help-all` prints the help of every field. `decoding.guidance.guidance_scales` has the formulas of
+    the guidance ramps, `decoding.schedules.reveal_counts` those of schedules and plans, `schedules.remask_counts` those
+    of ReMDM. The images do not depend on `loop` and `batch_mode` but for rounding inside the network.
     """
 
     RENAMED: ClassVar = {"images": Renamed("batch_mode", {"together": "vmap", "one_by_one": "map"})}
@@ -190,7 +190,8 @@ class CausalConfig:
         open_low=True,
         group=_SAMPLING,
     )
-    # Steps are counted from 0 after the prefill, which is always guided: the first `cfg_interval + 2` new tokens are guided.
+    # Steps are counted from 0 after the prefill, which is always guided: the first `cfg_interval + 2` new tokens are
+    # guided.
     cfg_interval: int | None = option(
         None, "causal networks: guide only the tokens up to this step (LlamaGen); unset: all", low=0, group=_GUIDANCE, rare=True
     )
@@ -202,7 +203,8 @@ class CausalConfig:
         check_ranges(self)
 
 
-# Starting points by name; docs/decoding.md says where each number comes from and what of the original cannot be expressed.
+# Starting points by name; docs/decoding.md says where each number comes from and what of the original cannot be
+# expressed.
 DECODE_PRESETS = {
     # The text of the paper (4.2): gamma(t/T) of the tokens stay masked, constant guidance, no noise on the confidence.
     "paper": DecodeConfig(plan="gamma_ceil", choice_temperature=0.0),
@@ -212,7 +214,8 @@ DECODE_PRESETS = {
     "maskgit": DecodeConfig(schedule="cosine", plan="gamma", guidance=1.0, choice_temperature=4.5 * 7 / 8, draw="gumbel"),
     # Halton-MaskGIT as in its table: 32 steps, and for the B network w = 0.7, which is a scale of 1.7.
     "halton": DecodeConfig(steps=32, plan="gamma_ceil", guidance=1.7, order="halton_rolled", choice_temperature=0.0),
-    # aMUSEd's scheduler and the settings of its pipelines; the second one is its inpainting, which plans for the hole alone.
+    # aMUSEd's scheduler and the settings of its pipelines; the second one is its inpainting, which plans for the hole
+    # alone.
     "amused": DecodeConfig(steps=12, schedule="cosine", plan="gamma_canvas", guidance=10.0, choice_temperature=2.0),
     "amused_inpaint": DecodeConfig(steps=12, schedule="linear", plan="gamma_floor", guidance=10.0, choice_temperature=2.0),
     # The best of 8 steps on the weights "demo" (docs/results/sampler.md, "The preset fast"): twice the noise.

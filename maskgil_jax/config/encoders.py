@@ -127,7 +127,10 @@ class CLIPVisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextBertConfig:
-    """BERT as a sentence encoder (MiniLM): norms after each residual sum, learned positions. `BertConfig` is a generator's."""
+    """BERT as a sentence encoder (MiniLM): norms after each residual sum, learned positions.
+
+    `BertConfig` is a generator's.
+    """
 
     vocabulary: int = 30522
     positions: int = 512

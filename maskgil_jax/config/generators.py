@@ -6,7 +6,8 @@ import dataclasses
 
 from .base import MAX_LAYERS, check_ranges, choose, option, require
 
-# By dtype, the longest sequence that the attention kernels were compiled for: 32 x 32 tokens and a class, 16 x 16 and a class.
+# By dtype, the longest sequence that the attention kernels were compiled for: 32 x 32 tokens and a class, 16 x 16 and a
+# class.
 FLASH_LENGTH = {"bfloat16": 1025, "float32": 257}
 
 
@@ -21,7 +22,8 @@ REMAT = ("none", "dots", "full", "offload")
 class GeneratorConfig:
     """Options that every generator has. What decoders and trainers ask of a network's options is declared here.
 
-    layers: "scan" compiles one layer and loops over them, "unroll" writes all of them out, "auto" unrolls on a CPU alone.
+    layers: "scan" compiles one layer and loops over them, "unroll" writes all of them out, "auto" unrolls on a CPU
+    alone.
     remat: what the backward pass keeps: everything ("none"), matrix products ("dots", or "offload" to host memory), or
     nothing ("full").
     """
@@ -66,7 +68,10 @@ class GeneratorConfig:
 
     @property
     def rope_scaling(self) -> str | None:
-        """Treatment of canvases larger than `grid`; None for networks with learned positions, which know `grid` alone."""
+        """Treatment of canvases larger than `grid`.
+
+        None for networks with learned positions, which know `grid` alone.
+        """
         return None
 
 
@@ -89,12 +94,12 @@ class LlamaConfig(GeneratorConfig):
     """LLaMA over VQ tokens (paper 3.2, Table 2): bidirectional for MaskGIL, `causal=True` for the AR model.
 
     The paper's reading is the default; `positions="1d_shifted"`, `class_position="last"` and `mask_logit=True`
-    together are the layout of the published code. With 2-D positions any grid works beside the training one. Dropout acts on
-    the outputs of attention and MLP.
+    together are the layout of the published code. With 2-D positions any grid works beside the training one. Dropout
+    acts on the outputs of attention and MLP.
 
-    With `patch` 2, the layers run on one position for every 2x2 tokens: their vectors, of width / 4 each, are laid side by
-    side, and after the last layer a linear map gives each token a state of its own. A quarter of the positions, and of the
-    time; masks, logits and sampling are those of single tokens as before.
+    With `patch` 2, the layers run on one position for every 2x2 tokens: their vectors, of width / 4 each, are laid side
+    by side, and after the last layer a linear map gives each token a state of its own. A quarter of the positions, and
+    of the time; masks, logits and sampling are those of single tokens as before.
     """
 
     null_class: bool = True  # False: trained without class dropout, so there is no null class and no guidance
@@ -196,8 +201,9 @@ class LlamaConfig(GeneratorConfig):
         return self.mlp_width or _round_up(int(8 * self.width / 3), 256)
 
 
-# Options of a generator that is trained on texts here; those of `LlamaConfig` are LlamaGen's. With rotation "zero" a text has
-# no keys: every token attends to all words alike. The width is that of Gemma 2 2B; a conditioner replaces it by its own.
+# Options of a generator that is trained on texts here; those of `LlamaConfig` are LlamaGen's. With rotation "zero" a
+# text has no keys: every token attends to all words alike. The width is that of Gemma 2 2B; a conditioner replaces it
+# by its own.
 TEXT_RECIPE = {
     "condition": "text",
     "text_tokens": 128,
@@ -207,7 +213,8 @@ TEXT_RECIPE = {
     "null_text": "encoder",
 }
 
-# The paper's Table 2; heads are always 64 wide. XXL adds QK-Norm and Post-Norm (section 4.1; their placement is our reading).
+# The paper's Table 2; heads are always 64 wide. XXL adds QK-Norm and Post-Norm (section 4.1; their placement is our
+# reading).
 LLAMA_PRESETS = {
     "tiny": LlamaConfig(width=64, depth=2, heads=2, mlp_width=192),
     "small": LlamaConfig(width=128, depth=6, heads=4, mlp_width=384),
@@ -220,7 +227,8 @@ LLAMA_PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig(GeneratorConfig):
-    """Bidirectional Transformer baseline (paper 3.1.2): learned positions, LayerNorm, GELU, head tied to the token table."""
+    """Bidirectional Transformer baseline (paper 3.1.2): learned positions, LayerNorm, GELU,
+    head tied to the token table."""
 
     mlp_width: int = 3072
     class_position: str = "last"  # where the class token stands (and which learned position it has)
@@ -241,10 +249,11 @@ BERT_PRESETS = {
 
 @dataclasses.dataclass(frozen=True)
 class AdaLNConfig(GeneratorConfig):
-    """Halton-MaskGIT's Transformer: the class modulates every norm (AdaLN-zero), learned positions, register tokens, tied head.
+    """Halton-MaskGIT's Transformer: the class modulates every norm (AdaLN-zero), learned positions,
+    register tokens, tied head.
 
-    Besnier et al. 2025 (arXiv 2503.17076); the defaults are its published base size. A head is int(width / heads) wide, so all
-    heads together may be narrower than the width. Dropout acts on the output of attention and inside the MLP.
+    Besnier et al. 2025 (arXiv 2503.17076); the defaults are its published base size. A head is int(width / heads) wide,
+    so all heads together may be narrower than the width. Dropout acts on the output of attention and inside the MLP.
     """
 
     mlp_width: int | None = None  # None: round_up(int(8 * width / 3), 256)
@@ -265,8 +274,8 @@ class AdaLNConfig(GeneratorConfig):
         return self.mlp_width or _round_up(int(8 * self.width / 3), 256)
 
 
-# The published sizes: 23M, 69M, 142M and 480M parameters. Small's six heads are 85 wide, 510 together; small and base were
-# published for a grid of 24x24 too, large for that one alone.
+# The published sizes: 23M, 69M, 142M and 480M parameters. Small's six heads are 85 wide, 510 together; small and base
+# were published for a grid of 24x24 too, large for that one alone.
 ADALN_PRESETS = {
     "tiny": AdaLNConfig(width=384, depth=6, heads=6),
     "small": AdaLNConfig(width=512, depth=12, heads=6),

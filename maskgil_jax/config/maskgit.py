@@ -1,4 +1,5 @@
-"""Options of Google's MaskGIT (Chang et al. 2022), which began masked image generation: its tokenizer and its Transformer."""
+"""Options of Google's MaskGIT (Chang et al. 2022), which began masked image generation:
+its tokenizer and its Transformer."""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ class MaskGITVQConfig(Levels):
 
 @dataclasses.dataclass(frozen=True)
 class MaskGITConfig(GeneratorConfig):
-    """Google's Transformer, a BERT: norms after each residual sum, learned positions, one table for all that is embedded.
+    """Google's Transformer, a BERT: norms after each residual sum, learned positions,
+    one table for all that is embedded.
 
-    It has no null class, so it cannot be guided. Dropout acts on the embeddings and on the outputs of attention and MLP.
-    [MASK] is one past the codebook, as in every generator here; the published code writes -1.
+    It has no null class, so it cannot be guided. Dropout acts on the embeddings and on the outputs of attention and
+    MLP. [MASK] is one past the codebook, as in every generator here; the published code writes -1.
     """
 
     codebook_size: int = 1024

@@ -29,9 +29,9 @@ def raster_ranks_of_sizes(rows_b: Any, columns_b: Any, length: int) -> Any:
 def halton_ranks(grid: tuple[int, int]) -> np.ndarray:
     """Rank of each cell in the Halton order (Halton-MaskGIT, 2503.17076), int32 (rows * columns,) in raster order.
 
-    Points of the two-dimensional Halton sequence from index 1, base 2 for the row and 3 for the column, scaled to the grid;
-    the rank of a cell is that of the first point in it. Points are added until every cell has one, whatever the grid (the
-    published 10,000 leave six cells of 64x64 without).
+    Points of the two-dimensional Halton sequence from index 1, base 2 for the row and 3 for the column, scaled to the
+    grid; the rank of a cell is that of the first point in it. Points are added until every cell has one, whatever the
+    grid (the published 10,000 leave six cells of 64x64 without).
     """
     import numpy as np
 
@@ -56,10 +56,13 @@ def _scaled_inverse(index: np.ndarray, base: int, side: int) -> np.ndarray:
 
 
 def halton_ranks_of_sizes(rows_b: Any, columns_b: Any, length: int) -> Any:
-    """`halton_ranks` of every image, int32 (b, length), whose sizes may be traced; later cells rank after those of the image.
+    """`halton_ranks` of every image, int32 (b, length), whose sizes may be traced.
 
-    24 points for each token of the canvas reach all cells of any grid. The s-th part of a side holds a whole interval of length
-    2^-j with 2^j < 4s, and one of 3^-k with 3^k < 6s; and a box of two such intervals has one of any 2^j 3^k points in a row.
+    Later cells rank after those of the image.
+
+    24 points for each token of the canvas reach all cells of any grid. The s-th part of a side holds a whole interval
+    of length 2^-j with 2^j < 4s, and one of 3^-k with 3^k < 6s; and a box of two such intervals has one of any 2^j 3^k
+    points in a row.
     """
     import jax.numpy as jnp
     import numpy as np
@@ -75,8 +78,8 @@ def halton_ranks_of_sizes(rows_b: Any, columns_b: Any, length: int) -> Any:
 def _scaled_inverses(index_m: np.ndarray, base: int, side_b: Any) -> Any:
     """`_scaled_inverse` for the side of every image, int32 (b, m).
 
-    Horner's rule from the last digit of the radical inverse, rounded down after every digit, which changes no final integer:
-    no number exceeds base * side.
+    Horner's rule from the last digit of the radical inverse, rounded down after every digit, which changes no final
+    integer: no number exceeds base * side.
     """
     import jax.numpy as jnp
 
@@ -95,9 +98,9 @@ class Order:
     """What decides which tokens are revealed first.
 
     by: "confidence" (the probability of the drawn code), "random" (a draw at each step), or "ranks" (a fixed order).
-    ranks: grid -> rank of each cell, int32 (rows * columns,). ranks_of_sizes: the same for images of several sizes on canvases
-    of one length, (rows_b, columns_b, length) -> int32 (b, length), inside a jitted function. rolled: each image starts at its
-    own place of that order, drawn from its key, and wraps around.
+    ranks: grid -> rank of each cell, int32 (rows * columns,). ranks_of_sizes: the same for images of several sizes on
+    canvases of one length, (rows_b, columns_b, length) -> int32 (b, length), inside a jitted function. rolled: each
+    image starts at its own place of that order, drawn from its key, and wraps around.
     """
 
     by: str

@@ -1,4 +1,5 @@
-"""Sections of run files, made from the dataclasses of the options: every field can be set by `--config.section.name=value`."""
+"""Sections of run files, made from the dataclasses of the options: every field can be set by
+`--config.section.name=value`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The mask schedules: one row each. Decoding plans, training mask ratios and the names that options accept come from here."""
+"""The mask schedules: one row each.
+
+Decoding plans, training mask ratios and the names that options accept come from here.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """gamma: (t, array module) -> share of tokens still masked at progress t, 1 at t = 0 and 0 at t = 1 (paper, appendix B).
+    """gamma: (t, array module) -> share of tokens still masked at progress t, 1 at t = 0 and 0 at t = 1 (paper,
+    appendix B).
 
-    release_complement: whether the published code trains with the mask ratio 1 - gamma(r) instead of gamma(r). That differs
-    where it matters for "square": r^2 (a third masked on average) instead of 1 - r^2 (two thirds).
+    release_complement: whether the published code trains with the mask ratio 1 - gamma(r) instead of gamma(r). That
+    differs where it matters for "square": r^2 (a third masked on average) instead of 1 - r^2 (two thirds).
     """
 
     gamma: Callable[[Any, ModuleType], Any]

@@ -11,12 +11,14 @@ from .base import check_ranges, require
 class ServeConfig:
     """What the server accepts, and how it shares batches.
 
-    batch_sizes: images per network call; all are compiled at the start. max_wait_ms: how long an image waits for others that
-    can share its batch. max_queue: images that may wait; more are refused (429). time_limit: seconds until a request that was
-    not drawn is given up (504). max_images: images a request. sizes: (height, width) in pixels that requests may have;
-    empty: the training size and, where positions allow it, 3:2 and 2:3. steps: decoding steps that requests may have; the
-    stored number is always one of them. ar_ratios: shares of causal tokens that requests may have, with a causal network.
-    max_prompt: characters. max_upload: bytes of a request's body. max_side: pixels of an uploaded picture's longer side.
+    batch_sizes: images per network call; all are compiled at the start. max_wait_ms: how long an image waits for others
+    that can share its batch. max_queue: images that may wait; more are refused (429). time_limit: seconds until a
+    request that was not drawn is given up (504). max_images: images a request. sizes: (height, width) in pixels that
+    requests may have; empty: the training size and, where positions allow it, 3:2 and 2:3. steps: decoding steps that
+    requests may have; the stored number is always one of them. ar_ratios: shares of causal tokens that requests may
+    have, with a causal network.
+    max_prompt: characters. max_upload: bytes of a request's body. max_side: pixels of an uploaded picture's longer
+    side.
     max_audio_seconds: of a recording. header_seconds, body_seconds: time for a client to send its headers and its body.
     max_connections: open connections; more get 503. stop_seconds: time for running requests after SIGTERM.
     """

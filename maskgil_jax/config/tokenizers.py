@@ -50,8 +50,8 @@ class Levels:
 class VQConfig(Levels):
     """Convolutional VQ-GAN of the LlamaGen / taming family. Levels run from full resolution down; each halves it.
 
-    With `patch` > 1 the first level works on patches instead of pixels (pixel unshuffle), so that no convolution runs at full
-    resolution.
+    With `patch` > 1 the first level works on patches instead of pixels (pixel unshuffle), so that no convolution runs
+    at full resolution.
     """
 
     channels: int = 128
@@ -137,7 +137,8 @@ class MagvitConfig(Levels):
         return self.bits
 
 
-# Open-MAGVIT2's two published sizes (imagenet_256_L and imagenet_128_L: 16x16 codes each), and one for trying things out.
+# Open-MAGVIT2's two published sizes (imagenet_256_L and imagenet_128_L: 16x16 codes each), and one for trying things
+# out.
 MAGVIT_PRESETS = {
     "MAGVIT2-256": MagvitConfig(),
     "MAGVIT2-128": MagvitConfig(multipliers=(1, 2, 2, 4), image_size=128),

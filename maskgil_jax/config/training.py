@@ -47,8 +47,8 @@ class DataConfig:
 class Objective:
     """The `objective` section: how examples are made and scored; the defaults are the paper's (2.3, 4.3).
 
-    A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `masking` and
-    `unmasked_weight` have no effect. LlamaGen trains it without label smoothing.
+    A causal network is trained on the next token (teacher forcing): every token is a target, so `schedule`, `masking`
+    and `unmasked_weight` have no effect. LlamaGen trains it without label smoothing.
     """
 
     RENAMED: ClassVar = {"law": Renamed("masking")}
@@ -117,7 +117,10 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The `mesh` section: how the devices share the work. One of data, fsdp and tensor may be -1: all devices left over."""
+    """The `mesh` section: how the devices share the work.
+
+    One of data, fsdp and tensor may be -1: all devices left over.
+    """
 
     data: int = option(-1, "devices that each hold all parameters and a part of the batch", low=1, off=-1)
     fsdp: int = option(1, "devices that split the batch and the parameters", low=1, off=-1)

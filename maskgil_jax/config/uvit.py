@@ -1,4 +1,5 @@
-"""Options of aMUSEd's U-ViT (Patil et al. 2024), a masked generator conditioned on CLIP texts, and its published sizes."""
+"""Options of aMUSEd's U-ViT (Patil et al. 2024), a masked generator conditioned on CLIP texts,
+and its published sizes."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from .generators import GeneratorConfig
 class UViTConfig(GeneratorConfig):
     """Convolutional blocks around a Transformer, all modulated by a pooled text and five numbers (micro-conditioning).
 
-    No part has a bias or a learned position, so any grid works; with `downsample` its sides must be even. Dropout acts on the
-    outputs of attention and MLP. The defaults are the published 256-pixel network.
+    No part has a bias or a learned position, so any grid works; with `downsample` its sides must be even. Dropout acts
+    on the outputs of attention and MLP. The defaults are the published 256-pixel network.
     """
 
     codebook_size: int = 8192

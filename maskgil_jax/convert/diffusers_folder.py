@@ -1,4 +1,5 @@
-"""A pipeline folder of diffusers (`model_index.json`, transformer/, vqvae/, text_encoder/, ...) -> a pipeline folder here.
+"""A pipeline folder of diffusers (`model_index.json`, transformer/, vqvae/, text_encoder/, ...)
+-> a pipeline folder here.
 
 Supported are aMUSEd's pipelines. Every part is checked from its configuration and headers before anything is written.
 """
@@ -65,8 +66,10 @@ def is_pipeline_folder(path: str | os.PathLike) -> bool:
 
 
 def find_parts(folder: pathlib.Path, variant: str | None = None) -> Parts:
-    """The parts of a folder. variant: of the weight files, such as "fp16"; None takes the plain ones, or fp16 where only
-    these exist. Raises: ConfigError, one line, for a part that is missing or holds something else.
+    """The parts of a folder. variant: of the weight files, such as "fp16".
+
+    None takes the plain ones, or fp16 where only these exist. Raises: ConfigError, one line, for a part that is missing
+    or holds something else.
     """
     kind = read_json(folder / MODEL_INDEX).get("_class_name")
     require(kind in PIPELINES, f"{folder / MODEL_INDEX}: _class_name is {kind!r}, expected one of {', '.join(PIPELINES)}")
@@ -156,10 +159,10 @@ def convert_folder(
 ) -> ConvertedPipeline:
     """Converts a pipeline folder of diffusers into the pipeline folder `out`: tokenizer/, generator/ and text_encoder/.
 
-    variant: see `find_parts`. dtype: of the values written, "float32" or "float16"; None: float16 if all weights are stored in
-    16 bits. origin: where the folder is from, recorded as `source` in `config.json` ({"repository": ..., "revision": ...}).
-    Tensors are read and written one by one. Raises a `ValueError` of one line for a part that is missing, holds something else
-    or does not fit the others; nothing is left behind then.
+    variant: see `find_parts`. dtype: of the values written, "float32" or "float16"; None: float16 if all weights are
+    stored in 16 bits. origin: where the folder is from, recorded as `source` in `config.json` ({"repository": ...,
+    "revision": ...}). Tensors are read and written one by one. Raises a `ValueError` of one line for a part that is
+    missing, holds something else or does not fit the others; nothing is left behind then.
     """
     out = pathlib.Path(out)
     require(not out.exists(), f"{out}: exists; remove it or choose another folder")

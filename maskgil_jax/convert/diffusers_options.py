@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# "class.option" of diffusers -> our option, of those that no tensor states or that are worth comparing with the tensors.
+# "class.option" of diffusers -> our option, of those that no tensor states or that are worth comparing with the
+# tensors.
 DIFFUSERS_NAMES = {
     "UVit2DModel.codebook_size": "codebook_size",
     "UVit2DModel.vocab_size": "vocabulary",

@@ -22,9 +22,9 @@ Shape = tuple[int, ...]
 class Layout:
     """The layout of a foreign array.
 
-    axes: its axes in our order (None: the same). leading: it has an extra first axis of 1. split: (axis, parts); this axis of
-    ours is two axes there, of length `parts` (attention heads) and the rest. halves: along our last axis, every so many
-    entries (a head) are two halves there, of which entry j of both is a rotary pair; here pairs are neighbours.
+    axes: its axes in our order (None: the same). leading: it has an extra first axis of 1. split: (axis, parts); this
+    axis of ours is two axes there, of length `parts` (attention heads) and the rest. halves: along our last axis, every
+    so many entries (a head) are two halves there, of which entry j of both is a rotary pair; here pairs are neighbours.
     """
 
     axes: tuple[int, ...] | None = None
@@ -73,9 +73,10 @@ BATCH_OF_ONE = Layout(leading=True)
 class Rule:
     """The foreign tensor that holds one or several of our leaves.
 
-    paths: our path; several if the foreign tensor is their concatenation along its first axis. In paths and name, `{i}` is
-    a number, and `{side:encoder|decoder}` what this expression matches. `{layer}`, only in `name`, is the index along the
-    first axis of our leaf, where layers are stacked. zero_rows: last rows of our leaf that the foreign one lacks; zeros.
+    paths: our path; several if the foreign tensor is their concatenation along its first axis. In paths and name, `{i}`
+    is a number, and `{side:encoder|decoder}` what this expression matches. `{layer}`, only in `name`, is the index
+    along the first axis of our leaf, where layers are stacked. zero_rows: last rows of our leaf that the foreign one
+    lacks; zeros.
     """
 
     paths: tuple[str, ...]
@@ -86,10 +87,11 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Ignored:
-    """Foreign tensors that inference does not need. name: regular expression of the whole name. why: the reason, printed.
+    """Foreign tensors that inference does not need. name: regular expression of the whole name. why:
+    the reason, printed.
 
-    written: what the original code needs under this name, written on export: an array, or the name of the tensor that it
-    repeats. exact: a file that holds anything else there is refused, since the network would differ.
+    written: what the original code needs under this name, written on export: an array, or the name of the tensor that
+    it repeats. exact: a file that holds anything else there is refused, since the network would differ.
     """
 
     name: str
@@ -190,9 +192,12 @@ class Foreign:
 
 
 def foreign_tensors(table: Table, expected: Mapping[str, Shape]) -> dict[str, Foreign]:
-    """{foreign name: tensor} for a network of these leaves ({path: shape}). Every leaf is part of exactly one tensor or stack.
+    """{foreign name: tensor} for a network of these leaves ({path: shape}).
 
-    Raises: LookupError if the table does not fit the network: a leaf has no rule, or the leaves of a rule differ in shape.
+    Every leaf is part of exactly one tensor or stack.
+
+    Raises: LookupError if the table does not fit the network: a leaf has no rule, or the leaves of a rule differ in
+    shape.
     """
     found: dict[str, tuple[Rule, dict[int, tuple[str, int | None, Shape]]]] = {}
     for path, shape in expected.items():
@@ -239,7 +244,8 @@ def left_out(table: Table, names: Iterable[str]) -> dict[str, str]:
 
 
 def repeated(table: Table, names: Iterable[str]) -> dict[str, np.ndarray | str]:
-    """{name: what it must hold} for the names whose `Ignored` is exact: an array, or the name of a tensor of the file."""
+    """{name: what it must hold} for the names whose `Ignored` is exact: an array,
+    or the name of a tensor of the file."""
     return {name: i.written for name, i in _ignored(table, names).items() if i.exact and i.written is not None}
 
 

@@ -48,10 +48,11 @@ _OPEN_MAGVIT2: dict[str, Any] = {
 class Family:
     """One kind of published file.
 
-    title: what it is. kind: "tokenizer", "generator" or "feature network". licence: of the published weights. container: outer
-    key in the original's files, or "bare". options: our dataclass. fixed: options that all networks of the family share and
-    no tensor states. settable: options that no tensor states, or that tensors do not determine. required_keys: patterns; a
-    file whose names begin with each of them belongs to the family, unless one begins with one of `forbidden_keys`.
+    title: what it is. kind: "tokenizer", "generator" or "feature network". licence: of the published weights.
+    container: outer key in the original's files, or "bare". options: our dataclass. fixed: options that all networks of
+    the family share and no tensor states. settable: options that no tensor states, or that tensors do not determine.
+    required_keys: patterns; a file whose names begin with each of them belongs to the family, unless one begins with
+    one of `forbidden_keys`.
     key_prefix: prefix under which files of other families hold this network, used if the family is asked for. flax: the
     original's files are flax msgpack. decode: decoding options that the original samples with, if not ours.
     """
@@ -281,14 +282,14 @@ UNSUPPORTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "taming-gumbel": ("taming-transformers' Gumbel VQGAN", (r"quantize\.embed\.weight$", r"quantize\.proj\.")),
 }
 
-# Attributes under which training code holds a network: Lightning's and DDP's, and those of Fabric and of saved trainers.
+# Attributes under which training code holds a network: Lightning's, DDP's, Fabric's, saved trainers'.
 _WRAPPER_NAME = re.compile(r"(?:_forward_module|module|model|state_dict|network|net|generator)\.")
 
 
 def identify(names: Iterable[str], family: str | None = None) -> tuple[str, Family, str]:
     """(name, family, prefix of the names) of a file with these tensor names.
 
-    A prefix that all names share is stripped if the file is identified without it. With `family`, a prefix is also taken
+    A prefix that all names share is stripped if the file is identified without it. With `family`, it may be one
     that only some names have; the others are left out.
     Raises: Problem for names of no family, or of one that has no network here; ConfigError for an unknown `family`.
     """

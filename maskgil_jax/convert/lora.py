@@ -1,7 +1,8 @@
 """LoRA files (Hu et al. 2021, arXiv 2106.09685): low-rank changes of a network's weights, read, merged and written.
 
-Names are those of diffusers and PEFT: `transformer.NAME.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank), NAME that
-of the weight in the published file. Of networks that diffusers does not have, NAME is our path with its layer's number.
+Names are those of diffusers and PEFT: `transformer.NAME.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank),
+NAME that of the weight in the published file. Of networks that diffusers does not have, NAME is our path with its
+layer's number.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .engine import LINEAR, Foreign, Table, foreign_tensors, rule
 from .readers.detect import read
 from .tables.amused import uvit_table
 
-# What stands before a name, and how the two factors are called: PEFT, diffusers' loaders, and its older attention processors.
+# What stands before a name, and how the two factors are called: PEFT, diffusers' loaders, and its older attention
+# processors.
 _PREFIX = re.compile(r"^(base_model\.model\.|transformer\.|unet\.|generator\.)+")
 _FACTORS = (
     (r"\.lora_A(\.default)?\.weight$", "down"),
@@ -168,8 +170,8 @@ def merged(weights: Weights, path: str | os.PathLike, scale: float = 1.0) -> Wei
 def write_lora(path: str | os.PathLike, cfg: Any, factors: Mapping[str, tuple[np.ndarray, np.ndarray]], scale: float) -> None:
     """Writes factors of training as a LoRA file that `merged` and diffusers (a U-ViT's) read.
 
-    factors: {path of a kernel: (a (..., in, rank), b (..., rank, out))}, whose change is scale * a @ b; the scale is multiplied
-    into the second factor. A weight of the file that is several of ours gets the factors of all of them.
+    factors: {path of a kernel: (a (..., in, rank), b (..., rank, out))}, whose change is scale * a @ b; the scale is
+    multiplied into the second factor. A weight of the file that is several of ours gets the factors of all of them.
     """
     from safetensors.numpy import save_file
 

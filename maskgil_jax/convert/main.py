@@ -1,6 +1,7 @@
 """The work behind `maskgil convert`, `maskgil inspect` and `maskgil export`: foreign weight files <-> weights folders.
 
-A conversion passes four stations, each once: `read` (readers), `identify` (families), `make_plan` (planner), `write` (writer).
+A conversion passes four stations, each once: `read` (readers), `identify` (families), `make_plan` (planner), `write`
+(writer).
 """
 
 from __future__ import annotations
@@ -67,13 +68,14 @@ def convert(
 ) -> Conversion:
     """Converts a published weight file (or folder of shards) into the weights folder `out`.
 
-    family: None identifies it by the names. key: outer key of the file to take (None: the usual ones, EMA first). dtype: of the
-    values written, "float32", "float16" or "bfloat16". options: what no tensor states, e.g. {"heads": 12, "grid": (24, 24)},
-    or what settles a contradiction between tensors and a configuration inside or next to the file. shard_bytes: a larger
-    network is written as several files. metadata: further entries of `config.json`. origin: further entries of its `source`.
-    Tensors are read and written one by one; memory in use is a few times the largest.
-    Raises: BadWeightFile (a ValueError) with all problems of the file; ConfigError for a wrong option, if `out` exists and is
-    anything but an earlier conversion of the same file, or if it does not fit on its disk. Nothing is left behind then.
+    family: None identifies it by the names. key: outer key of the file to take (None: the usual ones, EMA first).
+    dtype: of the values written, "float32", "float16" or "bfloat16". options: what no tensor states, e.g. {"heads": 12,
+    "grid": (24, 24)}, or what settles a contradiction between tensors and a configuration inside or next to the file.
+    shard_bytes: a larger network is written as several files. metadata: further entries of `config.json`. origin:
+    further entries of its `source`. Tensors are read and written one by one; memory in use is a few times the largest.
+    Raises: BadWeightFile (a ValueError) with all problems of the file; ConfigError for a wrong option, if `out` exists
+    and is anything but an earlier conversion of the same file, or if it does not fit on its disk. Nothing is left
+    behind then.
     """
     choose("--dtype", dtype, ("float32", "float16", "bfloat16"))
     out = pathlib.Path(out)
@@ -119,7 +121,9 @@ def _plan(checkpoint: Checkpoint, family: str | None, options: Mapping[str, Any]
 
 # ------------------------------------------------------------------------------------------------ inspect
 def inspect(path: str | os.PathLike, *, key: str | None = None, family: str | None = None) -> str:
-    """A table of a weight file's names, shapes and types, its totals, and the network it would be converted to. Reads no array.
+    """A table of a weight file's names, shapes and types, its totals, and the network it would be converted to.
+
+    Reads no array.
 
     Raises: BadWeightFile if the file cannot be opened; a file of no known family is still shown.
     """
@@ -203,8 +207,9 @@ def export(weights: str | os.PathLike, family: str) -> dict[str, np.ndarray]:
 
 
 def export_file(weights: str | os.PathLike, out: str | os.PathLike, family: str) -> pathlib.Path:
-    """Writes `export` as a .safetensors file, or as the .pt that the original code loads (needs torch); families of flax
-    files as .msgpack, which their original code loads. Returns its path.
+    """Writes `export` as a .safetensors file, or as the .pt that the original code loads (needs torch).
+
+    Families of flax files are written as .msgpack, which their original code loads. Returns its path.
 
     Raises: ValueError as `export`, or if `out` exists or ends otherwise.
     """

@@ -1,4 +1,7 @@
-"""Plans a conversion from names and shapes: the network's options, and the tensors of each parameter. Reads no array."""
+"""Plans a conversion from names and shapes: the network's options, and the tensors of each parameter.
+
+Reads no array.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +55,10 @@ _INSIDE = "its options say"  # who states an option, if the weight file does
 class Plan:
     """How one file becomes one network.
 
-    name, family: what it is. cfg: the network's options. prefix: stripped from the names, "" if none is. needed: foreign
-    tensors by name. ignored: name -> why. repeats: ignored tensors that must equal something: an array, or another tensor of
-    the file, by name. notes: assumptions, one sentence each. decode: decoding options to store with the weights.
+    name, family: what it is. cfg: the network's options. prefix: stripped from the names, "" if none is. needed:
+    foreign tensors by name. ignored: name -> why. repeats: ignored tensors that must equal something: an array, or
+    another tensor of the file, by name. notes: assumptions, one sentence each. decode: decoding options to store with
+    the weights.
     """
 
     name: str
@@ -83,9 +87,9 @@ def make_plan(
 ) -> tuple[Plan, list[str]]:
     """The plan for {name: (shape, dtype)}, and everything that prevents the conversion (empty: the file fits).
 
-    family: None identifies it. options: what the user states; it overrides what others state, never a tensor. extras: plain
-    values inside the file. sidecars: configurations in other files, by file name. What these two state is used where no
-    tensor states it, and compared where one does.
+    family: None identifies it. options: what the user states; it overrides what others state, never a tensor. extras:
+    plain values inside the file. sidecars: configurations in other files, by file name. What these two state is used
+    where no tensor states it, and compared where one does.
     Raises: Problem if the family or its sizes cannot be determined, ConfigError for a wrong option.
     """
     name, about, prefix = identify(found, family)
@@ -126,7 +130,7 @@ def export_problems(name: str, cfg: Any) -> list[str]:
     return [f"has {option} = {ours!r}, {name} always has {value!r}" for option, value, ours in pairs if ours != value]
 
 
-# ------------------------------------------------------------------------------------------------ options stated elsewhere
+# --------------------------------------------------------------------------------------------- options stated elsewhere
 def stated_options(extras: Mapping[str, Any], sidecars: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """{who states it: {their option: value}}, of options inside the file and of those in its sidecar files."""
     inside = {name: extras[name] for name in _SECTIONS if name in extras}
@@ -148,10 +152,12 @@ def _stated(tree: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
 
 
 def resolve_options(options: Mapping[str, Any], family: Family, stated: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The options that no tensor states, as the user (`options`, who overrides) or a configuration (`stated`) states them.
+    """The options that no tensor states, as the user (`options`, who overrides) or a configuration (`stated`)
+    states them.
 
-    The user may also state options that tensors state, which settles a contradiction between these and a configuration, and
-    the options that all networks of the family share. Raises: ConfigError for an unknown option or one of a wrong type.
+    The user may also state options that tensors state, which settles a contradiction between these and a configuration,
+    and the options that all networks of the family share. Raises: ConfigError for an unknown option or one of a wrong
+    type.
     """
     given: dict[str, Any] = {}
     for said in stated.values():

@@ -37,11 +37,12 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
 
 
 def prepared(path: str | os.PathLike, cache_dir: str | os.PathLike | None = None, *, variant: str | None = None) -> Any:
-    """The pipeline folder to load for `path`: a conversion in the cache, or `path` itself if there is nothing to convert.
+    """The pipeline folder to load for `path`: a conversion in the cache,
+    or `path` itself if there is nothing to convert.
 
-    variant: of the files of a diffusers folder, such as "fp16"; None takes the plain ones, or fp16 where only these exist.
-    A conversion is made again if a source file changed (size or time), or if a file of it is missing or of another size.
-    Raises a `ValueError` of one line for a folder or file that is recognised and cannot be converted.
+    variant: of the files of a diffusers folder, such as "fp16"; None takes the plain ones, or fp16 where only these
+    exist. A conversion is made again if a source file changed (size or time), or if a file of it is missing or of
+    another size. Raises a `ValueError` of one line for a folder or file that is recognised and cannot be converted.
     """
     text = os.fspath(path)
     if text.startswith("hf://"):
@@ -95,7 +96,8 @@ def _once(
     stated: Mapping[str, Any],
     make: Callable[[pathlib.Path], ConvertedPipeline],
 ) -> pathlib.Path:
-    """The cache folder of these source files, made by `make` unless it is there, whole, and made from the same files."""
+    """The cache folder of these source files, made by `make` unless it is there, whole,
+    and made from the same files."""
     sources = {str(file.resolve()): _stamp(file) for file in files}
     key = hashlib.sha256(json.dumps([__version__, sources, dict(stated)], sort_keys=True).encode()).hexdigest()[:12]
     out = cache_folder(cache_dir) / f"{name}-{key}"

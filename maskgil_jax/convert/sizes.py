@@ -18,8 +18,8 @@ KNOWN_HEADS = {(3200, 0): 32, (4096, 0): 32, (768, 24): 16, (510, 0): 6, (1152, 
 class Sizes:
     """Shapes by tensor name, with what is known besides.
 
-    given: options that the user or a configuration states. notes: assumptions made, one sentence each. unstated: options that
-    no tensor states; configurations are not compared with these.
+    given: options that the user or a configuration states. notes: assumptions made, one sentence each. unstated:
+    options that no tensor states; configurations are not compared with these.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, Any] | None = None):
@@ -46,7 +46,8 @@ class Sizes:
         return any(re.match(pattern, name) for name in self.shapes)
 
     def assume(self, option: str, value: Any, why: str = "the file does not say", text: str = "") -> Any:
-        """The given value of an option that no tensor states, or `value`, with a note. text: how the note writes the value."""
+        """The given value of an option that no tensor states, or `value`, with a note. text:
+        how the note writes the value."""
         self.unstated.add(option)
         if option in self.given:
             return self.given[option]
@@ -54,7 +55,10 @@ class Sizes:
         return value
 
     def heads(self, width: int, depth: int) -> int:
-        """Given, known for a published size, or assumed to be 64 wide. Raises: Problem if 64 does not divide the width."""
+        """Given, known for a published size, or assumed to be 64 wide.
+
+        Raises: Problem if 64 does not divide the width.
+        """
         known = KNOWN_HEADS.get((width, 0)) or KNOWN_HEADS.get((width, depth))
         if not self.given.get("heads") and known is None and width % HEAD_WIDTH:
             raise Problem(
@@ -68,7 +72,10 @@ class Sizes:
         return self.assume("grid", (16, 16), text="16x16")
 
     def grid_of(self, name: str, positions: int) -> tuple[int, int]:
-        """Rows and columns of `positions` codes: given, or a square. Raises: Problem if they do not multiply to `positions`."""
+        """Rows and columns of `positions` codes: given, or a square.
+
+        Raises: Problem if they do not multiply to `positions`.
+        """
         side = math.isqrt(positions)
         if "grid" not in self.given and (side < 1 or side * side != positions):
             raise Problem(f"{name}: its {positions} positions are not those of a square grid: --set grid=ROWSxCOLUMNS")
@@ -84,7 +91,9 @@ class Sizes:
         return self.assume("image_size", assumed, "the training resolution, which the file does not say")
 
     def joint_table(self, name: str, rows: int, extra: int) -> tuple[int, int]:
-        """(codes, classes) of a table of `rows` that holds both and `extra` rows; one is given, or 1000 classes are assumed.
+        """(codes, classes) of a table of `rows` that holds both and `extra` rows.
+
+        One is given, or 1000 classes are assumed.
 
         Raises: Problem if the rows cannot hold them.
         """

@@ -1,4 +1,5 @@
-"""A published generator in one file, with its tokenizer in another -> a pipeline folder: LlamaGen's and others of the list."""
+"""A published generator in one file, with its tokenizer in another -> a pipeline folder:
+LlamaGen's and others of the list."""
 
 from __future__ import annotations
 
@@ -68,8 +69,9 @@ def convert_pair(
 ) -> ConvertedPipeline:
     """Converts a generator's file and its tokenizer's into the pipeline folder `out`.
 
-    tokenizer: its file; None looks for it in the folder of the generator. text_encoder: folder of flan-t5-xl, for LlamaGen's
-    text network; its path is recorded, not its contents. None takes t5-ckpt/flan-t5-xl beside the generator if it is there.
+    tokenizer: its file; None looks for it in the folder of the generator. text_encoder: folder of flan-t5-xl, for
+    LlamaGen's text network; its path is recorded, not its contents. None takes t5-ckpt/flan-t5-xl beside the generator
+    if it is there.
     options: of the generator, as `convert` takes them. The grid is that of the image size in LlamaGen's file names
     (t2i_XL_stage2_512.pt), unless it is given.
     """

@@ -1,4 +1,5 @@
-"""Writes a planned conversion as a weights folder, tensor by tensor: memory in use is a few times the largest tensor."""
+"""Writes a planned conversion as a weights folder, tensor by tensor: memory in use is a few times the largest
+tensor."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ _RELEASE_EVERY = 256 << 20  # bytes read before the mapped pages are freed
 
 
 def source_hash_of(out: pathlib.Path) -> str | None:
-    """Hash of the file that `out` was converted from; None if there is no `out`. Raises: ConfigError if it is anything else."""
+    """Hash of the file that `out` was converted from; None if there is no `out`.
+
+    Raises: ConfigError if it is anything else.
+    """
     if not os.path.lexists(out):
         return None
     try:
@@ -51,8 +55,8 @@ def write(
 
     metadata, origin: further entries of `config.json`, and of `source` in it.
 
-    Raises: BadWeightFile with all problems of the values. ConfigError if `out` exists and was not converted from this file, or
-    does not fit on its disk. Nothing is left behind in either case.
+    Raises: BadWeightFile with all problems of the values. ConfigError if `out` exists and was not converted from this
+    file, or does not fit on its disk. Nothing is left behind in either case.
     """
     earlier = source_hash_of(out)
     require_free_space(out, plan.parameters * np.dtype(dtype).itemsize)

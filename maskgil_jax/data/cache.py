@@ -1,4 +1,5 @@
-"""Local copies of code stores in a bucket: made once, checked, and shared by all processes and later runs of a machine."""
+"""Local copies of code stores in a bucket: made once, checked, and shared by all processes and later runs of a
+machine."""
 
 from __future__ import annotations
 
@@ -28,9 +29,9 @@ def cache_folder() -> Path:
 def local_store(address: str) -> Path:
     """Copies the store at `address` (gs://bucket/folder) to this machine and returns the copy's folder.
 
-    The copy is named by the hash of the manifest, which holds the size and checksum of every shard: a store that was encoded
-    again gets another copy, a moved one does not. If several processes call this, one of them copies and the others wait. An
-    interrupted copy is completed; the manifest is written last.
+    The copy is named by the hash of the manifest, which holds the size and checksum of every shard: a store that was
+    encoded again gets another copy, a moved one does not. If several processes call this, one of them copies and the
+    others wait. An interrupted copy is completed; the manifest is written last.
 
     Raises a ValueError if there is no store or a shard differs from its manifest; an OSError if the disk is too small.
     """

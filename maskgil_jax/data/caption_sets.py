@@ -36,8 +36,8 @@ def open_captions(
       scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000, or
       scenes:COUNT:HEIGHTxWIDTH for one size; a last @STEP lets drawings stand at multiples of STEP pixels;
       tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions;
-      several of these, separated by commas, as one source: "emoji*10,scenes:60000" has the drawings ten times and the scenes
-      once.
+      several of these, separated by commas, as one source: "emoji*10,scenes:60000" has the drawings ten times and the
+      scenes once.
     split: of the built-in drawings, of scenes and of TFDS. data_dir: of TFDS.
     images: folder that the names in a .jsonl or .json file are relative to; None: the file's.
     Raises a ValueError that says what was looked for and not found.

@@ -7,9 +7,9 @@ A store is a folder:
     progress.json                  only while unfinished: the settings, and the finished shards
     progress-0.json ...            the same, of each of several processes
 
-One record holds one image with all its variants (crops and mirror images). So record i of the store is image i of the source,
-shuffling and epochs are those of the images, and training picks the variant when it reads a record. Little-endian, without
-padding:
+One record holds one image with all its variants (crops and mirror images). So record i of the store is image i of the
+source, shuffling and epochs are those of the images, and training picks the variant when it reads a record.
+Little-endian, without padding:
 
     int32   label
     uint16  bytes of the image id (n)
@@ -18,7 +18,8 @@ padding:
     bytes   image id, UTF-8                           n bytes
     codes   uint16, or uint32 above 65,536 codes      v * rows * columns, row by row
 
-Images of several sizes, or with captions, are in the second format, whose records say the grid and the captions of the image:
+Images of several sizes, or with captions, are in the second format, whose records say the grid and the captions of the
+image:
 
     int32   label
     uint16  bytes of the image id (n)
@@ -32,15 +33,16 @@ Images of several sizes, or with captions, are in the second format, whose recor
 
 The id of caption k is that of its image, "#" and k, as in a text store (`text_store.caption_ids`).
 
-Crop 0 of a plain store is the ADM centre crop; ten-crop stores have 0..3 = corners (top left, top right, bottom left, bottom
-right), 4 = middle.
+Crop 0 of a plain store is the ADM centre crop; ten-crop stores have 0..3 = corners (top left, top right, bottom left,
+bottom right), 4 = middle.
 
-manifest.json: format, tokenizer_hash, grid [rows, columns], codebook_size, dtype, image_size [height, width] (or one number,
-which is a square), source, source_fingerprint, num_images, class_names, crops ("center" | "ten_crop" | "random"),
-variants [[crop, mirrored], ...], shard_size, and in the second format captioned (whether records hold captions) and sizes
-[[height, width], ...], of which each image has the one that keeps most of it; grid and image_size are those of the first;
-counts, the number of images of each size, which each shard has too; and shards: one {name, records, bytes, crc32} each, in
-order. A shard of a source that can tell also has "content", the identity of its images; stores of older versions lack it.
+manifest.json: format, tokenizer_hash, grid [rows, columns], codebook_size, dtype, image_size [height, width] (or one
+number, which is a square), source, source_fingerprint, num_images, class_names, crops ("center" | "ten_crop" |
+"random"), variants [[crop, mirrored], ...], shard_size, and in the second format captioned (whether records hold
+captions) and sizes [[height, width], ...], of which each image has the one that keeps most of it; grid and image_size
+are those of the first; counts, the number of images of each size, which each shard has too; and shards: one {name,
+records, bytes, crc32} each, in order. A shard of a source that can tell also has "content", the identity of its images;
+stores of older versions lack it.
 """
 
 from __future__ import annotations

@@ -26,16 +26,18 @@ __all__ = ["CodeStore", "code_batches", "encode_dataset"]
 
 
 class CodeStore:
-    """Random access to a finished store: a folder, or gs://bucket/folder, which is copied once to this machine (`cache.py`).
+    """Random access to a finished store: a folder, or gs://bucket/folder,
+    which is copied once to this machine (`cache.py`).
 
-    `store[i]` is {"codes": int32 (v, rows, columns), "label": int, "id": str, "variants": [(crop, mirrored), ...]} of image i
-    of the encoded source. Opening checks the manifest, and the size and number of records of every shard; `verify` reads all
-    bytes. Raises a ValueError that names the file.
+    `store[i]` is {"codes": int32 (v, rows, columns), "label": int, "id": str, "variants": [(crop, mirrored), ...]} of
+    image i of the encoded source. Opening checks the manifest, and the size and number of records of every shard;
+    `verify` reads all bytes. Raises a ValueError that names the file.
 
-    A store of the second format has images of several sizes or captions: `store[i]` also has "captions". size: (height, width)
-    of the encoded images, of several sizes the first; grid: its (rows, columns). grids: those of all sizes; counts: the number
-    of images of each, empty if the store does not say; sized: whether there are several. canvas: (rows, columns) to which
-    batches are padded, of the largest grid. captioned: whether images have captions. content_hash: identity of the codes.
+    A store of the second format has images of several sizes or captions: `store[i]` also has "captions". size: (height,
+    width) of the encoded images, of several sizes the first; grid: its (rows, columns). grids: those of all sizes;
+    counts: the number of images of each, empty if the store does not say; sized: whether there are several. canvas:
+    (rows, columns) to which batches are padded, of the largest grid. captioned: whether images have captions.
+    content_hash: identity of the codes.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -174,12 +176,12 @@ def code_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterates over {"codes": int32 (b, rows, columns), "label": int32 (b,), "index": int64 (b,)}; as `loader.batches`.
 
-    texts: also gives "text_features" bfloat16 (b, t, d) and "text_mask" bool (b, t) of a caption of each image, which is
-    drawn by seed and position in the stream. A store of several sizes gives padded codes (b, *store.canvas), with "rows" and
-    "columns" int32 (b,); a captioned one, without `texts`, gives "caption", an array of text (b,).
+    texts: also gives "text_features" bfloat16 (b, t, d) and "text_mask" bool (b, t) of a caption of each image, which
+    is drawn by seed and position in the stream. A store of several sizes gives padded codes (b, *store.canvas), with
+    "rows" and "columns" int32 (b,); a captioned one, without `texts`, gives "caption", an array of text (b,).
 
-    variant: index into `store.variants`; None picks one at random for each image each time it is read, by seed and position
-    in the stream.
+    variant: index into `store.variants`; None picks one at random for each image each time it is read, by seed and
+    position in the stream.
     """
     count, one_caption = len(store.variants), store.captioned and texts is None
     require(variant is None or 0 <= variant < count, f"variant: {variant} is not in 0..{count - 1}")

@@ -28,8 +28,9 @@ _log = logging.getLogger(__name__)
 class StoreWriter:
     """The shards of a store that are to be written by process `process` of `processes`.
 
-    out_dir: a path, local or in a bucket. names: all shards in order. content: {shard: identity of its images now} of this
-    process's shards, empty if the source cannot tell. done: {shard: manifest entry} of what all processes can keep.
+    out_dir: a path, local or in a bucket. names: all shards in order. content: {shard: identity of its images now} of
+    this process's shards, empty if the source cannot tell. done: {shard: manifest entry} of what all processes can
+    keep.
     finished: whether nothing is to do. Raises a ValueError if the folder belongs to something else.
     """
 
@@ -144,7 +145,10 @@ def _write_shard(out_dir: Any, name: str, records: list[bytes]) -> dict:
 
 
 def _is_whole(shard: Any, entry: dict) -> bool:
-    """Whether a shard is what its entry says. In a bucket, which keeps checksums of its own, only its size is compared."""
+    """Whether a shard is what its entry says.
+
+    In a bucket, which keeps checksums of its own, only its size is compared.
+    """
     if not shard.exists():
         return False
     if is_remote(shard):

@@ -49,23 +49,25 @@ def encode_dataset(
 ) -> Path:
     """Writes the codes of every image of `source` to the store `out_dir` and returns its path.
 
-    out_dir: a folder, or gs://bucket/folder, to which shards are copied from a temporary file on the local disk. Of several
-    JAX processes, which must see the same folder, process k of n encodes shards k, k + n, ...; process 0 writes the manifest
-    when all shards are there. The bytes are those that one process writes.
+    out_dir: a folder, or gs://bucket/folder, to which shards are copied from a temporary file on the local disk. Of
+    several JAX processes, which must see the same folder, process k of n encodes shards k, k + n, ...; process 0 writes
+    the manifest when all shards are there. The bytes are those that one process writes.
 
     size: (height, width) to which images are cropped; one number is a square.
-    sizes: several sizes (height, width), the first of them `size`: each image is cropped to the one that keeps most of it.
+    sizes: several sizes (height, width), the first of them `size`: each image is cropped to the one that keeps most of
+    it.
     captions: store the captions of a source of captioned images (`data.caption_sets`).
-    encode_fn: uint8 (batch_size, height, width, 3) -> integer codes (batch_size, rows, columns). It gets only that shape, or
-      one for each size: the last batch of a shard is padded with black images.
-    flip: also the mirror image of each crop. ten_crop: LlamaGen's ten crops, corners and middle at 1.1 x, and their mirror
-      images, instead of the ADM centre crop. random_crop: a random window of the scaled image instead of the middle one, by
-      the image's number. shard_size: images per shard, the most that an interruption can lose.
+    encode_fn: uint8 (batch_size, height, width, 3) -> integer codes (batch_size, rows, columns). It gets only that
+      shape, or one for each size: the last batch of a shard is padded with black images.
+    flip: also the mirror image of each crop. ten_crop: LlamaGen's ten crops, corners and middle at 1.1 x, and their
+      mirror images, instead of the ADM centre crop. random_crop: a random window of the scaled image instead of the
+      middle one, by the image's number. shard_size: images per shard, the most that an interruption can lose.
 
-    A finished store with the same settings is reused after its checksums were compared; an unfinished one is continued, with
-    the same final bytes as an uninterrupted run. A damaged shard, and one whose images have changed, is encoded again. Raises
-    a ValueError if the folder holds anything else, such as codes of another tokenizer, if another process writes there, or if
-    `encode_fn` returns codes of another shape or range; an OSError if writing fails, which keeps the finished shards.
+    A finished store with the same settings is reused after its checksums were compared; an unfinished one is continued,
+    with the same final bytes as an uninterrupted run. A damaged shard, and one whose images have changed, is encoded
+    again. Raises a ValueError if the folder holds anything else, such as codes of another tokenizer, if another process
+    writes there, or if `encode_fn` returns codes of another shape or range; an OSError if writing fails, which keeps
+    the finished shards.
     """
     height, width = height_width(size, "image_size")
     require(batch_size >= 1, f"batch_size: must be at least 1, got {batch_size}")
@@ -228,7 +230,8 @@ def _shard(encode_fn, records: Iterator[dict], count: int, settings: dict, batch
 
 
 def _encode(encode_fn, rows: Sequence[np.ndarray], batch_size: int, size: tuple[int, int], settings: dict) -> np.ndarray:
-    """The checked codes of at most `batch_size` images, padded to a whole batch, so that one shape of a size is compiled."""
+    """The checked codes of at most `batch_size` images, padded to a whole batch,
+    so that one shape of a size is compiled."""
     grid, codebook_size = _grids(settings)[size], settings["codebook_size"]
     images_bhwc = np.zeros((batch_size, *size, 3), np.uint8)
     images_bhwc[: len(rows)] = rows

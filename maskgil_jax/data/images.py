@@ -1,7 +1,8 @@
 """Image sources for training, and batches of their images.
 
-A source has `len(s)`, `s[i] -> {"image": uint8 (h, w, 3), "label": int, "id": str}`, `s.class_names` and `s.name`. It may
-have `s.fingerprint` (identity of the image names), `s.content_hash` and `s.content(start, stop)` (identity of the images).
+A source has `len(s)`, `s[i] -> {"image": uint8 (h, w, 3), "label": int, "id": str}`, `s.class_names` and `s.name`. It
+may have `s.fingerprint` (identity of the image names), `s.content_hash` and `s.content(start, stop)` (identity of the
+images).
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ def open_images(
 ):
     """Opens an image source.
 
-    spec: "emoji" (the built-in drawings; `split`, `label` and `size` are those of `sources.emoji.emoji`), "tfds:NAME" (a data
-      set prepared as ArrayRecord; `split` and `data_dir` are TFDS's), or a folder with one sub-folder per class: its
-      sub-folder named `split` if that holds folders (as train/ and val/ of ImageNet), else, for "train" and "all", all of it.
+    spec: "emoji" (the built-in drawings; `split`, `label` and `size` are those of `sources.emoji.emoji`), "tfds:NAME"
+      (a data set prepared as ArrayRecord; `split` and `data_dir` are TFDS's), or a folder with one sub-folder per
+      class: its sub-folder named `split` if that holds folders (as train/ and val/ of ImageNet), else, for "train" and
+      "all", all of it.
     Raises a ValueError that names what was not found.
     """
     spec = os.fspath(spec)
@@ -58,7 +60,8 @@ def open_images(
 
 
 def open_held_out(source, spec: str | os.PathLike, *, split: str, **options):
-    """The images by which a training is judged: those of `split`, opened as `open_images` does, or the training's `source`.
+    """The images by which a training is judged: those of `split`, opened as `open_images` does,
+    or the training's `source`.
 
     A folder without sub-folders for splits has no other images; that is logged unless `split` is "all".
     """
@@ -81,10 +84,12 @@ def image_batches(
     flip: bool = False,
     start_step: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Iterates over {"image": uint8 (b, height, width, 3), "label": int32 (b,), "index": int64 (b,)}; as `loader.batches`.
+    """Iterates over {"image": uint8 (b, height, width, 3), "label": int32 (b,), "index": int64 (b,)};
+    as `loader.batches`.
 
-    size: (height, width); one number is a square. crop: "center" (ADM), "random" (resize + random crop), "adm_random", or
-    "none" (every image must have the size already). The crops enlarge smaller images. flip: mirror half of the images.
+    size: (height, width); one number is a square. crop: "center" (ADM), "random" (resize + random crop), "adm_random",
+    or "none" (every image must have the size already). The crops enlarge smaller images. flip: mirror half of the
+    images.
     """
     transforms = [crop_transform(crop, height_width(size))] + [RandomFlip()] * flip
     dtypes = {"image": np.uint8, "label": np.int32, "index": np.int64}
@@ -104,8 +109,8 @@ def captioned_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """As `image_batches`, of a source of captioned images: {"image", "index"} and `fields`.
 
-    transforms: grain transforms of records in which "caption" is one of the image's captions, drawn by seed and position in the
-    stream; they make `fields` {name: type}.
+    transforms: grain transforms of records in which "caption" is one of the image's captions, drawn by seed and
+    position in the stream; they make `fields` {name: type}.
     """
     first = [crop_transform(crop, height_width(size))] + [RandomFlip()] * flip
     dtypes = {"image": np.dtype(np.uint8), "index": np.dtype(np.int64), **fields}

@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, global step), for images and for codes.
 
 Batch k is element k of a random-access grain data set. Shuffling, augmentation and the split over processes depend on
-(seed, position in the global stream) alone. So a run resumes at any step without saved loader state, with another number of
-worker processes or of processes. Worker processes return whole batches, in order.
+(seed, position in the global stream) alone. So a run resumes at any step without saved loader state, with another
+number of worker processes or of processes. Worker processes return whole batches, in order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ THREADS = 4  # that prepare batches ahead in this process; a worker process uses
 
 
 class _Numbered:
-    """The source with each record's number as "index". grain pickles it for worker processes, so it holds nothing else."""
+    """The source with each record's number as "index". grain pickles it for worker processes,
+    so it holds nothing else."""
 
     def __init__(self, source):
         self._source = source

@@ -6,17 +6,17 @@ A store is a folder:
     manifest.json                  written last; a folder without it is not a finished store
     progress.json                  only while unfinished: the settings, and the shards that are done
 
-One record is one text. Only real tokens are stored, so a text of 20 tokens of width 2304 takes 92 kB. Record 0 is the empty
-text, whose features are the null text of training. Little-endian, without padding:
+One record is one text. Only real tokens are stored, so a text of 20 tokens of width 2304 takes 92 kB. Record 0 is the
+empty text, whose features are the null text of training. Little-endian, without padding:
 
     uint16    bytes of the caption id (n)
     uint16    tokens (t)
     bytes     caption id, UTF-8      n bytes
     bfloat16  features               t * width, token by token
 
-The caption ids of an image are its own id, "#" and a number: "folder/cat.png#0", "folder/cat.png#1". manifest.json: format,
-encoder (path, name, options and hash: `text_encoders.TextEncoder.about`), width, max_tokens, num_texts, texts (a hash of all
-ids and texts), shard_size, and shards as in a code store.
+The caption ids of an image are its own id, "#" and a number: "folder/cat.png#0", "folder/cat.png#1". manifest.json:
+format, encoder (path, name, options and hash: `text_encoders.TextEncoder.about`), width, max_tokens, num_texts, texts
+(a hash of all ids and texts), shard_size, and shards as in a code store.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def write_text_store(
 ) -> Path:
     """Writes the store `out` of texts by caption id; an interrupted call is continued by the same one.
 
-    encoder: texts -> (features, mask) of b texts, as `TextCondition` has them; the number of positions must be the same in
-    every call. about: `encoder.about`. Raises: ConfigError, if an id is given twice or `out` holds a store of other texts or of
-    another encoder. A text that occurs several times is encoded once.
+    encoder: texts -> (features, mask) of b texts, as `TextCondition` has them; the number of positions must be the same
+    in every call. about: `encoder.about`. Raises: ConfigError, if an id is given twice or `out` holds a store of other
+    texts or of another encoder. A text that occurs several times is encoded once.
     """
     given = [("", ""), *(texts.items() if isinstance(texts, Mapping) else texts)]
     require(len(given) > 1, "texts: none given")
@@ -238,7 +238,8 @@ class TextStore:
 
 
 class RandomCaption(grain.transforms.RandomMap):
-    """Adds "text_features" and "text_mask" of one of an image's captions, drawn by the key of its place in the stream."""
+    """Adds "text_features" and "text_mask" of one of an image's captions,
+    drawn by the key of its place in the stream."""
 
     def __init__(self, store: TextStore):
         self._store = store

@@ -1,8 +1,9 @@
 """Crops of uint8 images to (height, width), as array functions and as grain transforms of records.
 
-The ADM crops halve with a box filter while the image is at least twice as large as needed, then go bicubic: the preprocessing
-of the tokenizers and of the reference statistics (Dhariwal & Nichol 2021), which is for squares. Other shapes are treated the
-same way: the image is scaled to cover (height, width) and cut. Resize + random crop is that of LlamaGen's published code.
+The ADM crops halve with a box filter while the image is at least twice as large as needed, then go bicubic: the
+preprocessing of the tokenizers and of the reference statistics (Dhariwal & Nichol 2021), which is for squares. Other
+shapes are treated the same way: the image is scaled to cover (height, width) and cut. Resize + random crop is that of
+LlamaGen's published code.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Size = int | tuple[int, int]  # (height, width); one number is a square
 
 
 def resize_to_cover(image_hwc: np.ndarray, size: tuple[int, int], resample: str, box_first: bool) -> np.ndarray:
-    """Scales an image, keeping its aspect ratio, so that it just covers `size`: one side fits exactly, the other is longer."""
+    """Scales an image, keeping its aspect ratio, so that it just covers `size`: one side fits exactly,
+    the other is longer."""
     from PIL import Image
 
     height, width = size
@@ -40,7 +42,8 @@ def _cut(image_hwc: np.ndarray, top: int, left: int, size: tuple[int, int]) -> n
 
 
 def adm_center_crop(image_hwc: np.ndarray, size: Size) -> np.ndarray:
-    """The largest centred part of the image that has the shape of `size`, scaled to it: uint8 (h, w, 3) -> (*size, 3)."""
+    """The largest centred part of the image that has the shape of `size`, scaled to it: uint8 (h, w, 3)
+    -> (*size, 3)."""
     size = height_width(size)
     image_hwc = resize_to_cover(image_hwc, size, "BICUBIC", box_first=True)
     height, width = image_hwc.shape[:2]
@@ -50,7 +53,8 @@ def adm_center_crop(image_hwc: np.ndarray, size: Size) -> np.ndarray:
 def adm_random_crop(
     image_hwc: np.ndarray, size: Size, rng: np.random.Generator, min_fraction: float = 0.8, max_fraction: float = 1.0
 ) -> np.ndarray:
-    """A random part of the image, `min_fraction` to `max_fraction` of the largest one of that shape, scaled to `size`."""
+    """A random part of the image, `min_fraction` to `max_fraction` of the largest one of that shape,
+    scaled to `size`."""
     size = height_width(size)
     short = min(size)
     scaled = int(rng.integers(math.ceil(short / max_fraction), math.ceil(short / min_fraction) + 1))
@@ -70,7 +74,8 @@ def random_window(image_hwc: np.ndarray, size: tuple[int, int], rng: np.random.G
 
 
 def five_crops(image_hwc: np.ndarray, size: Size, scale: float = 1.1) -> np.ndarray:
-    """Top left, top right, bottom left, bottom right and middle of the ADM centre crop at `scale * size`: (5, *size, 3).
+    """Top left, top right, bottom left, bottom right and middle of the ADM centre crop at `scale * size`:
+    (5, *size, 3).
 
     With their mirror images these are LlamaGen's ten crops.
     """

@@ -1,4 +1,5 @@
-"""Decoding with a causal (AR) network: one token after the other in raster order, the whole loop one compiled program."""
+"""Decoding with a causal (AR) network: one token after the other in raster order,
+the whole loop one compiled program."""
 
 from __future__ import annotations
 
@@ -32,24 +33,25 @@ def decode_causal(
     """Samples the tokens of a batch of canvases in raster order, one network call a token.
 
     Keys and values of earlier positions are kept in a cache that the loop carries and updates in place. It holds
-    `2 * rows * layers * positions * kv_heads * head_width * bytes of a number` bytes, where rows is the batch, or twice the
-    batch with guidance, and positions are those of the condition and of all tokens but the last: 36 MiB an image for size B
-    at 16x16 in float32 with guidance. Compiled once per configuration, grid, batch shape and number of given tokens.
-    An image depends on its own key, condition and given tokens only.
+    `2 * rows * layers * positions * kv_heads * head_width * bytes of a number` bytes, where rows is the batch, or twice
+    the batch with guidance, and positions are those of the condition and of all tokens but the last: 36 MiB an image
+    for size B at 16x16 in float32 with guidance. Compiled once per configuration, grid, batch shape and number of given
+    tokens. An image depends on its own key, condition and given tokens only.
 
     Args:
       generator: a pytree with `prefill(tokens_bn, condition, grid=)` and `step(token_b, cache, index, grid=)`, both
-        returning (logits_bv, cache), `null_condition(condition)`, and `cfg.causal`, `cfg.grid`. The cache is a pytree whose
-        leaves lead with the batch axis.
+        returning (logits_bv, cache), `null_condition(condition)`, and `cfg.causal`, `cfg.grid`. The cache is a pytree
+        whose leaves lead with the batch axis.
       condition: pytree of arrays with a leading batch axis (`models.condition`).
       key: one key, from which image i gets `fold_in(key, i)`, or an array of b keys, one per image.
       cfg: how to sample; static.
-      tokens_bn: int (b, n), the first n tokens of every image in raster order, kept as they are: n is the same for the whole
-        batch. Default: none given.
+      tokens_bn: int (b, n), the first n tokens of every image in raster order, kept as they are: n is the same for the
+        whole batch. Default: none given.
       grid: (rows, columns) of the canvas. Default: the generator's training grid.
       end: how many tokens there are in the end, given ones included. Default: rows * columns.
-      kept_bl: int (b, end), tokens to keep instead of sampling, -1 where one is to be sampled: any number per image, anywhere
-        after the first n. The network attends to a kept token from its position on, as to sampled ones. Default: none.
+      kept_bl: int (b, end), tokens to keep instead of sampling, -1 where one is to be sampled: any number per image,
+        anywhere after the first n. The network attends to a kept token from its position on, as to sampled ones.
+        Default: none.
 
     Returns:
       int32 (b, end).

@@ -29,9 +29,9 @@ def generate_tokens(
 ) -> jax.Array:
     """Samples the codes of one batch: int32 (b, rows * columns).
 
-    A `CausalConfig` decodes token by token (`decode_causal`), a `DecodeConfig` by masked decoding (`decode`), with `ar_ratio`
-    after the causal network `ar` has written that share of the tokens (`decode_hybrid`). tokens_bl: given tokens, `mask_id`
-    where one is to be sampled; for a causal generator the first ones of each image, (b, n).
+    A `CausalConfig` decodes token by token (`decode_causal`), a `DecodeConfig` by masked decoding (`decode`), with
+    `ar_ratio` after the causal network `ar` has written that share of the tokens (`decode_hybrid`). tokens_bl: given
+    tokens, `mask_id` where one is to be sampled; for a causal generator the first ones of each image, (b, n).
 
     Raises:
       ConfigError: `ar_ratio` without `ar`, or `on_step` with a causal network.

@@ -23,11 +23,11 @@ def guidance_scales(cfg: DecodeConfig) -> np.ndarray:
 
     With g = `cfg.guidance` and p = i / (T - 1):
     `constant`: g throughout (paper 4.2).
-    `linear`: 1 + g p, so 1 + g at the last step (the published code, whose weights `(1 + w) cond - w uncond` are the same
-    thing with s = 1 + w; Muse increases it linearly too).
+    `linear`: 1 + g p, so 1 + g at the last step (the published code, whose weights `(1 + w) cond - w uncond` are the
+    same thing with s = 1 + w; Muse increases it linearly too).
     `cosine`: 1 + (g - 1) (1 - cos(pi p)) / 2, from 1 to g, flat at both ends.
-    `power-cosine`: 1 + (g - 1) (1 - cos(pi (i / T)^a)) / 2 with a = `cfg.guidance_power` (MDT, as used by 1d-tokenizer; their
-    i / T falls short of 1, so the last scale falls short of g).
+    `power-cosine`: 1 + (g - 1) (1 - cos(pi (i / T)^a)) / 2 with a = `cfg.guidance_power` (MDT, as used by 1d-tokenizer;
+    their i / T falls short of 1, so the last scale falls short of g).
     `interval`: g where `guidance_from <= (i + 1) / T <= guidance_to`, else 1 (eMIGM, whose time runs the other way:
     its (t_min, t_max) is `(1 - guidance_to, 1 - guidance_from)`).
     """
@@ -77,7 +77,8 @@ def guided_logits(generator, tokens_bl, condition, scale, grid: tuple[int, int],
 
 
 def alternate(cond, uncond):
-    """Interleaves two (b, ...) arrays to (2b, ...), so that the rows of an image stay on one device of a sharded batch."""
+    """Interleaves two (b, ...) arrays to (2b, ...), so that the rows of an image stay on one device of a sharded
+    batch."""
     return jnp.stack([cond, uncond], axis=1).reshape(-1, *cond.shape[1:])
 
 

@@ -1,4 +1,5 @@
-"""Hybrid decoding (paper 5.1): a causal network writes the first tokens in raster order, masked decoding fills the rest."""
+"""Hybrid decoding (paper 5.1): a causal network writes the first tokens in raster order,
+masked decoding fills the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from maskgil_jax.models.condition import HybridCondition
 
 
 def causal_tokens(ratio: float, grid: tuple[int, int], whole_rows: bool = False) -> int:
-    """Number of tokens that the causal network writes: `ratio` (0..1) of the canvas, to the nearest token or whole row."""
+    """Number of tokens that the causal network writes: `ratio` (0..1) of the canvas,
+    to the nearest token or whole row."""
     require(0.0 <= ratio <= 1.0, f"ar_ratio: must be between 0 (masked only) and 1 (AR only), got {ratio}")
     return round(ratio * grid[0]) * grid[1] if whole_rows else round(ratio * math.prod(grid))
 
@@ -23,7 +25,8 @@ def causal_tokens(ratio: float, grid: tuple[int, int], whole_rows: bool = False)
 def network_calls(ratio: float, grid: tuple[int, int], steps: int) -> int:
     """Network calls for one batch: one per AR token, and `steps` if any token is left to masked decoding.
 
-    Guidance does not count, both branches are one call: at 16x16 with 8 steps 8, 72, 136, 200, 256 for 0, 25, 50, 75, 100%.
+    Guidance does not count, both branches are one call: at 16x16 with 8 steps 8, 72, 136, 200, 256 for 0, 25, 50, 75,
+    100%.
     """
     written = causal_tokens(ratio, grid)
     return written + (steps if written < math.prod(grid) else 0)
@@ -42,8 +45,8 @@ def decode_hybrid(
 ):
     """Fills a batch of canvases in `network_calls(ratio, grid, cfg.steps)` network calls, all in one compiled program.
 
-    Masked decoding plans its steps on the tokens that are left. Both networks need the codes of one tokenizer. With `ratio` 0
-    the result is that of `decode`, with 1 that of `decode_causal`, for the same key.
+    Masked decoding plans its steps on the tokens that are left. Both networks need the codes of one tokenizer. With
+    `ratio` 0 the result is that of `decode`, with 1 that of `decode_causal`, for the same key.
 
     Args:
       ar, ar_cfg: the causal network, as in `decoding.causal`, and how it samples.
@@ -51,8 +54,8 @@ def decode_hybrid(
       condition, key: as there; both networks get the same, or with a `HybridCondition` each its own.
       ratio: share of the tokens that the causal network writes, 0..1; whole rows if its sequence has newline tokens.
       grid: (rows, columns) of the canvas. Default: the masked network's training grid.
-      tokens_bl: int (b, rows * columns), the masked network's `mask_id` where a token is to be made, any number of them per
-        image. Both networks keep the given ones; the causal one sees those in its own part, each from its place on.
+      tokens_bl: int (b, rows * columns), the masked network's `mask_id` where a token is to be made, any number of them
+        per image. Both networks keep the given ones; the causal one sees those in its own part, each from its place on.
         Default: everything masked.
 
     Returns:

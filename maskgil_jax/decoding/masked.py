@@ -1,7 +1,7 @@
 """Iterative masked decoding (paper 4.2): the whole loop is one compiled program.
 
-Each step predicts every masked token, samples a code for each, scores the samples, and reveals as many as the plan says.
-Given tokens never change; revealed ones change only where `remask` masks them again.
+Each step predicts every masked token, samples a code for each, scores the samples, and reveals as many as the plan
+says. Given tokens never change; revealed ones change only where `remask` masks them again.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ def decode(
 ):
     """Fills the masked tokens of a batch of canvases in `cfg.steps` network calls.
 
-    Compiled once per configuration, grid and batch shape; new conditions, keys or weights reuse the program. An image depends
-    on its own key, condition and given tokens, not on the rest of the batch, its index in it or the devices.
+    Compiled once per configuration, grid and batch shape; new conditions, keys or weights reuse the program. An image
+    depends on its own key, condition and given tokens, not on the rest of the batch, its index in it or the devices.
 
     Args:
-      generator: a `models.generator.Generator`; one that has only `cfg`, `__call__` and `null_condition` works too, but then
-        an unrolled loop computes logits at all positions.
+      generator: a `models.generator.Generator`; one that has only `cfg`, `__call__` and `null_condition` works too, but
+        then an unrolled loop computes logits at all positions.
       condition: pytree of arrays with a leading batch axis (`models.condition`).
       key: one key, from which image i gets `fold_in(key, i)`, or an array of b keys, one per image.
       cfg: how to sample; static.
-      tokens_bl: int (b, h * w) in raster order, `mask_id` where a token is to be sampled, any number of them per image; not
-        donated. Default: everything masked, allocated inside the program.
+      tokens_bl: int (b, h * w) in raster order, `mask_id` where a token is to be sampled, any number of them per image;
+        not donated. Default: everything masked, allocated inside the program.
       grid: (rows, columns) of the canvas. Default: the generator's training grid.
-      on_step: called as `on_step(step, tokens_bl)` after each step, 1 to `cfg.steps`, with a copy of the current tokens. The
-        host then starts every step, with one compiled program for all of them.
+      on_step: called as `on_step(step, tokens_bl)` after each step, 1 to `cfg.steps`, with a copy of the current
+        tokens. The host then starts every step, with one compiled program for all of them.
 
     Returns:
       int32 (b, h * w) without `mask_id`.
@@ -110,7 +110,8 @@ def keeps_probabilities(cfg: DecodeConfig) -> bool:
 def confidence(logits_blv, picks_bl, noise_bl=None, weight=0.0):
     """log p of the sampled codes, plus `weight` times `noise_bl` (Gumbel) if given: float32 (b, l).
 
-    The logits are those before top-k and top-p; the renormalised probabilities of the few codes left would all be near 1.
+    The logits are those before top-k and top-p; the renormalised probabilities of the few codes left would all be near
+    1.
     """
     picked_bl = jnp.take_along_axis(logits_blv, picks_bl[..., None], axis=-1)[..., 0]
     log_prob_bl = picked_bl - jax.nn.logsumexp(logits_blv, axis=-1)
@@ -118,7 +119,8 @@ def confidence(logits_blv, picks_bl, noise_bl=None, weight=0.0):
 
 
 def topk_mask(allowed_bl, scores_bl, count_b):
-    """True at the `count_b` highest scores among the allowed positions of each image (at all if there are fewer): bool (b, l).
+    """True at the `count_b` highest scores among the allowed positions of each image (at all if there are fewer):
+    bool (b, l).
 
     Of equal scores the earlier position comes first, so exactly `count_b` are true.
     """
@@ -141,7 +143,8 @@ def reveal(tokens_bl, picks_bl, scores_bl, count_b, mask_id: int):
 def _decode(
     generator, condition, key, tokens_bl, canvas_bl, revealed_prob_bl, step_range, *, cfg: DecodeConfig, grid, trajectory: bool
 ):
-    """Runs steps step_range[0] to step_range[1] (None: all) on `canvas_bl`, whose first state was `tokens_bl` (None: masked).
+    """Runs steps step_range[0] to step_range[1] (None: all) on `canvas_bl`,
+    whose first state was `tokens_bl` (None: masked).
 
     With canvas_bl=None the canvas is made here, which needs no memory beside the result's. A given canvas and
     `revealed_prob_bl` are donated; `tokens_bl`, which may be the caller's, is not. Returns what `decode_loop` does.
@@ -176,8 +179,8 @@ def _decode(
 class LoopSlice(NamedTuple):
     """Some of the steps of the loop: the canvas they start from, their range, and `max_masked_per_step` of the plan.
 
-    revealed_prob_bl: see `keeps_probabilities`; None before the first step. step_range: int32 (first, end), an array so that
-    all ranges share one program; None for all steps, a loop of static length.
+    revealed_prob_bl: see `keeps_probabilities`; None before the first step. step_range: int32 (first, end), an array so
+    that all ranges share one program; None for all steps, a loop of static length.
     """
 
     canvas_bl: jax.Array
@@ -199,9 +202,9 @@ def decode_loop(
 ):
     """Runs the steps, under jit: reveals `counts_bt[:, i]` tokens of each image at step i.
 
-    With `cfg.remask` that is the net number: as many more are revealed as are masked again. Returns the last canvas, or with
-    `trajectory` the canvas after every step (steps, b, l); and the probabilities of the revealed tokens, None unless
-    `keeps_probabilities(cfg)`. `part`: only some of the steps; default all.
+    With `cfg.remask` that is the net number: as many more are revealed as are masked again. Returns the last canvas, or
+    with `trajectory` the canvas after every step (steps, b, l); and the probabilities of the revealed tokens, None
+    unless `keeps_probabilities(cfg)`. `part`: only some of the steps; default all.
     """
     each_step, mask_id = unrolled(cfg, generator.cfg.codebook_size), generator.cfg.mask_id
     scale_t, temperature_t, order = guidance_scales(cfg), temperatures(cfg), ORDERS[cfg.order]
@@ -261,8 +264,8 @@ def decode_loop(
 def remask_scores(key_b, length: int, revealed_prob_bl=None):
     """Scores float32 (b, l); tokens of the highest scores are masked again. Uniform without `revealed_prob_bl`.
 
-    With it, the probability p that each token had when it was revealed, the first token to be masked is k with probability
-    exp(-p_k) / sum of exp(-p), ReMDM's weights; the next one likewise among the others (Gumbel top-k).
+    With it, the probability p that each token had when it was revealed, the first token to be masked is k with
+    probability exp(-p_k) / sum of exp(-p), ReMDM's weights; the next one likewise among the others (Gumbel top-k).
     """
     if revealed_prob_bl is None:
         return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(key_b)

@@ -1,16 +1,17 @@
 """Number of tokens that each decoding step reveals, and mask ratio of training examples.
 
-Each schedule is one curve `gamma(t)`: the fraction still masked at progress t. A *plan* turns it into counts; one schedule
-gives different counts under different plans (arccos, 8 steps, 256 tokens):
+Each schedule is one curve `gamma(t)`: the fraction still masked at progress t. A *plan* turns it into counts; one
+schedule gives different counts under different plans (arccos, 8 steps, 256 tokens):
 
     density      1 18 26 32 38 43 48 50     gamma is the density of reveals, normalised (the published MaskGIL code)
     gamma        21 21 21 23 25 28 35 82    floor(gamma(t/T) N) tokens stay masked (MaskGIT)
     gamma_ceil   20 21 21 23 25 28 35 83    ceil(gamma(t/T) N) tokens stay masked (the text of the paper, section 4.2)
-    gamma_floor  21 21 21 23 25 28 35 82    as gamma, but may end with idle steps: only one token must stay masked (aMUSEd)
-    gamma_canvas 21 21 21 23 25 28 35 82    as gamma_floor, with N the length of the canvas, however many are masked (aMUSEd)
+    gamma_floor  21 21 21 23 25 28 35 82    as gamma, but may end with idle steps: one token must stay masked (aMUSEd)
+    gamma_canvas 21 21 21 23 25 28 35 82    as gamma_floor, with N the length of the canvas (aMUSEd)
     cumulative   1 22 24 25 27 30 38 89     1 - gamma on an even grid from 0 to 1 (confidence sampler of Halton-MaskGIT)
 
-The arithmetic is float64 NumPy at trace time, with ties decided by rule, so counts do not depend on platform or tracing.
+The arithmetic is float64 NumPy at trace time, with ties decided by rule, so counts do not depend on platform or
+tracing.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def reveal_counts(
 ):
     """Number of tokens to reveal at each step; never negative, always sums to `num_masked`.
 
-    Where the published plans are valid (nothing negative) the counts are theirs; "cumulative" may then have steps that reveal
-    nothing. Otherwise every step reveals at least one token while `steps <= num_masked`; with more steps than tokens the first
-    `num_masked` steps reveal one each.
+    Where the published plans are valid (nothing negative) the counts are theirs; "cumulative" may then have steps that
+    reveal nothing. Otherwise every step reveals at least one token while `steps <= num_masked`; with more steps than
+    tokens the first `num_masked` steps reveal one each.
 
     Args:
       plan: one of `config.PLANS` (see the module's table).
@@ -79,8 +80,8 @@ def reveal_counts(
       num_masked: a Python int, or an integer array (b,), possibly traced, for a plan per image.
       max_masked: static upper bound of a traced `num_masked` (the canvas length); larger entries give -1.
       hold_steps: (first, end) of steps that reveal nothing; the plan is that of the other steps.
-      skip_steps: as many steps at the start reveal nothing; the others follow the whole plan. For the plans "gamma_floor" and
-        "gamma_canvas".
+      skip_steps: as many steps at the start reveal nothing; the others follow the whole plan. For the plans
+        "gamma_floor" and "gamma_canvas".
       canvas: length of the canvas, for the plan "gamma_canvas". Default: as long as there are masked tokens.
 
     Returns:
@@ -114,7 +115,8 @@ def max_masked_per_step(
 
 
 def remask_steps(steps: int, start: float, stop: float) -> tuple[int, int]:
-    """(first, end) of the steps i with `start <= i / steps < stop` that can mask tokens again: neither the first nor the last.
+    """(first, end) of the steps i with `start <= i / steps < stop` that can mask tokens again:
+    neither the first nor the last.
 
     In ReMDM's time, which runs from 1 to 0, these are t_on = 1 - start >= t > t_off = 1 - stop.
     """
@@ -128,9 +130,10 @@ def remask_counts(rule: str, eta: float, counts_bt, max_masked: int = 4096, wind
 
     A step that reveals n tokens then reveals n + this many, so the plan of what stays masked holds all the same. In
     ReMDM every revealed token is masked with a probability sigma, at most sigma_max = min(1, left / made), where `left`
-    counts those masked after the step and `made` those revealed before it. Here the number is fixed, floor(sigma * made), and
-    only which ones is random, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max). `rescale`: sigma =
-    eta * sigma_max. Nothing is masked at the first step (nothing is revealed yet) nor at the last (nothing may be left).
+    counts those masked after the step and `made` those revealed before it. Here the number is fixed, floor(sigma *
+    made), and only which ones is random, so every step reveals an exact number. `cap`: sigma = min(eta, sigma_max).
+    `rescale`: sigma = eta * sigma_max. Nothing is masked at the first step (nothing is revealed yet) nor at the last
+    (nothing may be left).
 
     Args:
       rule: one of `config.REMASK_RULES`.
@@ -185,14 +188,14 @@ def _counts(
     require(skip_steps == 0, f"skip_steps: needs the plan gamma_floor or gamma_canvas, got {plan!r}")
     if plan == "density":
         known_bt = _density(schedule, steps, n_b1)
-        # The last step takes the remainder. Raising zeros to 1 can spend more than there is, and the published code then
-        # reveals a negative number: only those rows are clipped, the others stay as published.
+        # The last step takes the remainder. Raising zeros to 1 can spend more than there is, and the published code
+        # then reveals a negative number: only those rows are clipped, the others stay as published.
         fits_b1 = np.where(steps == 1, 0, known_bt[:, -2:-1].sum(axis=1, keepdims=True)) <= n_b1
         return _differences(np.where(fits_b1, known_bt, _fit(known_bt, n_b1)), n_b1)
     if plan == "cumulative":
         known_bt = np.floor((1 - gamma(schedule, _linspace32(steps))) * n_b1 + _TIE).astype(np.int64)
-        # At least i + 1 tokens are known after step i. A schedule that reveals more than that early has idle steps later, which
-        # the published sampler keeps.
+        # At least i + 1 tokens are known after step i. A schedule that reveals more than that early has idle steps
+        # later, which the published sampler keeps.
         return _differences(np.minimum(np.maximum(known_bt, np.arange(steps) + 1), n_b1), n_b1)
     masked_bt = gamma(schedule, np.arange(1, steps + 1) / steps) * n_b1
     masked_bt = np.floor(masked_bt + _TIE) if plan == "gamma" else np.ceil(masked_bt - _TIE)
@@ -200,7 +203,8 @@ def _counts(
 
 
 def _floor_counts(schedule: str, steps: int, n_b1: np.ndarray, base_b1: np.ndarray, skip_steps: int) -> np.ndarray:
-    """Counts of aMUSEd's scheduler: floor(gamma * base) tokens stay masked, at most all but one, at least one, at last none.
+    """Counts of aMUSEd's scheduler: floor(gamma * base) tokens stay masked, at most all but one, at least one,
+    at last none.
 
     Its float32 product can fall just short of a whole number, where one more token stays masked here.
     """
@@ -220,7 +224,8 @@ def _differences(known_bt: np.ndarray, n_b1: np.ndarray) -> np.ndarray:
 
 
 def _density(schedule: str, steps: int, n_b1: np.ndarray) -> np.ndarray:
-    """Known tokens after each step when gamma(1 - i/(T-1)) is the density of reveals: rounded half to even, at least 1."""
+    """Known tokens after each step when gamma(1 - i/(T-1)) is the density of reveals:
+    rounded half to even, at least 1."""
     density_t = gamma(schedule, np.linspace(1.0, 0.0, steps))
     total = density_t.sum() or 1.0  # one step: the density is 0 / 0 and the only count is the remainder
     exact_bt = np.round(density_t / total * n_b1, 9)  # to nine digits first: rational ties must not hang on the last bit
@@ -228,7 +233,8 @@ def _density(schedule: str, steps: int, n_b1: np.ndarray) -> np.ndarray:
 
 
 def _linspace32(steps: int) -> np.ndarray:
-    """0..1 in float32 as `torch.linspace` computes it: from both ends, each value rounded once (a fused multiply-add)."""
+    """0..1 in float32 as `torch.linspace` computes it: from both ends,
+    each value rounded once (a fused multiply-add)."""
     index = np.arange(steps)
     step = np.float64(np.float32(1) / np.float32(max(steps - 1, 1)))  # products with a float32 are exact in float64
     t = np.where(index < steps // 2, index * step, 1 - (steps - 1 - index) * step).astype(np.float32)

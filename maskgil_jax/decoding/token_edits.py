@@ -31,8 +31,9 @@ def dilate(mask_bhw: np.ndarray) -> np.ndarray:
 def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np.ndarray:
     """The tokens under a hole: bool (b, h, w) of pixels -> bool (b, rows * columns).
 
-    A token is masked if any pixel of its cell is, and so are the tokens up to `grow` cells further, because the receptive
-    field of the encoder reaches into the hole. The sides of the picture must be multiples of those of the grid.
+    A token is masked if any pixel of its cell is, and so are the tokens up to `grow` cells further, because the
+    receptive field of the encoder reaches into the hole. The sides of the picture must be multiples of those of the
+    grid.
     """
     (b, h, w), (rows, columns) = mask_bhw.shape, grid
     if h % rows or w % columns:
@@ -44,7 +45,8 @@ def token_mask(mask_bhw: np.ndarray, grid: tuple[int, int], grow: int = 1) -> np
 
 
 def feather_mask(mask_bhw: np.ndarray, width: int) -> np.ndarray:
-    """Weight of the new picture: float32 (b, h, w), 1 in the hole, falling linearly to 0 over `width` pixels around it."""
+    """Weight of the new picture: float32 (b, h, w), 1 in the hole, falling linearly to 0 over `width` pixels around
+    it."""
     alpha_bhw: np.ndarray = mask_bhw.astype(np.float32)
     ring_bhw = mask_bhw
     for distance in range(1, width + 1):
@@ -75,7 +77,8 @@ def _pyramid(sums_bhwc, counts_bhw1):
 
 
 def mask_fraction(tokens_bl, key_b, strength: float, mask_id: int):
-    """Masks round(strength * l) tokens of each image, at positions drawn from its own key: int32 (b, l). strength: 0..1."""
+    """Masks round(strength * l) tokens of each image, at positions drawn from its own key: int32 (b,
+    l). strength: 0..1."""
     require(0.0 <= strength <= 1.0, f"strength: must be between 0 (reconstruction) and 1 (a new image), got {strength}")
     b, l = tokens_bl.shape
     key_b = fold_keys(key_b, _VARIATION_DRAWS)
@@ -88,8 +91,9 @@ def mask_fraction(tokens_bl, key_b, strength: float, mask_id: int):
 class InterpolatedGenerator:
     """A generator that takes a `ConditionPair`: its logits are `(1 - weight) first + weight second`.
 
-    Mixed logits are the geometric mean of the two distributions. That works for any network and any kind of condition; mixed
-    class embeddings would halve the work, but are inputs that the network was not trained on. Each call has twice the rows.
+    Mixed logits are the geometric mean of the two distributions. That works for any network and any kind of condition;
+    mixed class embeddings would halve the work, but are inputs that the network was not trained on. Each call has twice
+    the rows.
     """
 
     generator: Any
@@ -111,8 +115,9 @@ class InterpolatedGenerator:
 
 
 def window_starts(length: int, side: int, overlap: int, anchor: int) -> list[int]:
-    """Where windows of `side` cells begin on an axis of `length`: steps of `side - overlap` both ways from `anchor`, up to
-    the edges, so each shares `overlap` cells or more with the next."""
+    """Where windows of `side` cells begin on an axis of `length`: steps of `side - overlap` both ways from `anchor`, up
+    to the edges, so each shares `overlap` cells or more with the next.
+    """
     step = side - overlap
     steps = range(-anchor // step - 1, length // step + 2)
     return sorted({min(max(anchor + k * step, 0), length - side) for k in steps})
@@ -138,8 +143,8 @@ def decode_windows(
 ) -> np.ndarray:
     """Fills a canvas at least as large as the training grid, one window of the training grid after the other.
 
-    Each window is given its known tokens, from the images and from earlier windows. The network gets only positions and sizes
-    it was trained on, so learned positions work too. All windows share one compiled program.
+    Each window is given its known tokens, from the images and from earlier windows. The network gets only positions and
+    sizes it was trained on, so learned positions work too. All windows share one compiled program.
 
     Args:
       key_b: one key per image; each window folds its number into them.

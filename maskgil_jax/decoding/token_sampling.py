@@ -14,7 +14,8 @@ _ONE_BITS = 0x3F800000  # float32 1.0 as an integer
 
 
 def temperatures(cfg: DecodeConfig) -> np.ndarray:
-    """The temperature of each step, float32 (steps,): linear from `temperature` to `temperature_end` if that is given."""
+    """The temperature of each step, float32 (steps,): linear from `temperature` to `temperature_end` if that is
+    given."""
     end = cfg.temperature if cfg.temperature_end is None else cfg.temperature_end
     return (cfg.temperature + (end - cfg.temperature) * progress(cfg.steps)).astype(np.float32)
 
@@ -22,8 +23,8 @@ def temperatures(cfg: DecodeConfig) -> np.ndarray:
 def sample_tokens(key_b, logits_bmv, cfg: DecodeConfig, length: int | None = None, at_bm=None):
     """Codes int32 (b, m) from softmax(logits) after top-k and top-p, or the most likely ones if `cfg.temperature` is 0.
 
-    With `at_bm` the logits are those of these positions out of `length`. Each position has its own random numbers, so its
-    sample does not depend on which other positions are asked for.
+    With `at_bm` the logits are those of these positions out of `length`. Each position has its own random numbers, so
+    its sample does not depend on which other positions are asked for.
     """
     if cfg.temperature == 0:
         return jnp.argmax(logits_bmv, axis=-1)
@@ -61,7 +62,8 @@ def inverse_cdf(key_b, logits_bmv, length: int | None = None, at_bm=None):
 
 def _first_above(weights_bln, uniform_bl):
     """Index of the first running sum above `uniform` times the total; never an index of weight 0."""
-    # Parallel running sums may fall by a rounding error, so zero weights are taken out and the total is the largest sum.
+    # Parallel running sums may fall by a rounding error, so zero weights are taken out and the total is the largest
+    # sum.
     sums_bln = jnp.where(weights_bln > 0, jnp.cumsum(weights_bln, axis=-1), 0)
     return jnp.argmax(sums_bln > uniform_bl[..., None] * jnp.max(sums_bln, axis=-1, keepdims=True), axis=-1)
 

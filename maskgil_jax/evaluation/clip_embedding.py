@@ -25,7 +25,8 @@ IMAGE_ROWS, TEXT_ROWS = 32, 64  # that go through the networks at once
 
 
 def clip_pixels(image_hwc: np.ndarray, side: int) -> np.ndarray:
-    """A uint8 image as CLIP reads it, float32 (side, side, 3): shorter side by Pillow's bicubic, centre crop, normalised."""
+    """A uint8 image as CLIP reads it, float32 (side, side, 3): shorter side by Pillow's bicubic,
+    centre crop, normalised."""
     height, width = image_hwc.shape[:2]
     short = min(height, width)
     rows, columns = int(side * height / short), int(side * width / short)
@@ -58,7 +59,8 @@ class ClipEmbedder:
 
     @staticmethod
     def _rows(items: Iterator[np.ndarray], size: int, embed) -> np.ndarray:
-        """Embeds `size` items at a time; a last batch is filled up with its last item, so that one shape is compiled."""
+        """Embeds `size` items at a time; a last batch is filled up with its last item,
+        so that one shape is compiled."""
         found = []
         while batch := [item for _, item in zip(range(size), items)]:
             full = np.stack(batch + [batch[-1]] * (size - len(batch)))

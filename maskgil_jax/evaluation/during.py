@@ -1,4 +1,5 @@
-"""Figures of a generator in training: samples of the averaged weights, generated and evaluated on all devices of the run."""
+"""Figures of a generator in training: samples of the averaged weights,
+generated and evaluated on all devices of the run."""
 
 from __future__ import annotations
 
@@ -26,9 +27,10 @@ FIGURES = {"fid": False, "agreement": True}
 class SampleEvaluator:
     """Figures of a generator in training, `{"fid": ..., "agreement": ...}`; given to `training.generator.train`.
 
-    options: the `evaluate` part of a run file: features, reference, split, count, batch_size, seed and best, the figure by
-    which the best weights are kept. The reference is opened and measured once, when this is made. `agreement`, the share of
-    samples in which the extractor sees the class asked for, comes with a classifier of the generator's classes.
+    options: the `evaluate` part of a run file: features, reference, split, count, batch_size, seed and best, the figure
+    by which the best weights are kept. The reference is opened and measured once, when this is made. `agreement`, the
+    share of samples in which the extractor sees the class asked for, comes with a classifier of the generator's
+    classes.
 
     Every process of the run calls it with its mesh and gets the same figures: samples are one request, drawn in parts.
     """

@@ -114,7 +114,10 @@ def feature_rows(extractor: FeatureExtractor, mesh: Mesh):
 
 # ------------------------------------------------------------------------------------------------ one pass over a set
 class ImageChecks:
-    """Counts images, value ranges and exact duplicates of the batches that pass through it; keeps 16 bytes per image."""
+    """Counts images, value ranges and exact duplicates of the batches that pass through it.
+
+    Keeps 16 bytes per image.
+    """
 
     def __init__(self):
         self.count = self.constant = self.full_range = 0
@@ -168,7 +171,8 @@ class ImageChecks:
 
 @dataclasses.dataclass
 class FeatureSet:
-    """The features of an image set: moments by tap, the rows (n, d) of the taps that were kept, and the image checks."""
+    """The features of an image set: moments by tap, the rows (n, d) of the taps that were kept,
+    and the image checks."""
 
     statistics: dict[str, FeatureStatistics]
     rows: dict[str, np.ndarray]

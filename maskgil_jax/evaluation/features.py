@@ -58,7 +58,8 @@ class FeatureExtractor:
 
 
 def load_feature_extractor(path, protocol: str | None = None) -> FeatureExtractor:
-    """Loads the extractor of a weights folder, of a pipeline folder's `classifier/`, a shipped name or a hub address."""
+    """Loads the extractor of a weights folder, of a pipeline folder's `classifier/`,
+    a shipped name or a hub address."""
     if not path:
         raise ConfigError(
             "--features: give the weights folder of the network whose features are compared: a converted FID Inception for FID "

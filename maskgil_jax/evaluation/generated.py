@@ -16,12 +16,14 @@ from maskgil_jax.pipelines.pipeline import Pipeline
 
 
 def cycled_labels(count: int, classes: int) -> np.ndarray:
-    """Every class equally often, in turn 0, 1, 2, ...: each part of the set holds all classes, as the Inception Score needs."""
+    """Every class equally often, in turn 0, 1, 2, ...: each part of the set holds all classes,
+    as the Inception Score needs."""
     return (np.arange(count) % classes).astype(np.int32)
 
 
 def labels_like(reference_n: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` labels with the frequencies of a reference set (evenly spread over its sorted labels), in a shuffled order."""
+    """`count` labels with the frequencies of a reference set (evenly spread over its sorted labels),
+    in a shuffled order."""
     rows = (np.arange(count) * len(reference_n) + len(reference_n) // 2) // count
     return np.random.default_rng(seed).permutation(np.sort(reference_n)[rows]).astype(np.int32)
 
@@ -37,7 +39,8 @@ def generated_set(
     hashes: dict | None = None,
     more: dict | None = None,
 ) -> ImageSet:
-    """The images `pipeline(labels, seed=seed, cfg=cfg)` as a set: the same pixels whatever the batch size and the devices.
+    """The images `pipeline(labels, seed=seed, cfg=cfg)` as a set: the same pixels whatever the batch size and the
+    devices.
 
     The networks are copied to every device of the mesh (default: this process's) and each batch is split over them.
     hashes: of the weights, for the output. more: further arguments of `Pipeline.batches`.

@@ -157,7 +157,10 @@ def _from_job(path: Path, size: tuple[int, int] | None, count: int | None) -> Im
 
 
 def _visible_files(root: Path) -> list[Path]:
-    """All files below a folder that are not hidden, sorted. Links are followed, except to a folder that contains them."""
+    """All files below a folder that are not hidden, sorted.
+
+    Links are followed, except to a folder that contains them.
+    """
     found = []
     for folder, inner, names in os.walk(root, followlinks=True):
         here = Path(folder).resolve()

@@ -18,8 +18,8 @@ from maskgil_jax.files.paths import is_remote, open_folder
 def writing(path: str | os.PathLike, *, sync: bool = False) -> Iterator[pathlib.Path]:
     """Yields a temporary path. What the block makes there replaces `path`, or is deleted if the block raises.
 
-    The parent folder is made. sync: also flushes a file and its folder's entry to disk. Every call gets its own temporary name,
-    so several processes may write one path: the last to end wins.
+    The parent folder is made. sync: also flushes a file and its folder's entry to disk. Every call gets its own
+    temporary name, so several processes may write one path: the last to end wins.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -46,7 +46,8 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def clear(folder: pathlib.Path, name: str | None = None) -> None:
-    """Removes temporary files, and folders being replaced, that killed processes left in a folder: those of `name`, or all.
+    """Removes temporary files, and folders being replaced, that killed processes left in a folder:
+    those of `name`, or all.
 
     No other process may be writing there.
     """

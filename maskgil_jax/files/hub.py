@@ -34,7 +34,10 @@ def split_address(address: str) -> tuple[str, str | None]:
 
 
 def list_files(address: str) -> list[str] | None:
-    """The names of the files of "hf://owner/repo[@revision]"; None if the hub cannot be asked, and its cache must do."""
+    """The names of the files of "hf://owner/repo[@revision]".
+
+    None if the hub cannot be asked, and its cache must do.
+    """
     repo, revision = split_address(address)
     hub = _library(address)
     try:
@@ -46,8 +49,8 @@ def list_files(address: str) -> list[str] | None:
 
 
 def download(address: str, ignore: Sequence[str] = (), cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
-    """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache: only JSON, safetensors and the merges of
-    CLIP's tokenizer, without the names that the patterns `ignore` match.
+    """Fetches the weights files of "hf://owner/repo[@revision]" into the hub's cache: only JSON, safetensors and the
+    merges of CLIP's tokenizer, without the names that the patterns `ignore` match.
 
     cache_dir: instead of the hub's cache, a folder of the same layout.
     Files in the cache are used if the hub cannot be reached. Raises a ConfigError of one line.
@@ -70,8 +73,8 @@ def upload(
 ) -> str:
     """Uploads {path in the repository: local file or contents} as one commit and returns the commit's address.
 
-    The repository and the branch `revision` (default: main) are created if they do not exist. Tensor files of an earlier
-    upload that are not among `files` are deleted in the same commit, so that loading never mixes two uploads.
+    The repository and the branch `revision` (default: main) are created if they do not exist. Tensor files of an
+    earlier upload that are not among `files` are deleted in the same commit, so that loading never mixes two uploads.
     private: of a repository that is created. Raises a ConfigError of one line.
     """
     repo, _ = split_address(repo)

@@ -1,4 +1,7 @@
-"""Locks of folders that one writer at a time may use. The kernel releases a lock when its process ends, however it ends."""
+"""Locks of folders that one writer at a time may use.
+
+The kernel releases a lock when its process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike, *, advice: str = "wait for it to end, or give another folder") -> Iterator[None]:
-    """Makes `folder` and holds its lock during the block. The file is removed at the end; one left by a kill locks nothing.
+    """Makes `folder` and holds its lock during the block.
 
-    Raises a ConfigError that names the owner if another process holds the lock. A bucket, a disk without locks and a folder
-    without write permission are not locked.
+    The file is removed at the end; one left by a kill locks nothing.
+
+    Raises a ConfigError that names the owner if another process holds the lock. A bucket, a disk without locks and a
+    folder without write permission are not locked.
     """
     if is_remote(folder):
         yield

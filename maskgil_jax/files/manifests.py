@@ -1,4 +1,7 @@
-"""Reading manifests: JSON files that say what a folder holds. Every wrong entry is a `ConfigError` naming file and entry."""
+"""Reading manifests: JSON files that say what a folder holds.
+
+Every wrong entry is a `ConfigError` naming file and entry.
+"""
 
 from __future__ import annotations
 

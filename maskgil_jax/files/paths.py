@@ -52,7 +52,8 @@ class LineFile:
 
 
 def upload(folder: pathlib.Path, address) -> None:
-    """Copies the files of a local folder into a bucket, `config.json` last, so that a reader of it finds all other files."""
+    """Copies the files of a local folder into a bucket, `config.json` last,
+    so that a reader of it finds all other files."""
     target = open_folder(address)
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.iterdir(), key=lambda f: (f.name == "config.json", f.name)):

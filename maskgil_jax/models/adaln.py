@@ -1,6 +1,7 @@
 """Halton-MaskGIT's Transformer (Besnier et al. 2025): the class acts through the norms (AdaLN-zero, as in DiT).
 
-Learned positions, so one grid; register tokens after the image's; queries and keys normalised over all heads; a tied head.
+Learned positions, so one grid; register tokens after the image's; queries and keys normalised over all heads; a tied
+head.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + gate * f(modulate(norm(x))) for attention and MLP. Shifts, scales and gates come from the class and start at zero, so
-    that a new block passes its input on."""
+    """x + gate * f(modulate(norm(x))) for attention and MLP. Shifts, scales and gates come from the class and start at
+    zero, so that a new block passes its input on.
+    """
 
     def __init__(self, cfg: AdaLNConfig, *, rngs: nnx.Rngs):
         self.dropout = cfg.dropout
@@ -101,8 +103,8 @@ class LastNorm(nnx.Module):
 class AdaLN(TransformerGenerator):
     """Tokens and a class -> logits over the codebook; the same interface as `Llama`, for the training grid only.
 
-    Dropout acts on the output of attention and inside the MLP. The published trainer also drops attention weights; here they
-    never exist as an array, so that attention can be computed in one fused operation.
+    Dropout acts on the output of attention and inside the MLP. The published trainer also drops attention weights; here
+    they never exist as an array, so that attention can be computed in one fused operation.
     """
 
     def __init__(self, cfg: AdaLNConfig, *, rngs: nnx.Rngs, stacked: bool = True):
@@ -119,7 +121,10 @@ class AdaLN(TransformerGenerator):
     def hidden(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
     ) -> jax.Array:
-        """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        """Final normalised states (b, l, d) at the image tokens.
+
+        `key_b`: one dropout key per image; None outside training.
+        """
         cfg = self.cfg
         check_learned_grid(cfg, grid)
         check_inputs(cfg, tokens_bl, condition, cfg.grid)

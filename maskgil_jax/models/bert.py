@@ -1,4 +1,5 @@
-"""The bidirectional Transformer baseline (paper 3.1.2): learned positions, LayerNorm, GELU, head tied to the token table.
+"""The bidirectional Transformer baseline (paper 3.1.2): learned positions, LayerNorm, GELU,
+head tied to the token table.
 
 It is MaskGIT-pytorch's network: a small MLP before and after the blocks, and one bias per (position, class).
 """
@@ -93,7 +94,10 @@ class Bert(TransformerGenerator):
     def hidden(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
     ) -> jax.Array:
-        """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        """Final normalised states (b, l, d) at the image tokens.
+
+        `key_b`: one dropout key per image; None outside training.
+        """
         cfg = self.cfg
         check_learned_grid(cfg, grid)
         check_inputs(cfg, tokens_bl, condition, cfg.grid)

@@ -131,7 +131,10 @@ class Chameleon(TransformerGenerator):
         return TokenCondition(condition.ids_bt, jnp.zeros_like(condition.mask_bt))
 
     def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
-        """Final normalised states (b, l, d) that predict the codes. `key_b`: one dropout key per image; None: no training."""
+        """Final normalised states (b, l, d) that predict the codes.
+
+        `key_b`: one dropout key per image; None: no training.
+        """
         grid = tuple(grid or self.cfg.grid)
         check_inputs(self.cfg, tokens_bl, condition, grid)
         ids_bs, visible_bs = self._sequence(condition, tokens_bl[:, :-1], grid)
@@ -161,7 +164,8 @@ class Chameleon(TransformerGenerator):
         return logits_bmv[..., self._code_ids() - self.cfg.first_image_id] if self.cfg.image_ids else logits_bmv
 
     def prefill(self, tokens_bn: jax.Array, condition, *, grid=None) -> tuple[jax.Array, KVCache]:
-        """The prompt, the frame and the first n codes (n may be 0) -> float32 logits (b, codebook_size) of code n, cache."""
+        """The prompt, the frame and the first n codes (n may be 0) -> float32 logits (b, codebook_size)
+        of code n, cache."""
         cfg, b = self.cfg, tokens_bn.shape[0]
         grid = tuple(grid or cfg.grid)
         check_condition(cfg, condition, b)
@@ -179,8 +183,8 @@ class Chameleon(TransformerGenerator):
     def step(self, token_b: jax.Array, cache: KVCache, index, *, grid=None) -> tuple[jax.Array, KVCache]:
         """Code `index` of each canvas goes in; float32 logits (b, codebook_size) of code `index + 1`, and the cache.
 
-        A newline is fed with every code. It counts at the end of a row; elsewhere the next step overwrites it. Weights are read
-        once either way, which is what a step's time goes to.
+        A newline is fed with every code. It counts at the end of a row; elsewhere the next step overwrites it. Weights
+        are read once either way, which is what a step's time goes to.
         """
         rows, columns = grid or self.cfg.grid
         start = cache.visible_bs.shape[1] - rows * (columns + 1) + index + index // columns
@@ -235,7 +239,8 @@ class Chameleon(TransformerGenerator):
         return jnp.asarray(cfg.image_ids or range(first, first + codes), jnp.int32)
 
     def _rotation(self, visible_bs: jax.Array, places_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(cos, sin), each float32 (b, q, head_dim / 2): positions count the places from the first visible one of the row."""
+        """(cos, sin), each float32 (b, q, head_dim / 2): positions count the places from the first visible one of the
+        row."""
         start_b1 = jnp.sum(~visible_bs, axis=1, keepdims=True)
         position_bq = jnp.maximum(places_q[None] - start_b1, 0)
         angles_sk = angles_1d(visible_bs.shape[1], self.cfg.head_dim, self.cfg.rope_base)

@@ -1,4 +1,5 @@
-"""What a generator is conditioned on: pytrees of arrays with a leading batch axis, and functions for every kind of them.
+"""What a generator is conditioned on: pytrees of arrays with a leading batch axis,
+and functions for every kind of them.
 
 The arrays are NumPy's when a conditioner has just made them, and JAX's inside programs.
 """
@@ -35,11 +36,12 @@ class TextCondition:
 
 @flax.struct.dataclass
 class PooledTextCondition:
-    """A text as aMUSEd takes it: the states of a frozen encoder, an embedding of the whole text, and numbers about the image.
+    """A text as aMUSEd takes it: the states of a frozen encoder, an embedding of the whole text,
+    and numbers about the image.
 
-    `features_btd`: float (b, t, d); `mask_bt`: bool (b, t), True at real tokens; `pooled_bp`: float (b, p). `micro_bm`: float
-    (b, 5), the micro-conditioning: width, height, two numbers of the crop, aesthetic score. The generator's options are
-    `text_tokens`, `text_dim`, `pooled_dim` and `micro_values`.
+    `features_btd`: float (b, t, d); `mask_bt`: bool (b, t), True at real tokens; `pooled_bp`: float (b, p). `micro_bm`:
+    float (b, 5), the micro-conditioning: width, height, two numbers of the crop, aesthetic score. The generator's
+    options are `text_tokens`, `text_dim`, `pooled_dim` and `micro_values`.
     """
 
     features_btd: Any
@@ -50,8 +52,10 @@ class PooledTextCondition:
 
 @flax.struct.dataclass
 class TokenCondition:
-    """A prompt as tokens of the generator's own vocabulary. `ids_bt`: int (b, t); `mask_bt`: bool (b, t), False at padding,
-    which stands on the left. t is at most the generator's `text_tokens`.
+    """A prompt as tokens of the generator's own vocabulary.
+
+    `ids_bt`: int (b, t); `mask_bt`: bool (b, t), False at padding, which stands on the left. t is at most the
+    generator's `text_tokens`.
     """
 
     ids_bt: Any
@@ -73,9 +77,9 @@ class HybridCondition:
 class SizedCondition:
     """A condition with the size of each image, for a batch of images of several sizes on one padded canvas.
 
-    `rows_b`, `columns_b`: int32 (b,), the grid of each image. Its tokens are the first rows * columns of the sequence, in its
-    own raster order; the rest is padding, to which nothing attends. As part of the condition, the sizes go wherever the
-    condition goes: through guidance, condition dropout and batches.
+    `rows_b`, `columns_b`: int32 (b,), the grid of each image. Its tokens are the first rows * columns of the sequence,
+    in its own raster order; the rest is padding, to which nothing attends. As part of the condition, the sizes go
+    wherever the condition goes: through guidance, condition dropout and batches.
     """
 
     condition: Any
@@ -96,7 +100,8 @@ class GuidedCondition:
 
 @flax.struct.dataclass
 class ConditionPair:
-    """Two conditions of one kind and batch size, and the weight between them: `weight_b` float32 (b,), 0 first, 1 second."""
+    """Two conditions of one kind and batch size, and the weight between them: `weight_b` float32 (b,),
+    0 first, 1 second."""
 
     first: Any
     second: Any
@@ -117,11 +122,11 @@ def token_places(condition: SizedCondition, length: int) -> tuple[jax.Array, jax
 
 
 def patch_tokens(condition: SizedCondition, length: int, patch: int) -> jax.Array:
-    """The tokens of every position of a sequence of patches, int32 (b, length / patch^2, patch^2), as numbers in each image's
-    raster order.
+    """The tokens of every position of a sequence of patches, int32 (b, length / patch^2, patch^2), as numbers in each
+    image's raster order.
 
-    The patches of an image stand in their own raster order and hold `patch` x `patch` of its tokens, row by row; those of
-    padding hold padding, each token once.
+    The patches of an image stand in their own raster order and hold `patch` x `patch` of its tokens, row by row; those
+    of padding hold padding, each token once.
     """
     place_1n1, inside_11k = jnp.arange(length // patch**2)[None, :, None], jnp.arange(patch**2)[None, None]
     rows_b11, columns_b11 = (jnp.asarray(sides)[:, None, None] for sides in (condition.rows_b, condition.columns_b))
@@ -131,7 +136,8 @@ def patch_tokens(condition: SizedCondition, length: int, patch: int) -> jax.Arra
 
 
 def patch_places(condition: SizedCondition, length: int, patch: int) -> jax.Array:
-    """The inverse of `patch_tokens`: where every token of an image stands in the sequence of patches, int32 (b, length)."""
+    """The inverse of `patch_tokens`: where every token of an image stands in the sequence of patches,
+    int32 (b, length)."""
     row_bl, column_bl, valid_bl = token_places(condition, length)
     patch_bl = row_bl // patch * (jnp.asarray(condition.columns_b)[:, None] // patch) + column_bl // patch
     place_bl = patch_bl * patch**2 + row_bl % patch * patch + column_bl % patch
@@ -197,5 +203,6 @@ def concatenate(*conditions: Any) -> Any:
 
 
 def select(drop_b: jax.Array, null: Any, condition: Any) -> Any:
-    """Rows of `null` where `drop_b` (bool, (b,)), else of `condition`: the dropout that trains classifier-free guidance."""
+    """Rows of `null` where `drop_b` (bool, (b,)), else of `condition`:
+    the dropout that trains classifier-free guidance."""
     return jax.tree.map(lambda n, c: jnp.where(drop_b.reshape(-1, *(1,) * (c.ndim - 1)), n, c), null, condition)

@@ -27,8 +27,8 @@ from maskgil_jax.models.layers import layers_unrolled
 class Generator(Protocol):
     """Tokens and a condition -> logits. A pytree: it can be an argument of a jitted function.
 
-    `cfg` is a `GeneratorConfig`. tokens_bl: int32 (b, rows * columns) in raster order, `cfg.mask_id` where masked. grid:
-    (rows, columns); default `cfg.grid`. A causal generator also has `prefill` and `step` (`models.llama.Llama`).
+    `cfg` is a `GeneratorConfig`. tokens_bl: int32 (b, rows * columns) in raster order, `cfg.mask_id` where masked.
+    grid: (rows, columns); default `cfg.grid`. A causal generator also has `prefill` and `step` (`models.llama.Llama`).
     """
 
     cfg: Any
@@ -53,7 +53,8 @@ def as_generator(network: Any) -> Any:
 
 @flax.struct.dataclass
 class LogitsGenerator:
-    """Gives a network that has only `cfg`, `__call__` and `null_condition` the whole interface: its states are its logits."""
+    """Gives a network that has only `cfg`, `__call__` and `null_condition` the whole interface:
+    its states are its logits."""
 
     network: Any
 
@@ -108,13 +109,19 @@ def for_condition(generator: Any, condition: Any) -> Any:
 
 
 class TransformerGenerator(nnx.Module):
-    """What the networks share. A subclass has `cfg`, `layers`, `hidden`, `logits`, and takes `stacked` when it is made."""
+    """What the networks share.
+
+    A subclass has `cfg`, `layers`, `hidden`, `logits`, and takes `stacked` when it is made.
+    """
 
     cfg: Any
     layers: Any
 
     def hidden(self, tokens_bl, condition, *, grid=None, key_b=None) -> jax.Array:
-        """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        """Final normalised states (b, l, d) at the image tokens.
+
+        `key_b`: one dropout key per image; None outside training.
+        """
         raise NotImplementedError
 
     def logits(self, hidden_bmd, at_bm=None) -> jax.Array:
@@ -122,7 +129,10 @@ class TransformerGenerator(nnx.Module):
         raise NotImplementedError
 
     def __call__(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
-        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order; [MASK] = codebook_size."""
+        """Logits (b, l, codebook_size), float32, for tokens (b, rows * columns) in raster order.
+
+        [MASK] = codebook_size.
+        """
         return self.logits(self.hidden(tokens_bl, condition, grid=grid, key_b=key_b))[..., : self.cfg.codebook_size]
 
     def training_states(self, tokens_bl, condition, *, grid=None, key_b=None) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -137,7 +147,8 @@ class TransformerGenerator(nnx.Module):
 def unstack_layers(network: Any) -> Any:
     """The network with a list of layers instead of stacked parameters, if its layers are unrolled; else itself.
 
-    Unrolled layers are slices of the stack, copied at each call. Slicing once before a loop of calls saves those copies.
+    Unrolled layers are slices of the stack, copied at each call. Slicing once before a loop of calls saves those
+    copies.
     """
     if isinstance(network, GuidedGenerator):
         return GuidedGenerator(unstack_layers(network.generator))

@@ -1,8 +1,9 @@
 """The FID InceptionV3 (the network of 2015-12-05 behind FID, IS, sFID and Precision/Recall).
 
-It differs from the usual InceptionV3 in four ways: average pools leave padding out of the count, the pool branch of the last
-block is a max pool, BatchNorm has epsilon 1e-3 and there are 1008 classes. Inference only: the statistics are parameters.
-The parameter paths follow the published names: `Mixed_5b.branch1x1.conv.weight` is `mixed_5b/branch1x1/kernel`.
+It differs from the usual InceptionV3 in four ways: average pools leave padding out of the count, the pool branch of the
+last block is a max pool, BatchNorm has epsilon 1e-3 and there are 1008 classes. Inference only: the statistics are
+parameters. The parameter paths follow the published names: `Mixed_5b.branch1x1.conv.weight` is
+`mixed_5b/branch1x1/kernel`.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ BLOCKS: dict[str, tuple] = {
 
 # ------------------------------------------------------------------------------------------------ modules
 class ConvNorm(nnx.Module):
-    """Convolution without bias, BatchNorm with fixed statistics, ReLU. The norm is applied as one multiply and one add."""
+    """Convolution without bias, BatchNorm with fixed statistics, ReLU. The norm is applied as one multiply and one
+    add."""
 
     def __init__(self, spec: Conv, width_in: int, *, rngs: nnx.Rngs):
         self.stride, self.padding = spec.stride, spec.padding
@@ -125,7 +127,8 @@ class ConvNorm(nnx.Module):
 
 
 def pool(kind: str, x_bhwc: jax.Array) -> jax.Array:
-    """The 3x3 pools: `average` (stride 1, padding not counted), `max` (stride 1), `halve` (max, stride 2, no padding)."""
+    """The 3x3 pools: `average` (stride 1, padding not counted), `max` (stride 1), `halve` (max, stride 2,
+    no padding)."""
     if kind == "average":
         return nnx.avg_pool(x_bhwc, (3, 3), (1, 1), "SAME", count_include_pad=False)
     if kind == "max":

@@ -14,8 +14,8 @@ from maskgil_jax.config import ConfigError
 class Int8Linear(nnx.Module):
     """y = (x @ kernel) * scale, with an int8 kernel and a float32 scale for each output; no bias.
 
-    The scale is applied to the product: `qwix.dot_general` with one quantised operand multiplies by a float32 copy of the
-    weights instead.
+    The scale is applied to the product: `qwix.dot_general` with one quantised operand multiplies by a float32 copy of
+    the weights instead.
     """
 
     def __init__(self, d_in: int, d_out: int, *, dtype: str):
@@ -43,7 +43,10 @@ def quantize(kernel: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def quantize_layers(params: dict) -> dict:
-    """The parameters of a network with `kernels="float"` as those of one with `kernels="int8"`; the layers' kernels change."""
+    """The parameters of a network with `kernels="float"` as those of one with `kernels="int8"`.
+
+    The layers' kernels change.
+    """
 
     def of(tree: dict) -> dict:
         if set(tree) == {"kernel"}:

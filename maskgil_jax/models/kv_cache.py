@@ -12,8 +12,8 @@ class KVCache:
     """Keys and values of every layer; the batch axis leads everywhere, so rows are picked with a plain `jax.tree.map`.
 
     keys_bnshk, values_bnshk: (b, layers n, positions s, kv heads h, head width k) in the network's compute dtype.
-    visible_bs: bool, the positions that others may attend to (not the padding of a text). Positions that are not written yet
-    are hidden by the causal mask.
+    visible_bs: bool, the positions that others may attend to (not the padding of a text). Positions that are not
+    written yet are hidden by the causal mask.
     Bytes: `2 * b * layers * positions * kv_heads * head_width * bytes of a number`, and b * s flags.
     """
 
@@ -37,7 +37,8 @@ class KVCache:
 
 
 def attention_mask(visible_bs: jax.Array, positions_q: jax.Array, causal: bool) -> jax.Array:
-    """Bool (b, 1, q, s): what queries at the positions `positions_q` attend to: visible positions, and always themselves.
+    """Bool (b, 1, q, s): what queries at the positions `positions_q` attend to: visible positions,
+    and always themselves.
 
     The latter keeps the softmax of padding from being empty. `causal`: no later positions.
     """

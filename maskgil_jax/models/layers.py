@@ -16,15 +16,16 @@ from maskgil_jax.runtime.platform import platform
 from maskgil_jax.runtime.rng import fold_keys
 
 ATTENTION_MULTIPLE = 8  # cuDNN refuses odd lengths; a multiple of 8 also aligns masks
-# Names (`checkpoint_name`) of what `remat="dots"` keeps beside the outputs of linear maps: the output of attention, and, where
-# layers are unrolled, the states after the residual sum of attention. In a scan, a TPU takes longer to fetch the latter from
-# memory than to add them again.
+# Names (`checkpoint_name`) of what `remat="dots"` keeps beside the outputs of linear maps: the output of attention,
+# and, where layers are unrolled, the states after the residual sum of attention. In a scan, a TPU takes longer to fetch
+# the latter from memory than to add them again.
 ATTENTION_OUT, ATTENTION_RESIDUAL, LINEAR_OUT = "attn_out", "attn_residual", "linear_out"
 normal_init = nnx.initializers.normal(0.02)  # GPT-2's, used by LlamaGen and MaskGIL for linear maps and tables
 
 
 def check_learned_grid(cfg, grid: tuple[int, int] | None) -> None:
-    """Raises a `ConfigError` for another grid than the trained one (None): each of its places has a learned position."""
+    """Raises a `ConfigError` for another grid than the trained one (None):
+    each of its places has a learned position."""
     if grid is not None and tuple(grid) != tuple(cfg.grid):
         raise ConfigError(
             f"grid: learned positions exist for {cfg.grid} only, got {tuple(grid)}; use a Llama with 2-D positions"
@@ -118,8 +119,9 @@ def dot_product_attention(
 ) -> jax.Array:
     """Attention (b, l, h, k), scores and softmax in float32: `jax.nn.dot_product_attention`.
 
-    On a CPU heads are moved in front of the positions, unless query heads share keys or there is a single query, for which a
-    cache of keys is not moved: products of contiguous (length, k) by (k, length) matrices take two thirds of the time.
+    On a CPU heads are moved in front of the positions, unless query heads share keys or there is a single query, for
+    which a cache of keys is not moved: products of contiguous (length, k) by (k, length) matrices take two thirds of
+    the time.
     """
     if platform() != "cpu" or causal or q_blhk.shape[1] == 1 or q_blhk.shape[2] != k_bshk.shape[2]:
         return jax.nn.dot_product_attention(q_blhk, k_bshk, v_bshk, mask=mask, is_causal=causal)
@@ -135,9 +137,11 @@ def dot_product_attention(
 def padded_attention(
     q_blhk: jax.Array, k_bshk: jax.Array, v_bshk: jax.Array, mask=None, causal: bool = False, implementation: str = "cudnn"
 ) -> jax.Array:
-    """Attention (b, l, h, k) by an implementation that needs lengths in multiples of `ATTENTION_MULTIPLE`, as cuDNN's does.
+    """Attention (b, l, h, k) by an implementation that needs lengths in multiples of `ATTENTION_MULTIPLE`,
+    as cuDNN's does.
 
-    Queries and keys are padded with zeros; padded keys are masked by their lengths or, with a `mask` (b, 1, l, s), by it.
+    Queries and keys are padded with zeros; padded keys are masked by their lengths or, with a `mask` (b, 1, l, s), by
+    it.
     """
     b, l, s = q_blhk.shape[0], q_blhk.shape[1], k_bshk.shape[1]
     more_l, more_s = -l % ATTENTION_MULTIPLE, -s % ATTENTION_MULTIPLE
@@ -157,9 +161,9 @@ def padded_attention(
 def dropout(x_bld: jax.Array, rate: float, key_b: jax.Array | None) -> jax.Array:
     """Zeroes entries with probability `rate` and rescales the rest; `key_b=None` (sampling) returns the input.
 
-    One key per image, so the mask does not depend on how a batch is split over devices or accumulation steps. Each key gives
-    one random word, and `hash_uint32` makes the bits of every entry of the image from it. Threefry bits for every entry would
-    take as long as the matrix products.
+    One key per image, so the mask does not depend on how a batch is split over devices or accumulation steps. Each key
+    gives one random word, and `hash_uint32` makes the bits of every entry of the image from it. Threefry bits for every
+    entry would take as long as the matrix products.
     """
     if key_b is None or rate == 0.0:
         return x_bld
@@ -186,7 +190,8 @@ def _keep_linear_maps(primitive, *avals, **parameters) -> bool:
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **parameters) and avals[0].ndim < 4
 
 
-# Which intermediate values the backward pass keeps, by whether layers are unrolled; the rest is computed again. "none": all.
+# Which intermediate values the backward pass keeps, by whether layers are unrolled; the rest is computed again. "none":
+# all.
 REMAT_POLICIES: dict[str, Callable[[bool], Any]] = {
     "dots": lambda unrolled: jax.checkpoint_policies.save_from_both_policies(
         _keep_linear_maps,
@@ -207,8 +212,8 @@ def stack_layers(make: Callable, rngs: nnx.Rngs, depth: int, stacked: bool) -> A
 def apply_layers(layers: Any, x_bld: Any, key_b: jax.Array | None, *, depth: int, layers_mode: str, remat: str, call: Callable):
     """Runs stacked `layers` (a leading axis of `depth` on every parameter) over `x_bld` with `call(layer, x, key_b)`.
 
-    Both may be pytrees, such as layers with their numbers, and states with a cache. `layers` may also be a list of what is
-    otherwise stacked. `layers_mode`: see `GeneratorConfig`; all modes give the same numbers.
+    Both may be pytrees, such as layers with their numbers, and states with a cache. `layers` may also be a list of what
+    is otherwise stacked. `layers_mode`: see `GeneratorConfig`; all modes give the same numbers.
     """
 
     def step(x, inputs):

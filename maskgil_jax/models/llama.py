@@ -59,7 +59,7 @@ class Attention(nnx.Module):
     def __call__(self, x_bld: jax.Array, rotation, mask=None, past=None) -> tuple[jax.Array, KVCache | None]:
         """`mask`: bool (b, 1, l, s), what each query looks at; None: everything, or if causal everything before it.
 
-        `past`: (cache, layer, start) when the sequence goes on at position `start`; the cache comes back with it written.
+        `past`: (cache, layer, start) when the sequence goes on at position `start`; the written cache comes back.
         """
         b, l, _ = x_bld.shape
         q, k, v = self.q(x_bld), self.k(x_bld), self.v(x_bld)
@@ -97,7 +97,7 @@ class SwiGLU(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + f(norm(x)) for attention and MLP; Post-Norm norms f's output, with ("sandwich") or without ("swin") the first."""
+    """x + f(norm(x)) for attention and MLP. Post-Norm norms f's output, with ("sandwich") or without the first norm."""
 
     def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -125,8 +125,8 @@ class Block(nnx.Module):
 class Llama(TransformerGenerator):
     """Tokens and a class or a text -> logits over the codebook.
 
-    Bidirectional: logits at position i see every token. Causal: they see the condition and tokens 0..i-1, so the same call
-    gives the next-token logits of AR training, and `prefill` and `step` the same numbers one token at a time.
+    Bidirectional: logits at position i see every token. Causal: they see the condition and tokens 0..i-1, so the same
+    call gives the next-token logits of AR training, and `prefill` and `step` the same numbers one token at a time.
     """
 
     def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs, stacked: bool = True):
@@ -155,8 +155,8 @@ class Llama(TransformerGenerator):
     def null_condition(self, condition):
         """The same batch without its condition, for classifier-free guidance: the learned null class, or the null text.
 
-        A random null text has the mask of the text it replaces, as in LlamaGen; that of the encoder has its own. Neither is
-        trained. Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
+        A random null text has the mask of the text it replaces, as in LlamaGen; that of the encoder has its own.
+        Neither is trained. Raises: ConfigError for a network without a null class (`LlamaConfig.null_class`).
         """
         if not self.cfg.null_class:
             raise ConfigError("guidance: this network has no null class (null_class=False); decode with guidance=1")
@@ -181,11 +181,11 @@ class Llama(TransformerGenerator):
         return self.caption_down(jax.nn.gelu(self.caption_up(features_btd), approximate=True))
 
     def hidden(self, tokens_bl: jax.Array, condition, *, grid=None, key_b: jax.Array | None = None) -> jax.Array:
-        """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image, or None."""
         return self.states(self.last_output(tokens_bl, condition, grid=grid, key_b=key_b), condition, grid=grid)
 
     def states(self, output_bnd: jax.Array, condition=None, *, grid=None) -> jax.Array:
-        """`last_output` -> normalised states (b, l, state_width) of the single tokens, each image's in its raster order."""
+        """`last_output` -> normalised states (b, l, state_width) of single tokens, in raster order per image."""
         output_bnd, patch = self.norm(output_bnd), self.cfg.patch
         if patch == 1:
             return output_bnd
@@ -216,7 +216,7 @@ class Llama(TransformerGenerator):
         return x_brpcqd.swapaxes(2, 3).reshape(b, l // patch**2, -1)
 
     def training_states(self, tokens_bl, condition, *, grid=None, key_b=None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`hidden`, and the summed norms of the states before the last RMSNorm, whose growth shows instability (Fig. 4c)."""
+        """`hidden`, and the summed norms before the last RMSNorm, whose growth shows instability (Fig. 4c)."""
         output_bnd = self.last_output(tokens_bl, condition, grid=grid, key_b=key_b)
         hidden_bld = self.states(output_bnd, condition, grid=grid)
         norm_bn = jnp.linalg.norm(jax.lax.stop_gradient(output_bnd).astype(jnp.float32), axis=-1)
@@ -265,10 +265,10 @@ class Llama(TransformerGenerator):
         return self.head(hidden_bld).astype(jnp.float32)
 
     def prefill(self, tokens_bn: jax.Array, condition, *, grid=None) -> tuple[jax.Array, KVCache]:
-        """Causal only: the condition and the first n tokens of a canvas (n may be 0, at most all but one) -> what `step` needs.
+        """Causal only: the condition and the first n tokens of a canvas (0 to all but one) -> what `step` needs.
 
-        Returns logits (b, codebook_size), float32, of token n, and the cache. It has a place for the prefix and every token
-        but the last, which nothing follows: `prefix_tokens + rows * columns - 1` positions (see `KVCache` for the bytes).
+        Returns logits (b, codebook_size), float32, of token n, and the cache. It has a place for the prefix and every
+        token but the last, which nothing follows: `prefix_tokens + rows * columns - 1` positions (`KVCache`).
         """
         cfg, b = self.cfg, tokens_bn.shape[0]
         grid = tuple(grid or cfg.grid)
@@ -284,7 +284,7 @@ class Llama(TransformerGenerator):
         return self._extend(x, KVCache(empty, empty, visible_bs), 0, grid)
 
     def step(self, token_b: jax.Array, cache: KVCache, index, *, grid=None) -> tuple[jax.Array, KVCache]:
-        """Causal only: token `index` of each canvas goes in; logits (b, codebook_size) of token `index + 1` and the cache."""
+        """Causal only: token `index` of each canvas -> logits (b, codebook_size) of the next token, and the cache."""
         grid = tuple(grid or self.cfg.grid)
         x = self.tokens(token_b)[:, None].astype(self.cfg.dtype)
         return self._extend(x, cache, self.cfg.prefix_tokens + index, grid)
@@ -322,7 +322,7 @@ class Llama(TransformerGenerator):
         return rotation, jnp.pad(valid_bn, ((0, 0), (cfg.prefix_tokens, 0)), constant_values=True)
 
     def _places(self, sized: SizedCondition, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(row, column, whether it is no padding) of every position, (b, count): of patches, if they share positions."""
+        """(row, column, whether it is no padding) of every position or, with patches, of every patch: (b, count)."""
         patch = self.cfg.patch
         return token_places(SizedCondition(None, sized.rows_b // patch, sized.columns_b // patch), count)
 

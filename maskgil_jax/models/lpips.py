@@ -13,8 +13,9 @@ SCALE = (0.458, 0.448, 0.450)
 
 
 class LPIPS(nnx.Module):
-    """`vgg/STAGE/CONV` are the convolutions of the VGG, `heads/STAGE` the non-negative weight of each of a stage's channels,
-    as the kernel of a 1x1 convolution."""
+    """`vgg/STAGE/CONV` are the convolutions of the VGG, `heads/STAGE` the non-negative weight of each of a stage's
+    channels, as the kernel of a 1x1 convolution.
+    """
 
     def __init__(self, cfg: LPIPSConfig, *, rngs: nnx.Rngs):
         # Not trained here: published weights replace these zeros.

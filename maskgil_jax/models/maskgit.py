@@ -1,7 +1,8 @@
 """Google's MaskGIT Transformer (Chang et al. 2022): BERT over one table of codes, classes and [MASK].
 
-It shares attention and MLP with `Bert`; the rest differs in six ways (where the norms stand, the input, the head, its bias,
-the table, no null class), of which only this combination was ever trained: a network of its own instead of six options.
+It shares attention and MLP with `Bert`; the rest differs in six ways (where the norms stand, the input, the head, its
+bias, the table, no null class), of which only this combination was ever trained: a network of its own instead of six
+options.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class MaskGIT(TransformerGenerator):
         self.layers = stack_layers(lambda r: Block(cfg, rngs=r), rngs, cfg.depth, stacked)
         self.last_linear = linear(cfg.width, cfg.width, dtype=cfg.dtype, rngs=rngs, bias=True)
         self.head_norm = LayerNorm(cfg.width, eps=EPS, rngs=rngs)
-        # The published network scores its whole table, classes and [MASK] too; only the codes' scores are ever used here.
+        # The published network scores its whole table, classes and [MASK] too; only the codes' scores are ever used
+        # here.
         self.head_bias = nnx.Param(jnp.zeros((cfg.vocabulary,), jnp.float32))
 
     def null_condition(self, condition: ClassCondition) -> ClassCondition:
@@ -58,7 +60,10 @@ class MaskGIT(TransformerGenerator):
     def hidden(
         self, tokens_bl: jax.Array, condition: ClassCondition, *, grid=None, key_b: jax.Array | None = None
     ) -> jax.Array:
-        """Final normalised states (b, l, d) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        """Final normalised states (b, l, d) at the image tokens.
+
+        `key_b`: one dropout key per image; None outside training.
+        """
         cfg = self.cfg
         check_learned_grid(cfg, grid)
         check_inputs(cfg, tokens_bl, condition, cfg.grid)

@@ -15,12 +15,13 @@ from maskgil_jax.config import ConfigError
 def angles_1d(count: int, head_dim: int, base: float, trained: int | None = None, scaling: str = "none") -> np.ndarray:
     """Angles (count, head_dim / 2): position p times base^(-2k / head_dim).
 
-    `trained` and `scaling` bring a side longer than the trained one back to angles the network knows, with r = count / trained:
+    `trained` and `scaling` bring a side longer than the trained one back to angles the network knows, with r = count /
+    trained:
     "none": nothing; far positions have angles never seen in training.
     "interpolate": positions are divided by r, so the whole side spans the trained angles and neighbours stand closer
     (position interpolation, 2306.15595).
-    "ntk": the base grows to base * r^(d / (d - 2)), which slows the slowest pair by r exactly and leaves the fastest as it
-    is: neighbours stay apart, far positions stay within the trained range ("NTK-aware" scaling).
+    "ntk": the base grows to base * r^(d / (d - 2)), which slows the slowest pair by r exactly and leaves the fastest as
+    it is: neighbours stay apart, far positions stay within the trained range ("NTK-aware" scaling).
     A side up to the trained one is left as it is: all its angles are known.
     """
     ratio = max(1.0, count / trained) if trained else 1.0
@@ -36,7 +37,8 @@ def angles_1d(count: int, head_dim: int, base: float, trained: int | None = None
 def angles_2d(
     grid: tuple[int, int], head_dim: int, base: float, trained: tuple[int, int] | None = None, scaling: str = "none"
 ) -> np.ndarray:
-    """Angles (rows * columns, head_dim / 2), raster order: the first half of the pairs turns by row, the second by column.
+    """Angles (rows * columns, head_dim / 2), raster order: the first half of the pairs turns by row,
+    the second by column.
 
     Rows and columns are scaled each by its own ratio (`angles_1d`), so 16x32 keeps the rows of 16x16 as they are.
     """
@@ -62,14 +64,16 @@ def rotation_table(
     """(cos, sin), each float32 (tokens + prefix, head_dim / 2), in the order of the sequence.
 
     Prefix rows are either the identity or, as in LlamaGen, cos = sin = 0: queries and keys vanish there, so the
-    prefix is attended with logit 0 whatever it holds. `positions="1d_shifted"` is the published MaskGIL code: its zero row
-    comes first although its class token comes last: token 0 vanishes, token i turns by i - 1, the class by the last angle.
+    prefix is attended with logit 0 whatever it holds. `positions="1d_shifted"` is the published MaskGIL code: its zero
+    row comes first although its class token comes last: token 0 vanishes, token i turns by i - 1, the class by the last
+    angle.
 
     `trained`: the training canvas, if not `grid`; `scaling`: see `angles_1d`.
 
     Raises:
       ConfigError: one-dimensional positions and a canvas other than the trained one. A token's angle is its number in
-        raster order there: with other columns, the same angle would be another place, and with other rows the class another.
+        raster order there: with other columns, the same angle would be another place, and with other rows the class
+        another.
     """
     tokens = grid[0] * grid[1]
     if positions == "1d_shifted":
@@ -97,8 +101,8 @@ def rotation_at(
 ) -> tuple[jax.Array, jax.Array]:
     """(cos, sin), each float32 (b, prefix + l, head_dim / 2), of tokens whose rows and columns are data.
 
-    Rows of the tables of `rotation_table`, gathered: one compiled program serves every size of a canvas. No side may be longer
-    than the number of tokens.
+    Rows of the tables of `rotation_table`, gathered: one compiled program serves every size of a canvas. No side may be
+    longer than the number of tokens.
     """
     angles_lk = angles_1d(row_bl.shape[1], head_dim // 2, base)
     cos_prefix = 0.0 if prefix_rotation == "zero" else 1.0

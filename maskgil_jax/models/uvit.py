@@ -1,8 +1,8 @@
 """aMUSEd's U-ViT (Patil et al. 2024, arXiv 2401.01808): a masked generator conditioned on CLIP texts.
 
-ConvNeXt-V2 and cross-attention blocks before and after a Transformer with cross-attention. Pooled text and micro-conditioning
-modulate every norm of the Transformer (AdaLN) and every residual block. No biases and no positions: the depthwise
-convolutions tell the tokens where they are.
+ConvNeXt-V2 and cross-attention blocks before and after a Transformer with cross-attention. Pooled text and
+micro-conditioning modulate every norm of the Transformer (AdaLN) and every residual block. No biases and no positions:
+the depthwise convolutions tell the tokens where they are.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ class Upsample(nnx.Module):
 
 
 class ResponseNorm(nnx.Module):
-    """Global response normalisation (ConvNeXt-V2) with scale, bias and a residual sum; norms over the image in float32."""
+    """Global response normalisation (ConvNeXt-V2) with scale, bias and a residual sum.
+
+    Norms over the image in float32.
+    """
 
     def __init__(self, channels: int):
         self.scale = nnx.Param(jnp.zeros((1, 1, 1, channels), jnp.float32))
@@ -225,8 +228,8 @@ class Block(nnx.Module):
 class UViT(TransformerGenerator):
     """Tokens and a text -> logits over the codebook, for any grid.
 
-    All `text_tokens` positions of a text are attended to, padding too, as published; `mask_bt` is not read. There is no null
-    text among the parameters: guidance takes a negative condition, usually that of "".
+    All `text_tokens` positions of a text are attended to, padding too, as published; `mask_bt` is not read. There is no
+    null text among the parameters: guidance takes a negative condition, usually that of "".
     """
 
     def __init__(self, cfg: UViTConfig, *, rngs: nnx.Rngs, stacked: bool = True):
@@ -250,7 +253,8 @@ class UViT(TransformerGenerator):
         self.out_conv = PointConv(c, cfg.codebook_size, dtype=dtype, rngs=rngs)
 
     def null_condition(self, condition: PooledTextCondition) -> PooledTextCondition:
-        """Raises a `ConfigError`: the condition of no text is the encoder's output for "", which the network does not hold."""
+        """Raises a `ConfigError`: the condition of no text is the encoder's output for "",
+        which the network does not hold."""
         raise ConfigError(
             'guidance: a U-ViT holds no null text; decode with guidance=1, or give the condition of "" or of a negative prompt'
         )
@@ -264,7 +268,10 @@ class UViT(TransformerGenerator):
     def hidden(
         self, tokens_bl: jax.Array, condition: PooledTextCondition, *, grid=None, key_b: jax.Array | None = None
     ) -> jax.Array:
-        """Final normalised states (b, l, c) at the image tokens. `key_b`: one dropout key per image; None outside training."""
+        """Final normalised states (b, l, c) at the image tokens.
+
+        `key_b`: one dropout key per image; None outside training.
+        """
         cfg = self.cfg
         grid = tuple(grid or cfg.grid)
         check_inputs(cfg, tokens_bl, condition, grid)

@@ -1,8 +1,8 @@
 """One program for images of all sizes: the padded canvas on which a generator was trained on images of several sizes.
 
-Its weights say so by the entry `canvas` of their config.json, (rows, columns) of tokens. An image whose tokens fit on the
-canvas is drawn at its start (`models.condition.SizedCondition`); the others have a program of their own grid, as all images
-have without that entry. `Pipeline` has `canvas` and `tokens`.
+Its weights say so by the entry `canvas` of their config.json, (rows, columns) of tokens. An image whose tokens fit on
+the canvas is drawn at its start (`models.condition.SizedCondition`); the others have a program of their own grid, as
+all images have without that entry. `Pipeline` has `canvas` and `tokens`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def sized(pipeline: Any, condition: Any, grids_b: Sequence[Sequence[int]]) -> An
 
 
 def program_of(pipeline: Any, condition: Any, grid: Grid, cfg: Any) -> tuple[Any, Grid]:
-    """(condition, grid) with which images of this grid are decoded: on the canvas if they belong there, else as given."""
+    """(condition, grid) with which images of this grid are decoded: on the canvas if they belong there,
+    else as given."""
     if not on_canvas(pipeline, grid, cfg):
         return condition, grid
     return sized(pipeline, condition, [grid] * rows_of(condition)), pipeline.canvas
@@ -112,8 +113,8 @@ def tokens_of_sizes(
 ) -> jax.Array:
     """The codes of images of several sizes, at the start of a canvas each: int32 (b, length of the canvas).
 
-    grids_b: (rows, columns) of each image, all of which are `on_canvas`. tokens_bl, on_step: as for `generate_tokens`, but of
-    whole canvases.
+    grids_b: (rows, columns) of each image, all of which are `on_canvas`. tokens_bl, on_step: as for `generate_tokens`,
+    but of whole canvases.
     """
     condition = sized(pipeline, condition, grids_b)
     options: dict[str, Any] = dict(grid=pipeline.canvas, tokens_bl=tokens_bl, on_step=on_step)

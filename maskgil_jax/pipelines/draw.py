@@ -16,7 +16,8 @@ from maskgil_jax.tokenizers.images import to_pixels
 
 
 class RequestBatch(NamedTuple):
-    """Part of a request. rows: int (b,), its rows of the request. num_valid: how many are not padding, the first ones."""
+    """Part of a request. rows: int (b,), its rows of the request. num_valid: how many are not padding,
+    the first ones."""
 
     rows: np.ndarray
     condition: Any
@@ -29,7 +30,8 @@ def batch_requests(
 ) -> Iterator[RequestBatch]:
     """Cuts a request into batches of `size` images; the last one is padded with its last image.
 
-    The image of index i has the key `fold_in(key, i)` whatever batch it is in; an array of keys holds one for each image.
+    The image of index i has the key `fold_in(key, i)` whatever batch it is in; an array of keys holds one for each
+    image.
     shard: puts arrays with a leading batch axis on the devices.
     """
     for start in range(0, len(indices_n), size):
@@ -52,7 +54,8 @@ def draw(
     ar_ratio: float = 0.0,
     on_step: Callable[[int, jax.Array], Any] | None = None,
 ) -> Iterator[tuple[jax.Array, int]]:
-    """Yields (uint8 images (size, height, width, 3) on the devices, how many of them are not padding), batch by batch."""
+    """Yields (uint8 images (size, height, width, 3) on the devices, how many of them are not padding),
+    batch by batch."""
     grid = tuple(grid or pipeline.generator.cfg.grid)
     for batch in batch_requests(condition, key, indices_n, size, pipeline.shard):
         watch = on_step and functools.partial(_without_padding, on_step, batch.num_valid)

@@ -1,12 +1,12 @@
 """Editing images with a pipeline. `Pipeline` has these functions as its methods; none of them calls it by name.
 
-Common to all: images are uint8 (b, height, width, 3), PIL images, paths of files, or lists of them; one picture is a batch of
-one, and the result is always a batch, as in a call of the pipeline. Sides are multiples of the tokenizer's cells. Results are
-uint8 (b, height, width, 3), or with output="pil" lists of PIL images.
-labels: one request for all images, one per image, or None for none (the null condition); prompts, and negative_prompts if
-any, instead for a text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image of index
-i depends on the key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so each function
-compiles once per shape. A `ConfigError` says what does not fit.
+Common to all: images are uint8 (b, height, width, 3), PIL images, paths of files, or lists of them; one picture is a
+batch of one, and the result is always a batch, as in a call of the pipeline. Sides are multiples of the tokenizer's
+cells. Results are uint8 (b, height, width, 3), or with output="pil" lists of PIL images.
+labels: one request for all images, one per image, or None for none (the null condition); prompts, and negative_prompts
+if any, instead for a text-conditional generator. seed or key, cfg, batch_size: as in a call of the pipeline. The image
+of index i depends on the key, i, its own pixels, mask and label, and not on its batch. Every batch has one shape, so
+each function compiles once per shape. A `ConfigError` says what does not fit.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ MASKED_ONLY = "editing uses masked decoding alone; a causal network attends to n
 def inpaint(pipeline: Any, images, masks=None, labels=None, *, feather: int | None = None, cfg=None, **options) -> np.ndarray:
     """Fills holes in images: uint8 (b, height, width, 3).
 
-    masks: true in the hole: bool, or uint8 where 128 and more counts, (b, height, width) or one (height, width) for all; or PIL
-    images or paths, white in the hole. None: the images have a fourth channel (alpha), which is 0 in the hole. The pixels of
-    the hole are ignored. Tokens whose cell overlaps the hole, and their neighbours, are sampled anew. Pixels change in the hole
-    and in `feather` pixels around it (default: half a cell), over which the old picture is blended into the new one; 0 for a
-    hard edge.
+    masks: true in the hole: bool, or uint8 where 128 and more counts, (b, height, width) or one (height, width) for
+    all; or PIL images or paths, white in the hole. None: the images have a fourth channel (alpha), which is 0 in the
+    hole. The pixels of the hole are ignored. Tokens whose cell overlaps the hole, and their neighbours, are sampled
+    anew. Pixels change in the hole and in `feather` pixels around it (default: half a cell), over which the old picture
+    is blended into the new one; 0 for a hard edge.
     """
     images_bhwc, masks_bhw = _images_and_masks(images, masks)
     cell = pipeline.tokenizer.cfg.downsample
@@ -92,8 +92,8 @@ def edit_box(pipeline: Any, images, box: tuple[int, int, int, int], labels=None,
 def vary(pipeline: Any, images, labels=None, *, strength: float = 0.5, cfg=None, **options) -> np.ndarray:
     """Variations of images, with the class they have or another one: uint8 (b, height, width, 3).
 
-    strength: fraction of the tokens that is sampled anew, at random positions: 0 gives the tokenizer's reconstruction, 1 new
-    images. Under aMUSEd's scheduler (plan gamma_canvas), the share of its steps that are run.
+    strength: fraction of the tokens that is sampled anew, at random positions: 0 gives the tokenizer's reconstruction,
+    1 new images. Under aMUSEd's scheduler (plan gamma_canvas), the share of its steps that are run.
     """
     images_bhwc = as_images(images)
     _check_masked(pipeline)
@@ -113,8 +113,9 @@ def interpolate(
 ) -> np.ndarray:
     """Images between two classes or prompts: uint8 (pairs, weights, height, width, 3).
 
-    first, second: one each, or as many of one as of the other. weights: 0 is the first, 1 the second; in between the logits
-    are mixed (`decoding.token_edits.InterpolatedGenerator`). The images of a pair share their key, so only the weight differs.
+    first, second: one each, or as many of one as of the other. weights: 0 is the first, 1 the second; in between the
+    logits are mixed (`decoding.token_edits.InterpolatedGenerator`). The images of a pair share their key, so only the
+    weight differs.
     """
     _check_masked(pipeline)
     negative = options.pop("negative_prompts", None)
@@ -155,10 +156,10 @@ def outpaint(
 ) -> np.ndarray:
     """Continues images beyond their edges: uint8 (b, rows * cell, columns * cell, 3).
 
-    canvas: (rows, columns) of cells, at least as many as the images and the training grid have. place: cell of the canvas
-    that the image's top left corner goes to; default: the middle. The rest is filled window by window, each on the training
-    grid (`decoding.token_edits.decode_windows`, which defines `overlap`), so learned positions work too. feather: pixels
-    inside the image's edge that are blended into the new picture; default half a cell.
+    canvas: (rows, columns) of cells, at least as many as the images and the training grid have. place: cell of the
+    canvas that the image's top left corner goes to; default: the middle. The rest is filled window by window, each on
+    the training grid (`decoding.token_edits.decode_windows`, which defines `overlap`), so learned positions work too.
+    feather: pixels inside the image's edge that are blended into the new picture; default half a cell.
     """
     images_bhwc, cell = as_images(images), pipeline.tokenizer.cfg.downsample
     (rows, columns), (h, w) = canvas, _grid_of(pipeline, images_bhwc)
@@ -194,10 +195,11 @@ def outpaint(
 
 @with_output
 def trajectory(pipeline: Any, labels=None, *, cfg=None, grid=None, **options) -> np.ndarray:
-    """The canvas after each step of masked decoding: uint8 (steps, b, height, width, 3), the last ones the images of a call.
+    """The canvas after each step of masked decoding: uint8 (steps, b, height, width, 3),
+    the last ones the images of a call.
 
-    Cells that are still masked are grey. The others show their tokens at that step, decoded together with the final tokens of
-    the masked cells, since a tokenizer cannot decode a mask.
+    Cells that are still masked are grey. The others show their tokens at that step, decoded together with the final
+    tokens of the masked cells, since a tokenizer cannot decode a mask.
     """
     _check_masked(pipeline)
     shape, mask_id = tuple(grid or pipeline.generator.cfg.grid), pipeline.generator.cfg.mask_id

@@ -47,8 +47,8 @@ def encode_source(
 def encode_texts(source: Any, out: Any, encoder: FrozenTextEncoder, *, batch_size: int = 64) -> tuple[pathlib.Path, int, int]:
     """Writes the features of all captions of a captioned source or code store to the text store `out`.
 
-    Returns (its path, the number of captions, the number of different ones). Equal captions are encoded once. Captions that
-    are longer than `encoder.max_tokens` are counted in one warning.
+    Returns (its path, the number of captions, the number of different ones). Equal captions are encoded once. Captions
+    that are longer than `encoder.max_tokens` are counted in one warning.
     """
     texts: dict[str, str] = {}
     for number in range(len(source)):
@@ -64,7 +64,8 @@ def encode_texts(source: Any, out: Any, encoder: FrozenTextEncoder, *, batch_siz
 
 
 def encode(pipeline: Any, images: Any) -> np.ndarray:
-    """The codes of images: int32 (b, rows, columns). images: uint8 arrays, PIL images or paths (`pictures.as_images`)."""
+    """The codes of images: int32 (b, rows, columns). images: uint8 arrays,
+    PIL images or paths (`pictures.as_images`)."""
     images_bhwc = as_images(images)
     rows, columns = pipeline.grid_of(*images_bhwc.shape[1:3])
     return jax.device_get(to_tokens(pipeline.tokenizer, images_bhwc)).reshape(-1, rows, columns)

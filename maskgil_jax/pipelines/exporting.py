@@ -38,11 +38,14 @@ def export_program(
     grid: tuple[int, int] | None = None,
     **decoding: Any,
 ) -> dict[str, Any]:
-    """Writes the folder `out`, atomically: `program.bin` (`jax.export`), `weights.npz`, `manifest.json`; returns the manifest.
+    """Writes the folder `out`, atomically: `program.bin` (`jax.export`), `weights.npz`, `manifest.json`.
 
-    The program takes the weights, the condition and uint32 seeds (b,), and gives uint8 images (b, height, width, 3): those of
-    `pipeline(..., seeds=seeds)`. Batch size, image size and decoding options are fixed. The weights are arguments in a file
-    beside the program: as constants of it they would be kept once more in memory, and a serialised program is limited to 2 GB.
+    Returns the manifest.
+
+    The program takes the weights, the condition and uint32 seeds (b,), and gives uint8 images (b, height, width, 3):
+    those of `pipeline(..., seeds=seeds)`. Batch size, image size and decoding options are fixed. The weights are
+    arguments in a file beside the program: as constants of it they would be kept once more in memory, and a serialised
+    program is limited to 2 GB.
 
     platforms: of `PLATFORMS`. With several, one program serves all and makes none of the choices by platform (`loop`,
     `batch_mode`), which change images by rounding only.

@@ -75,9 +75,9 @@ def sample_to_folder(
 ) -> pathlib.Path:
     """Generates one image per label into the folder `out`; keeps the parts that an earlier run finished.
 
-    prompts: with labels=None, one image per text or `PromptRequest`, which says size and seed; files of one image (png, webp)
-    only. The manifest holds each request. format: one of `FORMATS`. part_size: images per part of npz and array_record, the
-    most that an interruption loses.
+    prompts: with labels=None, one image per text or `PromptRequest`, which says size and seed; files of one image (png,
+    webp) only. The manifest holds each request. format: one of `FORMATS`. part_size: images per part of npz and
+    array_record, the most that an interruption loses.
     overwrite: first remove the samples of a job with other settings. share: (index, count) of the shares into which the
     job is split; default: this process among those of the run. Share 0 joins the parts once all exist.
 
@@ -136,7 +136,10 @@ def sample_to_folder(
 
 
 def _settings(pipeline: Pipeline, num: int, asked: dict, format: str, seed: int, grid, ar_ratio: float, part_size: int) -> dict:
-    """All that the images depend on, as the manifest records it; not batch size, devices or processes. asked: the requests."""
+    """All that the images depend on, as the manifest records it.
+
+    Not batch size, devices or processes. asked: the requests.
+    """
     values = {
         "format": MANIFEST_FORMAT,
         "files": format,

@@ -64,7 +64,8 @@ def load_generator_part(path, *, mesh: Mesh | None = None, kernels: str | None =
 
 
 def built(weights: Weights, mesh: Mesh | None) -> Any:
-    """The network; on a mesh sharded by the path rules, or whole on every device where the mesh does not divide an axis.
+    """The network; on a mesh sharded by the path rules, or whole on every device where the mesh does not divide an
+    axis.
 
     A Chameleon's weights lie on the mesh already.
     """

@@ -18,9 +18,9 @@ from maskgil_jax.files.images import read_alpha, read_image, to_pil, to_rgb
 def as_images(images: Any, channels: tuple[int, ...] = (3,)) -> np.ndarray:
     """A uint8 batch (b, height, width, c) of images in any form; one image is a batch of one.
 
-    images: a uint8 array (b, height, width, c) or (height, width, c), a PIL image, the path of a file, or a list of these of
-    one size. PIL images and files become RGB as `files.images.read_image` says; with 4 among `channels` the alpha of a
-    transparent one is kept as its fourth channel.
+    images: a uint8 array (b, height, width, c) or (height, width, c), a PIL image, the path of a file, or a list of
+    these of one size. PIL images and files become RGB as `files.images.read_image` says; with 4 among `channels` the
+    alpha of a transparent one is kept as its fourth channel.
     """
     if isinstance(images, (list, tuple)):
         require(len(images) > 0, "images: none given")
@@ -43,7 +43,10 @@ def as_images(images: Any, channels: tuple[int, ...] = (3,)) -> np.ndarray:
 
 
 def as_masks(masks: Any) -> np.ndarray:
-    """Masks as an array, bool or uint8: arrays are returned; of PIL images and files the grey level, white being masked."""
+    """Masks as an array, bool or uint8: arrays are returned.
+
+    Of PIL images and files it is the grey level; white is masked.
+    """
     if isinstance(masks, (list, tuple)):
         return np.stack([as_masks(mask) for mask in masks])
     if isinstance(masks, Image.Image):
@@ -77,7 +80,8 @@ def _picture(image: Any, alpha: bool) -> np.ndarray:
 
 
 def with_output(function: Callable[..., np.ndarray]) -> Callable[..., Any]:
-    """Adds `output` to a function that returns images: "numpy", or "pil" for a list of PIL images (of lists, if nested)."""
+    """Adds `output` to a function that returns images: "numpy", or "pil" for a list of PIL images (of lists, if
+    nested)."""
 
     @functools.wraps(function)
     def call(*args: Any, output: str = "numpy", **options: Any) -> Any:

@@ -47,17 +47,20 @@ from maskgil_jax.runtime.platform import set_compile_cache
 class Pipeline:
     """A generator with its tokenizer and its conditioner.
 
-    `pipeline(["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its index in the
-    request, its label and the decoding options; not on batch size or device count.
+    `pipeline(["hearts", 3], seed=1)` -> uint8 images (b, height, width, 3). An image depends on the seed, its index in
+    the request, its label and the decoding options; not on batch size or device count.
 
-    conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a `ClassConditioner`.
-    cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator, for
-    `ar_ratio`; ar_cfg: its decoding options; ar_conditioner: makes its conditions, if it reads prompts in another way.
-    mesh: the devices that share every batch (`over`); None leaves it to JAX. metadata: of "tokenizer" and "generator", the
-    entries of their config.json that describe no network; kept by `save`.
+    conditioner: makes conditions from labels or prompts; class names (a sequence of text) stand for a
+    `ClassConditioner`.
+    cfg: decoding options, a `CausalConfig` if the generator is causal. ar: a causal network beside a masked generator,
+    for `ar_ratio`; ar_cfg: its decoding options; ar_conditioner: makes its conditions, if it reads prompts in another
+    way.
+    mesh: the devices that share every batch (`over`); None leaves it to JAX. metadata: of "tokenizer" and "generator",
+    the entries of their config.json that describe no network; kept by `save`.
 
-    `canvas`: (rows, columns) of the canvas on which images of all sizes that fit are drawn by one program, if the generator was
-    trained on images of several sizes (`pipelines.canvas`); else None, and each size has a program of its own.
+    `canvas`: (rows, columns) of the canvas on which images of all sizes that fit are drawn by one program, if the
+    generator was trained on images of several sizes (`pipelines.canvas`); else None, and each size has a program of its
+    own.
     """
 
     tokenizer: Any
@@ -164,20 +167,22 @@ class Pipeline:
     ) -> Any:
         """Generates one image per label, prompt or recording: uint8 (b, height, width, 3).
 
-        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. audio: recordings, as
-        paths or float samples at 16 kHz (one, or a list), drawn as what Whisper makes of them in English; a class-conditional
-        generator draws the nearest class. speech: Whisper's model, a name or a folder. language: code of the spoken one;
-        default detected. on_transcript: called as `on_transcript(index, transcript)`. negative_prompts: what
-        guidance moves away from, instead of no text: one for all prompts, or one for each. height, width: pixels; default the
-        training size. grid: (rows, columns) of codes, instead of height and width. seeds: one for each image, or
-        several for one label, instead of `seed`; an image is then the first image of a request with its seed alone. key: used
-        instead of `seed`. num_per_label: images of each label, one after the other. cfg: default `self.cfg`, the options
-        stored with the weights; or the name of a preset (`config.DECODE_PRESETS`). decoding: decoding options that replace
-        those of `cfg` (steps=, guidance=, ...). batch_size: images per network call; default 4, or 32 if there are more than
-        16 images, filled up, so that few sizes are compiled (`on_step`: all of them, at most 64). ar_ratio: share of the tokens
-        that the causal network `ar` samples before masked decoding (0..1; needs `load(path, ar=...)`). on_step: called as
-        `on_step(step, tokens_bl)` after each step of masked decoding, 1 to `cfg.steps`, of each batch, with the codes so far
-        ([MASK] = `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list of PIL images.
+        labels: class numbers (integers) or names. prompts: texts, for a text-conditional generator. audio: recordings,
+        as paths or float samples at 16 kHz (one, or a list), drawn as what Whisper makes of them in English; a
+        class-conditional generator draws the nearest class. speech: Whisper's model, a name or a folder. language: code
+        of the spoken one; default detected. on_transcript: called as `on_transcript(index, transcript)`.
+        negative_prompts: what guidance moves away from, instead of no text: one for all prompts, or one for each.
+        height, width: pixels; default the training size. grid: (rows, columns) of codes, instead of height and width.
+        seeds: one for each image, or several for one label, instead of `seed`; an image is then the first image of a
+        request with its seed alone. key: used instead of `seed`. num_per_label: images of each label, one after the
+        other. cfg: default `self.cfg`, the options stored with the weights; or the name of a preset
+        (`config.DECODE_PRESETS`). decoding: decoding options that replace those of `cfg` (steps=, guidance=, ...).
+        batch_size: images per network call; default 4, or 32 if there are more than 16 images, filled up, so that few
+        sizes are compiled (`on_step`: all of them, at most 64). ar_ratio: share of the tokens that the causal network
+        `ar` samples before masked decoding (0..1; needs `load(path, ar=...)`). on_step: called as
+        `on_step(step, tokens_bl)` after each step of masked decoding, 1 to `cfg.steps`, of each batch, with the codes
+        so far ([MASK] = `generator.cfg.mask_id`); it does not change the images. output: "numpy", or "pil" for a list
+        of PIL images.
         """
         choose("output", output, ("numpy", "pil"))
         condition, options = request_of(
@@ -221,8 +226,9 @@ class Pipeline:
     ) -> Iterator[np.ndarray]:
         """As a call, but yields the images of `batch_size` requests at a time; one batch shape, so one compilation.
 
-        labels: what the conditioner encodes, or a condition. indices: the index in the request that each of these has; default
-        0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and be the same.
+        labels: what the conditioner encodes, or a condition. indices: the index in the request that each of these has;
+        default 0, 1, 2, ... So the images of a large request can be made in parts, in any order and on any machine, and
+        be the same.
         key: one, or one for each request. padded: see `request`.
         """
         condition = labels if isinstance(labels, HybridCondition) else self.conditioner.encode(labels)
@@ -249,7 +255,8 @@ class Pipeline:
         return jax.random.key(seed) if key is None else key, -(-size // devices) * devices
 
     def over(self, devices: Any = None, mesh: Any = None) -> Pipeline:
-        """The same pipeline on several devices, those of this process by default: each makes its share of every batch."""
+        """The same pipeline on several devices, those of this process by default:
+        each makes its share of every batch."""
         mesh = mesh or make_mesh(devices=jax.local_devices() if devices is None else devices)
         tokenizer, generator, ar = place((self.tokenizer, self.generator, self.ar), replicated(mesh))
         return dataclasses.replace(self, tokenizer=tokenizer, generator=generator, ar=ar, mesh=mesh)
@@ -259,7 +266,8 @@ class Pipeline:
         return batch if self.mesh is None else place(batch, batch_sharding(self.mesh))
 
     def options(self, cfg: DecodeConfig | CausalConfig | str | None = None, **changes: Any) -> Any:
-        """Decoding options: `cfg`, the preset of that name, or the stored ones (None), with `changes` to single options."""
+        """Decoding options: `cfg`, the preset of that name, or the stored ones (None),
+        with `changes` to single options."""
         cfg = decode_preset(cfg) if isinstance(cfg, str) else cfg or self.cfg
         if not isinstance(cfg, type(self.cfg)):
             raise ConfigError(f"cfg: this generator samples with a {type(self.cfg).__name__}, got a {type(cfg).__name__}")
@@ -278,26 +286,27 @@ def load(
     compile_cache: bool = True,
     **published: Any,
 ) -> Pipeline:
-    """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo") or "hf://owner/repo".
+    """Loads a pipeline folder (`tokenizer/` and `generator/`), by local path, shipped name ("demo")
+    or "hf://owner/repo".
 
-    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid decoding;
-    of a text-conditional one, the text encoder may be another.
-    rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none", "interpolate" or
-    "ntk" (`models.rope.angles_1d`); default what the folder says.
-    text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the folder
-    says, read at the first prompt. It must be the one of training.
+    ar: pipeline folder or weights folder of a causal network trained on the same tokenizer and classes, for hybrid
+    decoding; of a text-conditional one, the text encoder may be another.
+    rope_scaling: how the generator, and `ar` with it, treats canvases larger than its training one, "none",
+    "interpolate" or "ntk" (`models.rope.angles_1d`); default what the folder says.
+    text_encoder: for a text-conditional generator, the folder (or an encoder) to read prompts with; default what the
+    folder says, read at the first prompt. It must be the one of training.
     mesh: devices that share the images (axes data, fsdp) and the weights (fsdp, tensor); networks that it does
     not divide are whole on each. kernels: "int8" quantises a Chameleon's layers as they are read (extra [int8]).
 
-    dtype: "bfloat16" or "float32", of the computation of all networks; in bfloat16 the matrices of the generators are kept in
-    it, too, in half the memory. Default what the folder says, usually float32.
-    compile_cache: keep compiled programs on disk for later processes (`runtime.platform.set_compile_cache`), as the command
-    does; a cache that JAX has already is left as it is.
+    dtype: "bfloat16" or "float32", of the computation of all networks; in bfloat16 the matrices of the generators are
+    kept in it, too, in half the memory. Default what the folder says, usually float32.
+    compile_cache: keep compiled programs on disk for later processes (`runtime.platform.set_compile_cache`), as the
+    command does; a cache that JAX has already is left as it is.
 
     published: options of published files. A pipeline folder of diffusers with aMUSEd, and a generator's file with its
-    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax), which, if
-    given, also keeps downloads from the hub, in its folder `hub`. variant: of a diffusers folder's files, "fp16". lora: a LoRA
-    file, `lora_scale` (1.0) times whose changes are added to the weights.
+    tokenizer's beside it, are converted once into `cache_dir` (default $MASKGIL_CACHE_DIR or ~/.cache/maskgil_jax),
+    which, if given, also keeps downloads from the hub, in its folder `hub`. variant: of a diffusers folder's files,
+    "fp16". lora: a LoRA file, `lora_scale` (1.0) times whose changes are added to the weights.
 
     Raises a `ValueError` naming the file or the two tokenizer hashes if something is missing or does not fit together.
     """

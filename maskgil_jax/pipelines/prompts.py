@@ -23,8 +23,8 @@ from maskgil_jax.runtime.rng import keys_for_indices, keys_of_seeds
 class PromptRequest:
     """One image asked for by text.
 
-    negative_prompt: None is no text. height, width: pixels; None is the training size. seed: None is the job's seed with the
-    index of the image; with a seed of its own, an image is the first of `pipeline(prompts=prompt, seed=seed)`.
+    negative_prompt: None is no text. height, width: pixels; None is the training size. seed: None is the job's seed
+    with the index of the image; with a seed of its own, an image is the first of `pipeline(prompts=prompt, seed=seed)`.
     """
 
     prompt: str

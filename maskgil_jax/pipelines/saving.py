@@ -25,11 +25,13 @@ README = "README.md"
 def save(pipeline: Any, folder: str | os.PathLike, *, dtype: str = "float32") -> None:
     """Writes `tokenizer/` and `generator/` to `folder`, a local path or "gs://bucket/folder", for `load`.
 
-    Kept with the weights: the decoding options `pipeline.cfg`, class names or the entry of the text encoder, and what else the
-    config.json files held. The text encoder and a causal network of `ar` are not written. An existing pipeline in `folder` is
-    replaced at once when all is written, its README.md kept; a folder that holds anything else is refused.
+    Kept with the weights: the decoding options `pipeline.cfg`, class names or the entry of the text encoder, and what
+    else the config.json files held. The text encoder and a causal network of `ar` are not written. An existing pipeline
+    in `folder` is replaced at once when all is written, its README.md kept; a folder that holds anything else is
+    refused.
 
-    dtype: of the written parameters, "float32" or "float16"; rounding changes the tokenizer, and its hash is recorded anew.
+    dtype: of the written parameters, "float32" or "float16"; rounding changes the tokenizer, and its hash is recorded
+    anew.
     """
     kind = pipeline.generator.cfg.condition
     require(kind != "tokens", f"save: {pipeline.name} reads prompts by files of its folder, which are not kept; copy it")
@@ -56,7 +58,9 @@ def push(
     licence: str | None = None,
     dtype: str = "float32",
 ) -> str:
-    """Uploads the pipeline to "hf://owner/repo[@branch]" with a model card, or to "gs://bucket/folder"; returns the address.
+    """Uploads the pipeline to "hf://owner/repo[@branch]" with a model card, or to "gs://bucket/folder".
+
+    Returns the address.
 
     private, message, licence: of the repository on the hub, as for `maskgil push`. dtype: as for `save`.
     """

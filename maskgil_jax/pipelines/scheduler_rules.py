@@ -17,8 +17,8 @@ from maskgil_jax.decoding.schedules import gamma
 def image_to_image(cfg: Any, strength: float) -> tuple[Any, float]:
     """(decoding options, share of the tokens to mask) of a variation of `strength`.
 
-    Under aMUSEd's scheduler `int(steps * strength)` steps are run, the last ones, and the share is what the schedule leaves
-    masked before them; else the share is the strength.
+    Under aMUSEd's scheduler `int(steps * strength)` steps are run, the last ones, and the share is what the schedule
+    leaves masked before them; else the share is the strength.
     """
     require(0.0 <= strength <= 1.0, f"strength: must be between 0 (reconstruction) and 1 (a new image), got {strength}")
     if cfg.plan != "gamma_canvas":

@@ -16,8 +16,8 @@ def grid_of_size(
 ) -> tuple[int, int]:
     """(rows, columns) of tokens for a size in pixels, or `grid`; the training grid where nothing is given.
 
-    cfg: of the generator. token: pixels along a side of a token. Raises a `ConfigError` for a size that is no multiple of a
-    token, or of the generator's patch of tokens, and for one of more than `MAX_TOKENS` tokens.
+    cfg: of the generator. token: pixels along a side of a token. Raises a `ConfigError` for a size that is no multiple
+    of a token, or of the generator's patch of tokens, and for one of more than `MAX_TOKENS` tokens.
     """
     trained, patch = cfg.grid, getattr(cfg, "patch", 1)
     if height is None and width is None:

@@ -18,10 +18,11 @@ _EXPECTED = "expected a path, the bytes of a file, float samples (n,) at 16 kHz,
 
 
 def transcribe(audio: Any, speech: str = "base", language: str | None = None, **options: Any) -> list[Transcript]:
-    """The English text of every recording: a path, the bytes of a file, float samples (n,) at 16 kHz, or a list of these.
+    """The English text of every recording: a path, the bytes of a file, float samples (n,) at 16 kHz,
+    or a list of these.
 
-    speech, language: as in `Pipeline.__call__`. options: of a call of the `Transcriber`. Raises `NoSpeech` if nobody speaks in
-    one of them.
+    speech, language: as in `Pipeline.__call__`. options: of a call of the `Transcriber`. Raises `NoSpeech` if nobody
+    speaks in one of them.
     """
     single = isinstance(audio, str | bytes | os.PathLike | np.ndarray)
     require(single or isinstance(audio, list | tuple), f"audio: {_EXPECTED}, got {type(audio).__name__}")

@@ -54,11 +54,11 @@ def stream(
     """Yields (step, images) while one batch is made: uint8 (b, height, width, 3), steps 1 to `cfg.steps`.
 
     The arguments are those of a call of the pipeline, and the last images are those that it returns with the same batch
-    size, bit for bit. Cells that are still masked are grey. A causal generator has no such steps: its finished images are
-    yielded once, as step 1.
+    size, bit for bit. Cells that are still masked are grey. A causal generator has no such steps: its finished images
+    are yielded once, as step 1.
 
-    every: yields each `every`-th step only, and the last one; a step that is left out costs no decoding to pixels. batch_size:
-    images of the batch, all of the request, at most 64 by default.
+    every: yields each `every`-th step only, and the last one; a step that is left out costs no decoding to pixels.
+    batch_size: images of the batch, all of the request, at most 64 by default.
 
     Arguments are checked by the call itself, not at the first `next`. A generator that is closed early stops decoding.
     """
@@ -122,9 +122,9 @@ def warm_up(
     """Compiles, by drawing once, what calls for these sizes and numbers of images need, so that none of them waits.
 
     sizes: (height, width) in pixels; default the training size. batch_sizes: numbers of images; 1 and
-    17 cover all calls (`runtime.batch_sizes`). steps_shown: also the programs of `stream`, one for 4, 8, 16, 32 and 64 images
-    each. cfg, decoding: as in a call; every other set of options is another program. With the compilation cache of `load` a
-    later process reads the programs from the disk.
+    17 cover all calls (`runtime.batch_sizes`). steps_shown: also the programs of `stream`, one for 4, 8, 16, 32 and 64
+    images each. cfg, decoding: as in a call; every other set of options is another program. With the compilation cache
+    of `load` a later process reads the programs from the disk.
     """
     for count in batch_sizes:
         whole = isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1
@@ -144,7 +144,9 @@ def warm_up(
 
 @jax.jit
 def _without_masks(tokens_bl: jax.Array, mask_id: int) -> jax.Array:
-    """Masked tokens take the code of the nearest revealed one before them, or of the first one; code 0 if there is none.
+    """Masked tokens take the code of the nearest revealed one before them, or of the first one.
+
+    Code 0 if there is none.
 
     A tokenizer cannot decode a mask, and decodes revealed cells at the edge of a masked area together with these codes.
     """

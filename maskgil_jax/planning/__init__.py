@@ -1,1 +1,2 @@
-"""Ahead-of-time compilation for TPU topologies: estimates memory, FLOPs, communication and step time (`maskgil plan`)."""
+"""Ahead-of-time compilation for TPU topologies: estimates memory, FLOPs,
+communication and step time (`maskgil plan`)."""

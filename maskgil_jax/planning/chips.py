@@ -15,9 +15,9 @@ from maskgil_jax.config import ConfigError, choose, require
 class Chip:
     """Published figures of one chip. flops: bfloat16, a second. memory: HBM, bytes. bandwidth: HBM, bytes a second.
 
-    links: bytes a second that a chip sends to its neighbours, all ports together (half the published figure, which counts
-    both directions). clock: cycles a second with which the compiler's cycle counts are turned into time; it is not
-    published for all of them and follows from peak FLOPs and the size and number of matrix units.
+    links: bytes a second that a chip sends to its neighbours, all ports together (half the published figure, which
+    counts both directions). clock: cycles a second with which the compiler's cycle counts are turned into time; it is
+    not published for all of them and follows from peak FLOPs and the size and number of matrix units.
     """
 
     name: str

@@ -1,4 +1,5 @@
-"""FLOPs of a traced program, counted on its jaxpr: loops count as often as they run, matrix products apart from the rest."""
+"""FLOPs of a traced program, counted on its jaxpr: loops count as often as they run,
+matrix products apart from the rest."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ MOVES = {
 
 
 def count_flops(jaxpr: Any) -> Flops:
-    """Of a `ClosedJaxpr` or `Jaxpr`, for the whole program over all devices. A `cond` counts as its most expensive branch.
+    """Of a `ClosedJaxpr` or `Jaxpr`, for the whole program over all devices.
+
+    A `cond` counts as its most expensive branch.
 
     Raises a `ValueError` for a `while` loop, whose trip count is unknown (a `fori_loop` with fixed bounds
     is a `scan`).

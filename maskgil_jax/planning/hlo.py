@@ -1,7 +1,7 @@
 """Parses the HLO text of a compiled program: trip counts, bytes moved by collectives, the compiler's cycle estimates.
 
-XLA's summary figures are wrong for real programs (`flops` counts a loop body once, `optimal_seconds` is negative), so the
-text is followed from its entry, and every loop body counted as often as it runs.
+XLA's summary figures are wrong for real programs (`flops` counts a loop body once, `optimal_seconds` is negative), so
+the text is followed from its entry, and every loop body counted as often as it runs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ class Instruction:
 
     @property
     def results(self) -> list[tuple[str, str, str]]:
-        """Parts of the type that are results: (kind, sizes, place); a started operation's names operands and handles too."""
+        """Parts of the type that are results: (kind, sizes, place).
+
+        A started operation's names operands and handles too.
+        """
         text = self.type
         if self.kind.endswith("-start") and text.startswith("(("):  # ((operands), results, handles)
             text = text[text.index(")") + 1 :]
@@ -83,7 +86,8 @@ class Instruction:
 
     @property
     def part(self) -> str:
-        """Which part of the program it belongs to and in which pass, by the scope names in its metadata: "mlp, backward"."""
+        """Which part of the program it belongs to and in which pass, by the scope names in its metadata:
+        "mlp, backward"."""
         found = _SOURCE.search(self.attributes)
         origin = found[1] if found else ""
         part = _PART.search(origin)
@@ -121,7 +125,8 @@ class Program:
         self.entry = entry
 
     def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
-        """Every executed instruction and how often: loop bodies times their trip counts, a fusion as one instruction."""
+        """Every executed instruction and how often: loop bodies times their trip counts,
+        a fusion as one instruction."""
         for instruction in self.computations[computation or self.entry].values():
             yield instruction, times
             called = dict(_CALLED.findall(instruction.attributes))
@@ -155,7 +160,8 @@ class Program:
         return {kind: (count[kind], moved[kind]) for kind in COLLECTIVES if count[kind]}
 
     def cycles(self) -> dict[str, int]:
-        """The compiler's estimated cycles by kind of instruction, with matrix products told apart from other fusions."""
+        """The compiler's estimated cycles by kind of instruction, with matrix products told apart from other
+        fusions."""
         total: Counter[str] = Counter()
         for instruction, times in self.executed():
             if instruction.cycles:
@@ -168,7 +174,8 @@ class Program:
         return sorted(found, key=lambda entry: -entry[0])
 
     def kernels(self) -> dict[str, tuple[int, int, int]]:
-        """{kernel: (runs, FLOPs, bytes) of all runs}, from their cost estimates: the compiler counts no cycles for them."""
+        """{kernel: (runs, FLOPs, bytes) of all runs}, from their cost estimates:
+        the compiler counts no cycles for them."""
         total: dict[str, tuple[int, int, int]] = {}
         for instruction, times in self.executed():
             if instruction.kind == "custom-call" and (said := _COST.search(instruction.attributes)):
@@ -184,7 +191,10 @@ class Program:
         return "matrix products" if any(i.kind in ("convolution", "dot") for i in inside.values()) else "element-wise"
 
     def written_bytes(self) -> int:
-        """Bytes that instructions write to main memory on one device; an update in place counts only what it changes."""
+        """Bytes that instructions write to main memory on one device.
+
+        An update in place counts only what it changes.
+        """
         return sum(
             times * self._written(instruction)
             for instruction, times in self.executed()

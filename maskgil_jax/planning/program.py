@@ -45,7 +45,8 @@ class Program:
 
 
 def product_flops(cfg, calls: float) -> float:
-    """FLOPs of `calls` images through the network once: two per weight and token, and the scores and sums of attention."""
+    """FLOPs of `calls` images through the network once: two per weight and token,
+    and the scores and sums of attention."""
     flat = network.flatten(network.abstract_params(cfg))
     weights = sum(int(np.prod(leaf.shape)) for name, leaf in flat.items() if name.endswith("kernel"))
     tokens, patch, text = cfg.grid[0] * cfg.grid[1], getattr(cfg, "patch", 1) ** 2, cfg.condition == "text"
@@ -71,10 +72,11 @@ def network_options(config, *, codebook_size: int, conditioner: Conditioner, dow
 def train_program(
     config, cfg: GeneratorConfig, conditioner: Conditioner, mesh: Mesh, tokenizer: VQConfig | None = None
 ) -> Program:
-    """The step that `maskgil train` runs for `config.batch_size` images: of stored codes, or tokenised in it by `tokenizer`.
+    """The step that `maskgil train` runs for `config.batch_size` images: of stored codes,
+    or tokenised in it by `tokenizer`.
 
-    With `config.data.buckets`, the codes are those of images of several sizes on one canvas. A text encoder of the conditioner
-    computes in the step.
+    With `config.data.buckets`, the codes are those of images of several sizes on one canvas. A text encoder of the
+    conditioner computes in the step.
     """
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
     check_batch(config, mesh, objective.accumulate)

@@ -25,9 +25,11 @@ class Plan:
     """Figures of one run of the program on one device, in bytes, FLOPs and seconds; None: not known.
 
     peak: memory the compiler reserves, or, if that exceeds the device, what it would have needed.
-    products, others: FLOPs of the whole program (`flops.Flops`) divided by the devices. useful: those the mathematics needs.
+    products, others: FLOPs of the whole program (`flops.Flops`) divided by the devices. useful: those the mathematics
+    needs.
     written: bytes that instructions write to memory. collectives: {kind: (how many, bytes)}. cycles: {kind: cycles}.
-    kernels: {name: (runs, FLOPs, bytes)}, for which the compiler counts no cycles. parts: {part of the program: cycles}.
+    kernels: {name: (runs, FLOPs, bytes)}, for which the compiler counts no cycles. parts: {part of the program:
+    cycles}.
     most_expensive: the instructions with most cycles, each (cycles of all runs, runs, sort, part, result and name).
     """
 
@@ -49,9 +51,12 @@ class Plan:
     most_expensive: list[tuple[int, int, str, str, str]] | None = None
 
     def roofline(self, chip: Chip) -> dict[str, float]:
-        """Seconds that products, memory and links would each take at the published peaks; a step takes the longest at least.
+        """Seconds that products, memory and links would each take at the published peaks.
 
-        Memory: `traffic`. Links: a ring sends and receives about twice an all-reduce's bytes and once those of the others.
+        A step takes the longest at least.
+
+        Memory: `traffic`. Links: a ring sends and receives about twice an all-reduce's bytes and once those of the
+        others.
         """
         traffic = self.traffic()
         if traffic is None or self.collectives is None:
@@ -64,7 +69,10 @@ class Plan:
         }
 
     def cycle_seconds(self, chip: Chip) -> float | None:
-        """Seconds by the compiler's estimated cycles, one instruction after another, and of kernels; without collectives."""
+        """Seconds by the compiler's estimated cycles, one instruction after another, and of kernels.
+
+        Without collectives.
+        """
         return sum(self.cycles.values()) / chip.clock + self.kernel_seconds(chip) if self.cycles else None
 
     def kernel_seconds(self, chip: Chip) -> float:
@@ -76,11 +84,13 @@ class Plan:
         return self.model_flops / (seconds * chip.flops)
 
     def traffic(self) -> int | None:
-        """Bytes that one run reads and writes in a device's memory: what is written is read once, and so are the arguments."""
+        """Bytes that one run reads and writes in a device's memory: what is written is read once,
+        and so are the arguments."""
         return None if self.written is None else 2 * self.written + (self.arguments or 0)
 
     def estimates(self, chip: Chip) -> dict[str, dict[str, float]]:
-        """{"roofline", "cycles": {"seconds", "mfu"}}, and the parts of the roofline; "cycles" where the compiler counted."""
+        """{"roofline", "cycles": {"seconds", "mfu"}}, and the parts of the roofline;
+        "cycles" where the compiler counted."""
         parts = self.roofline(chip)
         seconds = {"roofline": max(parts.values())}
         if (counted := self.cycle_seconds(chip)) is not None:
@@ -92,8 +102,9 @@ class Plan:
 def make_plan(program: Program, devices: int, chip: Chip | None, *, top: int = 0, low_effort: bool = False) -> Plan:
     """Traces, compiles and measures `program`, whose mesh has `devices` devices of `chip` (None: of this machine).
 
-    quick: with the compiler's lowest effort, several times faster. Its cycle counts are then meaningless and left out, and
-    bytes written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly change.
+    quick: with the compiler's lowest effort, several times faster. Its cycle counts are then meaningless and left out,
+    and bytes written are overstated, since values are not kept on the chip; memory, FLOPs and collectives hardly
+    change.
     top: how many of the most expensive instructions to list.
     """
     traced = program.traced()

@@ -1,10 +1,11 @@
 """Runs of several processes: joining, agreeing on options, and ending.
 
-The processes of a run are given, in this order, by flags or the environment (`MASKGIL_COORDINATOR`, `MASKGIL_NUM_PROCESSES`,
-`MASKGIL_PROCESS_ID`), by SLURM, or by the TPU's metadata. Without any of these the process is alone, and nothing happens.
+The processes of a run are given, in this order, by flags or the environment (`MASKGIL_COORDINATOR`,
+`MASKGIL_NUM_PROCESSES`, `MASKGIL_PROCESS_ID`), by SLURM, or by the TPU's metadata. Without any of these the process is
+alone, and nothing happens.
 
-If a process dies, freezes or is cut off, JAX's coordination service ends the others by SIGABRT (exit code 134 in a shell)
-within `heartbeat_timeout_seconds`; its message names the lost process. docs/reliability.md has measurements.
+If a process dies, freezes or is cut off, JAX's coordination service ends the others by SIGABRT (exit code 134 in a
+shell) within `heartbeat_timeout_seconds`; its message names the lost process. docs/reliability.md has measurements.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ def initialize(
     """Joins this process to its run. To be called before any device is used. A single process is left alone.
 
     coordinator: "HOST:PORT" on the machine of process 0, the same for all. num_processes=1 turns all detection off.
-    timeout: seconds to wait for the other processes. heartbeat_timeout_seconds: seconds without a heartbeat of a process after
-    which JAX ends the others; default 60. peer_timeout: old name of heartbeat_timeout_seconds, accepted for one version.
+    timeout: seconds to wait for the other processes. heartbeat_timeout_seconds: seconds without a heartbeat of a
+    process after which JAX ends the others; default 60. peer_timeout: old name of heartbeat_timeout_seconds, accepted
+    for one version.
 
-    Raises a ConfigError for flags that do not fit together, `CoordinatorTimeout` if the coordinator does not answer. If other
-    processes do not join in time, the program ends with a message and exit code 75.
+    Raises a ConfigError for flags that do not fit together, `CoordinatorTimeout` if the coordinator does not answer. If
+    other processes do not join in time, the program ends with a message and exit code 75.
     """
     heartbeat = _heartbeat_seconds(heartbeat_timeout_seconds, peer_timeout)
     given = _given(coordinator, num_processes, process_id)
@@ -95,8 +97,8 @@ _exit_code: int | None = None
 def exit_without_barrier(code: int) -> None:
     """Makes the program end with `code` at its exit, without JAX's shutdown barrier, if it is one of several processes.
 
-    To be called for an error of this process. The barrier would wait for processes that wait for this one in a collective;
-    without it they notice the missing heartbeats.
+    To be called for an error of this process. The barrier would wait for processes that wait for this one in a
+    collective; without it they notice the missing heartbeats.
     """
     global _exit_code
     _exit_code = code
@@ -169,7 +171,10 @@ def _on_tpu() -> bool:
 
 
 def _initialize_tpu(timeout: int, heartbeat: int) -> None:
-    """Joins by the TPU's metadata, which JAX reads: worker 0 is the coordinator; slices are numbered one after another."""
+    """Joins by the TPU's metadata, which JAX reads: worker 0 is the coordinator.
+
+    Slices are numbered one after another.
+    """
     message = f"TPU: not all workers of the slice joined within {timeout} s; start the same command on every worker (or give"
     with _or_exit(f"{message} --num-processes 1 for this machine alone)", timeout):
         try:
@@ -195,7 +200,10 @@ def agree(options: dict) -> None:
 
 
 def from_all(value) -> list:
-    """Gathers a JSON value from each process: the same list in all, in the order of the processes. A collective operation."""
+    """Gathers a JSON value from each process: the same list in all, in the order of the processes.
+
+    A collective operation.
+    """
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)

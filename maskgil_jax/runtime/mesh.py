@@ -14,8 +14,9 @@ from maskgil_jax.config import require
 
 AXES = ("data", "fsdp", "tensor")
 
-# (end of the path, spec): the first match wins and no match is an error. Parameters, EMA and optimizer moments share the
-# rules, since the paths of the latter two end in the parameter's. `layers/` arrays have a leading axis for the stacked layers.
+# (end of the path, spec): the first match wins and no match is an error. Parameters, EMA and optimizer moments share
+# the rules, since the paths of the latter two end in the parameter's. `layers/` arrays have a leading axis for the
+# stacked layers.
 RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(.*/)?(q|k|v|gate|up|modulation)/kernel", P(None, "fsdp", "tensor")),
     (r"layers/.*/(o|down)/kernel", P(None, "tensor", "fsdp")),
@@ -31,11 +32,12 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1, *, devices=None) -> Mesh:
-    """A mesh over all devices, or over `devices`; one of the sizes may be -1 and takes what is left. Their product must be
-    the number of devices.
+    """A mesh over all devices, or over `devices`; one of the sizes may be -1 and takes what is left.
 
-    dcn_data: slices (or, where devices know no slices, processes) joined by a slow network. The other sizes are then those
-    within one slice, and the data axis is `dcn_data` times as long: only gradients cross the slow network.
+    Their product must be the number of devices.
+
+    dcn_data: slices (or, where devices know no slices, processes) joined by a slow network. The other sizes are then
+    those within one slice, and the data axis is `dcn_data` times as long: only gradients cross the slow network.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes, count = [data, fsdp, tensor], len(devices)
@@ -73,8 +75,10 @@ def path_name(path) -> str:
 
 
 def shardings(tree, mesh: Mesh):
-    """A `NamedSharding` per leaf of `tree` (arrays or shapes) by the path rules. Raises on a path without a rule or an axis
-    that its mesh axes do not divide."""
+    """A `NamedSharding` per leaf of `tree` (arrays or shapes) by the path rules.
+
+    Raises on a path without a rule or an axis that its mesh axes do not divide.
+    """
 
     def of(path, leaf):
         name = path_name(path)
@@ -112,8 +116,8 @@ def _mesh_of(x: jax.Array) -> AbstractMesh | None:
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Inside a jitted function: constrains `x`, whose first axis is the batch, to the sharding of batches.
 
-    Otherwise the compiler may shard activations over their columns, as the parameters are, and keep every image of the batch
-    on every device. Without a mesh, or where the batch cannot be split evenly, `x` is returned unconstrained.
+    Otherwise the compiler may shard activations over their columns, as the parameters are, and keep every image of the
+    batch on every device. Without a mesh, or where the batch cannot be split evenly, `x` is returned unconstrained.
     """
     mesh = _mesh_of(x)
     if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
@@ -137,8 +141,9 @@ def constrain_heads(cache_bnshk: jax.Array, like: jax.Array) -> jax.Array:
 def gather_embeddings(params: dict) -> dict:
     """Inside a jitted function: replicates the tables of look-ups (`.../embedding`) on every device.
 
-    They are stored sharded over their columns, and so are the results of look-ups in them, where layers need results sharded
-    over the batch. The compiler converts one to the other by gathering all activations of the batch on every device.
+    They are stored sharded over their columns, and so are the results of look-ups in them, where layers need results
+    sharded over the batch. The compiler converts one to the other by gathering all activations of the batch on every
+    device.
     """
 
     def of(path, leaf):
@@ -170,8 +175,11 @@ def process_shards(owner_dft: np.ndarray, process: int) -> np.ndarray:
 
 
 def own_shards(mesh: Mesh) -> np.ndarray:
-    """Which shards of a batch this process has to load. Neighbours on the mesh need not be neighbours in a machine, and a
-    tensor axis that spans machines gives the same shard to several processes."""
+    """Which shards of a batch this process has to load.
+
+    Neighbours on the mesh need not be neighbours in a machine, and a tensor axis that spans machines gives the same
+    shard to several processes.
+    """
     return process_shards(np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices), jax.process_index())
 
 

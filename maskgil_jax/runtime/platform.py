@@ -23,8 +23,9 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target_pla
 def set_compile_cache(folder: str | None = None) -> None:
     """Keeps compiled programs in `folder`, so that a second process does not compile the same program again.
 
-    Default: `~/.cache/maskgil_jax/xla`. A cache that is set already, by JAX_COMPILATION_CACHE_DIR or `jax.config`, is left as
-    it is. Programs that took less than a second to compile are not kept, unless JAX's own options say otherwise.
+    Default: `~/.cache/maskgil_jax/xla`. A cache that is set already, by JAX_COMPILATION_CACHE_DIR or `jax.config`, is
+    left as it is. Programs that took less than a second to compile are not kept, unless JAX's own options say
+    otherwise.
     """
     if getattr(jax.config, "jax_compilation_cache_dir") is not None:  # noqa: B009  (types do not know the option)
         return
@@ -46,7 +47,8 @@ def platform() -> str:
 
 @contextlib.contextmanager
 def target_platform(name: str) -> Iterator[None]:
-    """Programs traced in this context make the choices of platform `name`, as a plan for a TPU does on a machine without one.
+    """Programs traced in this context make the choices of platform `name`,
+    as a plan for a TPU does on a machine without one.
 
     A function that was traced before keeps its choices.
     """
@@ -60,8 +62,8 @@ def target_platform(name: str) -> Iterator[None]:
 def prefer_sequential(batch: Any, codes: int) -> bool:
     """Whether a program runs faster on the images of a batch one after the other than on all of them at once.
 
-    On a CPU it does if an image has enough tokens (`codes`) to keep the cores busy, because the activations of a whole batch
-    exceed the caches. Not where the batch is split over several devices, which would wait for each other.
+    On a CPU it does if an image has enough tokens (`codes`) to keep the cores busy, because the activations of a whole
+    batch exceed the caches. Not where the batch is split over several devices, which would wait for each other.
     """
     leaves = jax.tree.leaves(batch)
     split = any(jax.typeof(leaf).sharding.mesh.size > 1 for leaf in leaves)
@@ -69,7 +71,10 @@ def prefer_sequential(batch: Any, codes: int) -> bool:
 
 
 def map_batch(call: Callable, *batch: Any) -> Any:
-    """`call(*batch)` by `lax.map` over the images, with batches of 1. All leaves, in and out, have a leading batch axis."""
+    """`call(*batch)` by `lax.map` over the images, with batches of 1.
+
+    All leaves, in and out, have a leading batch axis.
+    """
 
     def alone(image):
         return jax.tree.map(lambda leaf: leaf[0], call(*jax.tree.map(lambda leaf: leaf[None], image)))

@@ -29,8 +29,8 @@ def restart_bar(bar, done: int) -> None:
 class Progress:
     """A context in which `update(count)` tells of finished items.
 
-    The first update ends the compiling: it is announced by a line at the start, and neither its time nor its items enter the
-    estimates. done: items finished by an earlier run. clock: seconds, for tests.
+    The first update ends the compiling: it is announced by a line at the start, and neither its time nor its items
+    enter the estimates. done: items finished by an earlier run. clock: seconds, for tests.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Progress:
 class StepClock:
     """Measures the time of a step, and estimates the time that is left for `total` of them.
 
-    `started` is to be called when the first step has ended, so that compiling does not count. `paused` is a context around
-    what is not a step (pictures, checkpoints): its time is counted apart, by kind.
+    `started` is to be called when the first step has ended, so that compiling does not count. `paused` is a context
+    around what is not a step (pictures, checkpoints): its time is counted apart, by kind.
     """
 
     def __init__(self, start: int, total: int, clock: Callable[[], float] = time.perf_counter):
@@ -98,7 +98,10 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self, kind: str, every: int) -> Iterator[None]:
-        """Excludes the block from the window. every: steps between two blocks of this kind; the last step has one too."""
+        """Excludes the block from the window. every: steps between two blocks of this kind.
+
+        The last step has one too.
+        """
         began = self.clock()
         try:
             yield

@@ -54,8 +54,8 @@ def abstract_text_encoder(
 ) -> FrozenTextEncoder:
     """As `load_text_encoder`, but every parameter is a `jax.ShapeDtypeStruct`, with its sharding on the mesh.
 
-    The sizes are those of the folder's `config.json`, which needs no weights beside it, or those of the published encoder of
-    that name (`PUBLISHED`). Only `condition` can be called, inside a traced function.
+    The sizes are those of the folder's `config.json`, which needs no weights beside it, or those of the published
+    encoder of that name (`PUBLISHED`). Only `condition` can be called, inside a traced function.
     """
     options = TextEncoderOptions(layer, max_tokens, padding, template, dtype)
     text = os.fspath(path)

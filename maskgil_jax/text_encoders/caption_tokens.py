@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 class TokenizeCaption(grain.transforms.Map):
     """Replaces record["caption"] by "text_ids", int32 (t,), and "text_mask", bool (t,), padded on the right.
 
-    Worker processes get a copy of the tokenizer alone, without the encoder's parameters. The first caption that is too long
-    and cut is named in a warning; the others of this process are cut silently.
+    Worker processes get a copy of the tokenizer alone, without the encoder's parameters. The first caption that is too
+    long and cut is named in a warning; the others of this process are cut silently.
     """
 
     def __init__(self, tokenizer: TextTokenizer, template: str = ""):

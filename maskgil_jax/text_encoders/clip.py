@@ -126,7 +126,8 @@ def text_apply(params: dict, ids_bt: jax.Array, mask_bt: jax.Array | None, cfg: 
 
 
 def text_layers(params: dict, x_btd: jax.Array, mask_bt: jax.Array | None, cfg: CLIPTextConfig) -> jax.Array:
-    """Text states after the layers of `params`, which may be the last ones, and after the final norm if it holds that."""
+    """Text states after the layers of `params`, which may be the last ones,
+    and after the final norm if it holds that."""
     x_btd = _layers(params["layers"], x_btd, cfg, keys_bs=mask_bt, visible_ts=causal(x_btd.shape[1]))
     return layer_norm(params["norm"], x_btd, cfg.eps) if "norm" in params else x_btd
 

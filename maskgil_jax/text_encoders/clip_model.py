@@ -78,7 +78,8 @@ def _image_pooled(params: dict, pixels_bhwc: jax.Array, *, cfg: CLIPVisionConfig
 
 
 class CLIP:
-    """A frozen CLIP, or one half of it. text, vision: sizes, None for a half that the folder lacks. params: nested dicts."""
+    """A frozen CLIP, or one half of it. text, vision: sizes, None for a half that the folder lacks. params:
+    nested dicts."""
 
     def __init__(
         self,
@@ -93,7 +94,10 @@ class CLIP:
         self._tokenizer: TextTokenizer | None = None
 
     def text_states(self, ids_bt: Any, layer: int | None = None) -> jax.Array:
-        """float32 (b, t, d). layer: index into `hidden_states` (-1: before the final norm); None: after the final norm."""
+        """float32 (b, t, d). layer: index into `hidden_states` (-1: before the final norm).
+
+        None: after the final norm.
+        """
         cfg, params = self._half("text", self.text)
         count, norm = chosen_layers(layer, cfg.depth, False, self.folder)
         used = {"embed", "positions"} | ({"norm"} if norm else set())

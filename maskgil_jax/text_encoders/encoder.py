@@ -88,7 +88,8 @@ class FrozenTextEncoder:
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """What the features depend on, as plain values for `config.json`: path, name, options and a hash of the files."""
+        """What the features depend on, as plain values for `config.json`: path, name,
+        options and a hash of the files."""
         options = dataclasses.asdict(self.options) | {"max_tokens": self.max_tokens}
         return {"path": self._source, "name": self.name, **options, "hash": encoder_hash(self._digests, self.folder)}
 
@@ -143,8 +144,8 @@ class FrozenTextEncoder:
     def __call__(self, texts: Sequence[str], *, warn: bool = True) -> TextCondition:
         """Features (b, max_tokens, width), zero at padding, and mask of the texts.
 
-        Texts are computed in groups of 4 or 32, padded on the right, to the longest of the group; the features of a text
-        depend on neither (up to rounding). For padding on the left, the results are shifted.
+        Texts are computed in groups of 4 or 32, padded on the right, to the longest of the group; the features of a
+        text depend on neither (up to rounding). For padding on the left, the results are shifted.
         """
         ids, mask = self.tokenize(texts, warn=warn)
         parts = []

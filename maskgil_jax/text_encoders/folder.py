@@ -1,7 +1,7 @@
 """Reading a Hugging Face folder: `config.json`, and `model.safetensors` or its shards, tensor by tensor.
 
-A table says which tensor of the file is which parameter and what shape it has. Every tensor of the file is in the table or
-is ignored by name; anything else is an error.
+A table says which tensor of the file is which parameter and what shape it has. Every tensor of the file is in the table
+or is ignored by name; anything else is an error.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def match(
 ) -> dict[str, str]:
     """Parameter -> name in the file, after comparing names and shapes both ways.
 
-    prefixes: what may stand before every name of the table; the first that fits. ignored: regular expression of names that are
-    left in the file. aliases: name of the table -> another name of the same tensor. Raises: ConfigError, one line.
+    prefixes: what may stand before every name of the table; the first that fits. ignored: regular expression of names
+    that are left in the file. aliases: name of the table -> another name of the same tensor. Raises: ConfigError, one
+    line.
     """
     prefix = next((p for p in prefixes if any(p + name in shapes for name, _ in table.values())), prefixes[0])
     names, problems = {}, []
@@ -204,8 +205,8 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 def chosen_layers(layer: int | None, depth: int, norm_is_last: bool, where: Any) -> tuple[int, bool]:
     """(how many layers to run, whether the final norm follows) for an index into transformers' `hidden_states`.
 
-    Entry 0 is the embeddings, entry i follows layer i, None is `last_hidden_state`. norm_is_last: whether the last entry is
-    after the final norm.
+    Entry 0 is the embeddings, entry i follows layer i, None is `last_hidden_state`. norm_is_last: whether the last
+    entry is after the final norm.
     """
     if layer is None:
         return depth, True

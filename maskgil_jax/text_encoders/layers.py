@@ -27,7 +27,8 @@ ACTIVATION_NAMES = {
 def linear(part: dict, x: jax.Array) -> jax.Array:
     """x @ weight.T, plus a bias if there is one, rounded to x's dtype at the end.
 
-    The product is asked for in float32: XLA's CPU backend has a bfloat16 kernel for that, but none with a bfloat16 result.
+    The product is asked for in float32: XLA's CPU backend has a bfloat16 kernel for that, but none with a bfloat16
+    result.
     """
     y = jnp.einsum("...i,oi->...o", x, part["weight"], preferred_element_type=jnp.float32)
     y = y + jnp.broadcast_to(part["bias"].astype(y.dtype), y.shape) if "bias" in part else y
@@ -74,8 +75,8 @@ def attend(
 ) -> jax.Array:
     """Attention (b, t, h * k); scores and softmax in float32.
 
-    keys_bs: which positions may be seen at all. visible_ts: which of them position t sees. bias_hts: added to the scores.
-    Query heads h are a multiple of key heads g; neighbouring query heads share one.
+    keys_bs: which positions may be seen at all. visible_ts: which of them position t sees. bias_hts: added to the
+    scores. Query heads h are a multiple of key heads g; neighbouring query heads share one.
     """
     b, t, h, k = q_bthk.shape
     g = k_bsgk.shape[2]

@@ -53,12 +53,14 @@ def load_text_encoder(
 ) -> FrozenTextEncoder:
     """Reads a text encoder from a Hugging Face folder or "hf://owner/repo[@revision]"; `config.json` says which one.
 
-    "minilm" is the encoder that the package brings along: all-MiniLM-L6-v2 with fewer words and 4-bit weights. A local folder
-    of that name is "./minilm".
+    "minilm" is the encoder that the package brings along: all-MiniLM-L6-v2 with fewer words and 4-bit weights. A local
+    folder of that name is "./minilm".
 
-    layer: which of transformers' `hidden_states`; -2 needs neither the last layer nor the final norm, which are not read then.
+    layer: which of transformers' `hidden_states`; -2 needs neither the last layer nor the final norm, which are not
+    read then.
     None: `last_hidden_state`. For CLIP, -1 is before the final norm and None after it.
-    max_tokens: positions of the features; longer texts are cut with a warning. CLIP and BERT take at most as many as they have.
+    max_tokens: positions of the features; longer texts are cut with a warning. CLIP and BERT take at most as many as
+    they have.
     padding: "right" or "left". template: stands before every text. dtype: "float32" or "bfloat16".
     mesh: of `make_mesh`; each tensor goes to its devices as it is read. The tokenizer is read at the first text.
     Raises: ConfigError, one line that names the folder and the file, key or tensor.

@@ -1,9 +1,10 @@
 """Matrices in 4 bits: how the encoder that the package brings along is stored, and read back as floats.
 
-A matrix (rows, columns) is cut into groups of 32 columns. A group has one scale in float16, and each value is a whole number
-from -8 to 7 times the scale. The file holds, instead of the tensor NAME, NAME.codes: uint8 (rows, columns / 2), the value of
-an even column plus 8 in the low half of a byte and its right neighbour's in the high half; and NAME.scales: float16 (rows,
-columns / 32). Vectors are stored as they are. `config.json` says {"packing": "int4 groups of 32"}.
+A matrix (rows, columns) is cut into groups of 32 columns. A group has one scale in float16, and each value is a whole
+number from -8 to 7 times the scale. The file holds, instead of the tensor NAME, NAME.codes: uint8 (rows, columns / 2),
+the value of an even column plus 8 in the low half of a byte and its right neighbour's in the high half; and
+NAME.scales: float16 (rows, columns / 32). Vectors are stored as they are. `config.json` says {"packing": "int4 groups
+of 32"}.
 """
 
 from __future__ import annotations

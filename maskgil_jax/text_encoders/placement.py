@@ -1,4 +1,5 @@
-"""How an encoder's parameters lie on the mesh of `make_mesh`: the rules of the generators, for weights that are (out, in)."""
+"""How an encoder's parameters lie on the mesh of `make_mesh`: the rules of the generators,
+for weights that are (out, in)."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ def shardings(params: Any, mesh: Mesh) -> Any:
 def look_up(table_vd: jax.Array, ids_bt: jax.Array) -> jax.Array:
     """Inside a jitted function: rows (b, t, d) of a table, laid out as batches are.
 
-    The table is split over its columns by the fsdp axis and may hold a billion bytes, so it is not gathered: each device looks
-    up its columns for the rows of all its fsdp neighbours, and one all-to-all exchanges columns for rows.
+    The table is split over its columns by the fsdp axis and may hold a billion bytes, so it is not gathered: each
+    device looks up its columns for the rows of all its fsdp neighbours, and one all-to-all exchanges columns for rows.
     """
     mesh = jax.typeof(table_vd).sharding.mesh
     if not set(AXES) <= set(mesh.axis_names):

@@ -27,7 +27,8 @@ AESTHETIC = 6.0  # the score that aMUSEd's pipelines state
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _outputs(params: dict, ids_bt: jax.Array, *, cfg: CLIPTextConfig) -> tuple[jax.Array, jax.Array]:
-    """(states after all layers but the last one, without the final norm; the projected state at the end token), float32."""
+    """(states after all layers but the last one, without the final norm;
+    the projected state at the end token), float32."""
     first = {name: params[name] for name in ("embed", "positions")} | {"layers": params["layers"][:-1]}
     states_btd = text_apply(first, ids_bt, None, cfg)
     last_btd = text_layers({"layers": params["layers"][-1:], "norm": params["norm"]}, states_btd, None, cfg)
@@ -37,7 +38,8 @@ def _outputs(params: dict, ids_bt: jax.Array, *, cfg: CLIPTextConfig) -> tuple[j
 class PooledTextEncoder:
     """Texts -> `PooledTextCondition`, by a CLIP text network with its projection, which is never trained.
 
-    size: (height, width) of the images in pixels, which the micro-conditioning states, with no crop and the aesthetic score 6.
+    size: (height, width) of the images in pixels, which the micro-conditioning states, with no crop and the aesthetic
+    score 6.
     width, pooled, max_tokens: sizes of the condition. clip: the network.
     """
 
@@ -84,7 +86,7 @@ class PooledTextEncoder:
 def load_pooled_clip(path, size: tuple[int, int], *, dtype: str = "float32", mesh: Mesh | None = None) -> PooledTextEncoder:
     """Reads a CLIP text network with projection, and its tokenizer, from a Hugging Face folder or "hf://owner/repo".
 
-    size: (height, width) of the images. mesh: of `make_mesh`. Raises: ConfigError, one line that names the folder and the file,
-    key or tensor.
+    size: (height, width) of the images. mesh: of `make_mesh`. Raises: ConfigError, one line that names the folder and
+    the file, key or tensor.
     """
     return PooledTextEncoder(load_clip(path, dtype=dtype, mesh=mesh), size, os.fspath(path))

@@ -64,8 +64,11 @@ def table(cfg: T5Config) -> Table:
 
 
 def relative_buckets(length: int, cfg: T5Config) -> np.ndarray:
-    """(t, s): the bucket of position s seen from t. Half of the buckets is for later positions; of each half, half is for
-    single distances, the rest grows by equal ratios up to `max_distance`."""
+    """(t, s): the bucket of position s seen from t.
+
+    Half of the buckets is for later positions; of each half, half is for single distances, the rest grows by equal
+    ratios up to `max_distance`.
+    """
     offset_ts = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = cfg.buckets // 2
     exact = half // 2

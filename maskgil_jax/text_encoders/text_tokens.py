@@ -21,7 +21,10 @@ _NAMED = 3  # texts of a call
 
 
 class TextTokenizer:
-    """Texts -> (ids, mask) of at most `max_tokens` positions. Special tokens are added as the file says; the end is kept."""
+    """Texts -> (ids, mask) of at most `max_tokens` positions.
+
+    Special tokens are added as the file says; the end is kept.
+    """
 
     def __init__(self, folder: pathlib.Path, max_tokens: int, pad_id: int | None = None):
         self.file, self._tokenizer = _read(folder)
@@ -116,7 +119,8 @@ def _read(folder: pathlib.Path) -> tuple[pathlib.Path, Any]:
 
 
 def _clip_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> Any:
-    """CLIP's byte-level BPE from its two files: lower case, one space, </w> at the end of words, start and end tokens."""
+    """CLIP's byte-level BPE from its two files: lower case, one space, </w> at the end of words,
+    start and end tokens."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -141,7 +145,8 @@ def _clip_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> Any:
 
 
 def _pad_id(tokenizer: Any, place: pathlib.Path, fallback: int | None) -> int:
-    """The id of the padding token: as the files beside the tokenizer name it, as it pads itself, as the network says, or 0."""
+    """The id of the padding token: as the files beside the tokenizer name it, as it pads itself,
+    as the network says, or 0."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (place / name).exists():
             token = read_json(place / name).get("pad_token")

@@ -40,10 +40,12 @@ def reconstruct(tokenizer: Any, images_bhwc) -> jax.Array:
 
 
 def encoder_of(tokenizer: Any, devices: Sequence[Any] | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of uint8 images (b, h, w, 3) that gives codes (b, rows, columns) on the host; compiled per batch shape.
+    """A function of uint8 images (b, h, w, 3) that gives codes (b, rows, columns) on the host.
 
-    devices: those among which a batch is split; None: all of this process. A batch is padded with black images to a multiple
-    of their number.
+    Compiled per batch shape.
+
+    devices: those among which a batch is split; None: all of this process. A batch is padded with black images to a
+    multiple of their number.
     """
     encode = jax.jit(lambda network, images: network.encode(to_unit(images)))
     devices = jax.local_devices() if devices is None else list(devices)

@@ -1,4 +1,5 @@
-"""Open-MAGVIT2's tokenizer: convolutions without attention around a codebook of signs, decoded with adaptive group norms.
+"""Open-MAGVIT2's tokenizer: convolutions without attention around a codebook of signs,
+decoded with adaptive group norms.
 
 Source: Luo et al. 2024 (Open-MAGVIT2), after Yu et al. 2023 (MAGVIT-v2). Layout is NHWC throughout.
 """
@@ -29,7 +30,10 @@ class Chain(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Images (b, H, W, 3) -> latents (b, h, w, bits). `levels/0` is full resolution; all but the last end by halving."""
+    """Images (b, H, W, 3) -> latents (b, h, w, bits).
+
+    `levels/0` is full resolution; all but the last end by halving.
+    """
 
     def __init__(self, cfg: MagvitConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in cfg.multipliers]
@@ -54,10 +58,11 @@ class Encoder(nnx.Module):
 
 
 class AdaptiveNorm(nnx.Module):
-    """GroupNorm whose scale and shift, per image and channel, are linear in the spread and the mean of the image's code.
+    """GroupNorm whose scale and shift, per image and channel, are linear in the spread and the mean of the image's
+    code.
 
-    The spread is the root of the unbiased variance over the grid plus 1e-6; a grid of a single code has none (the published
-    code gives NaN there). New weights start as a plain GroupNorm.
+    The spread is the root of the unbiased variance over the grid plus 1e-6; a grid of a single code has none (the
+    published code gives NaN there). New weights start as a plain GroupNorm.
     """
 
     def __init__(self, cfg: MagvitConfig, channels: int, *, rngs: nnx.Rngs):
@@ -76,7 +81,10 @@ class AdaptiveNorm(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Codes' signs (b, h, w, bits) -> images. `levels/0` is the *lowest* resolution; all but the last end by doubling."""
+    """Codes' signs (b, h, w, bits) -> images.
+
+    `levels/0` is the *lowest* resolution; all but the last end by doubling.
+    """
 
     def __init__(self, cfg: MagvitConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in reversed(cfg.multipliers)]
@@ -100,7 +108,8 @@ class Decoder(nnx.Module):
 
 
 def depth_to_space(x_bhwc: jax.Array) -> jax.Array:
-    """(b, h, w, 4c) -> (b, 2h, 2w, c): channel (2 dy + dx) c + i becomes channel i of the pixel at (dy, dx) of its block."""
+    """(b, h, w, 4c) -> (b, 2h, 2w, c): channel (2 dy + dx) c + i becomes channel i of the pixel at (dy, dx)
+    of its block."""
     b, h, w, c = x_bhwc.shape
     blocks = x_bhwc.reshape(b, h, w, 2, 2, c // 4)
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)

@@ -28,8 +28,8 @@ def _norm(cfg: MaskGITVQConfig, channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNo
 class ResBlock(nnx.Module):
     """Two normalised 3x3 convolutions, none with a bias, beside the identity.
 
-    Where the width changes, the 1x1 convolution of the shortcut reads what the two convolutions put out, not what went in:
-    y + W y. The published network was trained like this, so it must be kept.
+    Where the width changes, the 1x1 convolution of the shortcut reads what the two convolutions put out, not what went
+    in: y + W y. The published network was trained like this, so it must be kept.
     """
 
     def __init__(self, cfg: MaskGITVQConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs):
@@ -52,8 +52,10 @@ def _blocks(cfg: MaskGITVQConfig, inputs: int, widths: list[int], *, rngs: nnx.R
 
 
 class Encoder(nnx.Module):
-    """Images (b, H, W, 3) in [0, 1] -> latents (b, h, w, codebook_dim). Blocks of the levels, full resolution first, then the
-    middle's; all levels but the last end by averaging 2x2."""
+    """Images (b, H, W, 3) in [0, 1] -> latents (b, h, w, codebook_dim).
+
+    Blocks of the levels, full resolution first, then the middle's; all levels but the last end by averaging 2x2.
+    """
 
     def __init__(self, cfg: MaskGITVQConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in cfg.multipliers]
@@ -74,8 +76,11 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Code vectors (b, h, w, codebook_dim) -> images in [0, 1]. Blocks of the middle, then of the levels, *lowest* resolution
-    first; all levels but the last end by doubling and a 3x3 convolution."""
+    """Code vectors (b, h, w, codebook_dim) -> images in [0, 1].
+
+    Blocks of the middle, then of the levels, *lowest* resolution first; all levels but the last end by doubling and a
+    3x3 convolution.
+    """
 
     def __init__(self, cfg: MaskGITVQConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in reversed(cfg.multipliers)]
@@ -96,8 +101,11 @@ class Decoder(nnx.Module):
 
 
 class MaskGITVQGAN(nnx.Module):
-    """The tokenizer. Images are float in [-1, 1], (b, H, W, 3), with H and W multiples of `cfg.downsample`; the network itself
-    works on [0, 1], which never shows outside."""
+    """The tokenizer.
+
+    Images are float in [-1, 1], (b, H, W, 3), with H and W multiples of `cfg.downsample`; the network itself works on
+    [0, 1], which never shows outside.
+    """
 
     def __init__(self, cfg: MaskGITVQConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg

@@ -6,7 +6,8 @@ import jax
 
 
 def fold_patches(x_bhwc: jax.Array, patch: int) -> jax.Array:
-    """(b, h, w, c) -> (b, h / patch, w / patch, patch * patch * c): row and column inside the patch, then the channel."""
+    """(b, h, w, c) -> (b, h / patch, w / patch, patch * patch * c): row and column inside the patch,
+    then the channel."""
     if patch == 1:
         return x_bhwc
     b, h, w, c = x_bhwc.shape

@@ -47,8 +47,8 @@ def squared_distances(z_nd: jax.Array, codebook_kd: jax.Array) -> jax.Array:
 def nearest_codes(z_nd: jax.Array, codebook_kd: jax.Array, max_elements: int = _SEARCH_ELEMENTS) -> jax.Array:
     """Index (n,) int32 of the codebook row nearest to each vector; the lowest index wins ties. Carries no gradient.
 
-    Works in float32 over blocks of vectors, so that no more than about `max_elements` distances exist at a time. The vector's
-    own length is left out of them: equal for all codes, it would only push digits out of float32.
+    Works in float32 over blocks of vectors, so that no more than about `max_elements` distances exist at a time. The
+    vector's own length is left out of them: equal for all codes, it would only push digits out of float32.
     """
     z_nd, codebook_kd = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (z_nd, codebook_kd))
     n, d = z_nd.shape
@@ -83,8 +83,11 @@ def entropy_loss(z_nd: jax.Array, codebook_kd: jax.Array, temperature: float = 0
 
 
 class VectorQuantizer(nnx.Module):
-    """A learned codebook. With `l2_normalize`, latents and codes are put on the unit sphere at every use (the stored table
-    is free), as in LlamaGen and ViT-VQGAN; without, plain Euclidean distance, as in taming and Chameleon."""
+    """A learned codebook.
+
+    With `l2_normalize`, latents and codes are put on the unit sphere at every use (the stored table is free), as in
+    LlamaGen and ViT-VQGAN; without, plain Euclidean distance, as in taming and Chameleon.
+    """
 
     def __init__(
         self,
@@ -135,8 +138,8 @@ class VectorQuantizer(nnx.Module):
 def code_probabilities(z_nd: jax.Array, temperature: float) -> jax.Array:
     """Soft assignment (n, 2^d) of latents to the sign codes in {-1, 1}^d, column c being code c (bit i has weight 2^i).
 
-    softmax(-squared distance / temperature) over the codes is a product over the channels: each bit is on with probability
-    sigmoid(4 z / temperature).
+    softmax(-squared distance / temperature) over the codes is a product over the channels: each bit is on with
+    probability sigmoid(4 z / temperature).
     """
     logits_nd = 4.0 * z_nd.astype(jnp.float32) / temperature
     table = jnp.ones((z_nd.shape[0], 1), jnp.float32)
@@ -149,8 +152,8 @@ def code_probabilities(z_nd: jax.Array, temperature: float) -> jax.Array:
 def sign_entropies(z_nd: jax.Array, temperature: float = 0.01) -> tuple[jax.Array, jax.Array]:
     """(mean entropy of each latent's soft assignment to the sign codes, entropy of their average), float32 scalars.
 
-    Exact without a table of n x 2^d: the first is a sum over channels; for the second, codes are split into two halves of
-    their bits, and the average over latents is one product of two tables of n x 2^(d/2).
+    Exact without a table of n x 2^d: the first is a sum over channels; for the second, codes are split into two halves
+    of their bits, and the average over latents is one product of two tables of n x 2^(d/2).
     Source: LFQ training of MAGVIT-v2 and Open-MAGVIT2, whose 1e-5 inside the second logarithm is kept.
     """
     z_nd = z_nd.astype(jnp.float32)
@@ -164,7 +167,8 @@ def sign_entropies(z_nd: jax.Array, temperature: float = 0.01) -> tuple[jax.Arra
 
 
 def split_codes(codes: jax.Array, widths: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Codes of sum(widths) bits -> sub-codes of `widths` bits each, lowest bits first: (9, 9) makes 262,144 codes 512 x 512.
+    """Codes of sum(widths) bits -> sub-codes of `widths` bits each, lowest bits first: (9, 9)
+    makes 262,144 codes 512 x 512.
 
     Open-MAGVIT2's generators predict such parts one after the other instead of one of 2^18 codes.
     """
@@ -178,10 +182,13 @@ def join_codes(parts: tuple[jax.Array, ...], widths: tuple[int, ...]) -> jax.Arr
 
 
 class SignQuantizer(nnx.Module):
-    """Lookup-free quantisation (LFQ): a latent's signs are its code. The 2^bits codes are the corners of a cube, not stored.
+    """Lookup-free quantisation (LFQ): a latent's signs are its code.
+
+    The 2^bits codes are the corners of a cube, not stored.
 
     A channel above 0 is bit 1 and decoded as 1, all others (0 too) bit 0 and -1; channel i has weight 2^i.
-    Sources: Yu et al. 2023 (MAGVIT-v2); Open-MAGVIT2, whose comments say that the first bit is the highest: it is the lowest.
+    Sources: Yu et al. 2023 (MAGVIT-v2); Open-MAGVIT2, whose comments say that the first bit is the highest: it is the
+    lowest.
     """
 
     def __init__(self, bits: int):
@@ -192,7 +199,10 @@ class SignQuantizer(nnx.Module):
         return x.astype(jnp.float32)
 
     def lookup(self, codes: jax.Array) -> jax.Array:
-        """Vectors (..., bits) of -1 and 1 of integer codes (...). A code outside the codebook becomes the nearest valid one."""
+        """Vectors (..., bits) of -1 and 1 of integer codes (...).
+
+        A code outside the codebook becomes the nearest valid one.
+        """
         codes = jnp.clip(codes, 0, 2**self.bits - 1)
         return jnp.stack([(codes >> i) & 1 for i in range(self.bits)], axis=-1).astype(jnp.float32) * 2.0 - 1.0
 

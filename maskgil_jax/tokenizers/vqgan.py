@@ -21,7 +21,7 @@ from maskgil_jax.tokenizers.quantizers import Quantized, VectorQuantizer
 def draw_kernels(module: nnx.Module, key: jax.Array) -> None:
     """Fills every convolution kernel below `module`: uniform, mean 0, variance 1 / fan-in.
 
-    One draw, cut up: XLA compiles random draws slowly, and one per kernel would take longer than the first training steps.
+    One draw, cut up: XLA compiles random draws slowly. One per kernel would take longer than the first steps.
     """
     convs = [m for _, m in nnx.iter_modules(module) if isinstance(m, nnx.Conv)]
     sizes = [math.prod(conv.kernel.shape) for conv in convs]
@@ -166,7 +166,7 @@ def _attention_levels(cfg: VQConfig) -> set[int]:
 
 
 class Encoder(nnx.Module):
-    """Images (b, H, W, 3) -> features (b, h, w, latent_dim). `levels/0` is full resolution; all but the last end by halving."""
+    """Images (b, H, W, 3) -> features (b, h, w, latent_dim). `levels/0` is full resolution; all but the last halve."""
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in cfg.multipliers]
@@ -176,7 +176,7 @@ class Encoder(nnx.Module):
         self.levels = numbered(
             Level(cfg, inputs[i], widths[i], cfg.res_blocks, i in attention, rngs=rngs) for i in range(len(widths))
         )
-        # One pixel of padding on the right and at the bottom only, as every published checkpoint of this family expects.
+        # One pixel of padding on the right and at the bottom only, as published checkpoints of this family expect.
         self.downsample = numbered(
             nnx.Conv(
                 c,
@@ -203,7 +203,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Features (b, h, w, latent_dim) -> images. `levels/0` is the *lowest* resolution; all but the last end by doubling."""
+    """Features (b, h, w, latent_dim) -> images. `levels/0` is the *lowest* resolution; all but the last double."""
 
     def __init__(self, cfg: VQConfig, *, rngs: nnx.Rngs):
         widths = [cfg.channels * m for m in reversed(cfg.multipliers)]
@@ -251,8 +251,8 @@ def doubled(conv: nnx.Conv, x_bhwc: jax.Array, fold: bool | None = None) -> jax.
     (b, h, w, _), dtype = x_bhwc.shape, jnp.dtype(conv.dtype or x_bhwc.dtype)
     near = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)  # which of 3 rows fall on which of 2
     kernel = jnp.einsum("pyi,qxj,ijcd->yxcpqd", near, near, conv.kernel[...], precision="highest").astype(dtype)
-    # Padded apart: with padding of its own, XLA's gradient of this kernel is a convolution that its CPU library does not have,
-    # and a plain loop takes its place, a hundred times slower.
+    # Padded apart: with padding of its own, XLA's gradient of this kernel is a convolution that its CPU library does
+    # not have, and a plain loop takes its place, a hundred times slower.
     padded_bhwc = jnp.pad(x_bhwc.astype(dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
     y_bhwd = jax.lax.conv_general_dilated(
         padded_bhwc, kernel.reshape(*kernel.shape[:3], -1), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -264,7 +264,7 @@ def doubled(conv: nnx.Conv, x_bhwc: jax.Array, fold: bool | None = None) -> jax.
 
 
 def check_images(images_bhwc: jax.Array, factor: int) -> None:
-    """Raises ValueError unless images are (b, H, W, 3) with both sides multiples of the tokenizer's downsampling factor."""
+    """Raises ValueError unless images are (b, H, W, 3) with both sides multiples of `factor`."""
     if images_bhwc.ndim != 4 or images_bhwc.shape[-1] != 3:
         raise ValueError(f"images: expected (batch, height, width, 3), got shape {images_bhwc.shape}")
     h, w = images_bhwc.shape[1:3]
@@ -322,7 +322,7 @@ class VQGAN(nnx.Module):
         return unfold_patches(self.decoder.conv_out(self.decode_features(z_bhwd)), self.cfg.patch).astype(jnp.float32)
 
     def render(self, features_bhwc: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Images from `decode_features`, with `kernel` in place of the last convolution's: for losses measured against it."""
+        """Images of `decode_features` with `kernel` as the last convolution's: for losses measured against it."""
         dtype, conv = jnp.dtype(self.cfg.dtype), self.decoder.conv_out
         layout = ("NHWC", "HWIO", "NHWC")
         images = jax.lax.conv_general_dilated(

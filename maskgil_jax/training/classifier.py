@@ -35,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 
 def augment(key_b: jax.Array, images_bhwc: jax.Array, options: Augment) -> jax.Array:
-    """Scales, shifts, mirrors and tints each image by its own key. Pixels in [-1, 1]; the image is padded with white."""
+    """Scales, shifts, mirrors and tints each image by its own key.
+
+    Pixels in [-1, 1]; the image is padded with white.
+    """
     chex.assert_shape(images_bhwc, (len(key_b), None, None, 3))
     b, h, w, _ = images_bhwc.shape
     draws_bn = jax.vmap(lambda key: jax.random.uniform(key, (14,), minval=-1.0))(key_b)
@@ -94,8 +97,8 @@ def in_batches(call: Callable, *arrays_n: np.ndarray, batch_size: int = 64, desc
 
     `call` returns an array or a pytree of arrays.
 
-    The last batch is padded with copies, whose results are dropped, so that `call` compiles once. desc: name of a progress
-    bar; empty shows none.
+    The last batch is padded with copies, whose results are dropped, so that `call` compiles once. desc: name of a
+    progress bar; empty shows none.
     """
     count, results = len(arrays_n[0]), []
     with tqdm(total=count, desc=desc, unit="image", disable=None if desc else True) as bar:
@@ -113,7 +116,10 @@ def predict(classifier: nnx.Module, images_nhwc: np.ndarray, *, batch_size: int 
 
 
 def accuracy(logits_nc: np.ndarray, label_n: np.ndarray, k: int = 1) -> float:
-    """Top-k accuracy: the fraction of rows whose label is among the `k` largest logits; ties go to the lower class number."""
+    """Top-k accuracy: the fraction of rows whose label is among the `k` largest logits.
+
+    Ties go to the lower class number.
+    """
     order_nk = np.argsort(-logits_nc, axis=1, kind="stable")[:, :k]
     return float((order_nk == np.asarray(label_n)[:, None]).any(axis=1).mean())
 
@@ -158,9 +164,9 @@ def held_out_metrics(cfg: ClassifierConfig, params: dict, source, train_source) 
 def train(config, workdir) -> pathlib.Path:
     """Trains the classifier of a run file and returns its weights folder, `workdir`/weights.
 
-    The weights are stored in half precision, with their accuracy on the held-out split, which is not used for selection: the
-    number of steps is fixed. A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit
-    together.
+    The weights are stored in half precision, with their accuracy on the held-out split, which is not used for
+    selection: the number of steps is fixed. A `workdir` with checkpoints is continued. Raises a `ValueError` for
+    options that do not fit together.
     """
     mesh = open_mesh(config)
     init_key, step_key = (place(k, replicated(mesh)) for k in jax.random.split(jax.random.key(config.seed)))

@@ -1,4 +1,5 @@
-"""PatchGAN discriminator: one real/fake logit for each of overlapping image patches (Isola et al. 2017; VQGAN, LlamaGen)."""
+"""PatchGAN discriminator: one real/fake logit for each of overlapping image patches (Isola et al. 2017;
+VQGAN, LlamaGen)."""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ class _Affine(nnx.Module):
 
 
 class PatchGAN(nnx.Module):
-    """Images (b, H, W, 3) in [-1, 1] -> logits (b, h, w, 1): `layers` + 2 convolutions, normalised after all but the outer two.
+    """Images (b, H, W, 3) in [-1, 1] -> logits (b, h, w, 1): `layers` + 2 convolutions,
+    normalised after all but the outer two.
 
-    norm="batch" is the published form. Its running statistics are an argument and a result; under a sharded jit they are of
-    the whole global batch. norm="group" has no statistics, and images do not depend on the others of the batch.
+    norm="batch" is the published form. Its running statistics are an argument and a result; under a sharded jit they
+    are of the whole global batch. norm="group" has no statistics, and images do not depend on the others of the batch.
     """
 
     def __init__(self, width: int = 64, layers: int = 3, norm: str = "batch", *, rngs: nnx.Rngs):

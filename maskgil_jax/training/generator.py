@@ -148,7 +148,10 @@ def gradients(
 
 
 def token_metrics(sums: dict, causal: bool) -> dict[str, Average]:
-    """What is logged of the sums of `masked_cross_entropy`; masked and unmasked apart unless every token is a target."""
+    """What is logged of the sums of `masked_cross_entropy`.
+
+    Masked and unmasked apart unless every token is a target.
+    """
     loss = {"loss": Average(sums["loss_sum"], sums["weight_sum"])}
     if causal:
         return loss | {"accuracy": Average(sums["masked_hits"], sums["masked"])}
@@ -172,7 +175,8 @@ def jitted_step(
 ):
     """The program (state, batch, key, tokenizer, texts) -> (state, metrics); the state is donated.
 
-    batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's `batch_keys`.
+    batch: "codes" int (b, rows, columns), or "image" uint8 if there is a `tokenizer`, and the conditioner's
+    `batch_keys`.
     texts: the conditioner's `frozen` arrays. The grid is that of the codes: another one compiles another program. With
     "rows" and "columns", int (b,), the codes are those of images of several sizes, each at the start of a padded canvas
     (`SizedCondition`): one program for all of them.
@@ -220,8 +224,8 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
     """Trains the generator that `config` (a run file) describes and returns its pipeline folder, `workdir`/weights.
 
     evaluator: (tokenizer, generator, conditioner, decoding options, mesh) -> {figure: value}, with `better` and `best`
-    (`evaluation.during.SampleEvaluator`), called every `config.evaluate.every` steps; the best weights by its figures are kept
-    as a pipeline folder too, `workdir`/best.
+    (`evaluation.during.SampleEvaluator`), called every `config.evaluate.every` steps; the best weights by its figures
+    are kept as a pipeline folder too, `workdir`/best.
     A `workdir` with checkpoints is continued. Raises a `ValueError` for options that do not fit together.
     """
     objective = from_dict(Objective, config.objective.to_dict(), "config.objective")
@@ -327,7 +331,10 @@ def train(config, workdir, evaluator=None) -> pathlib.Path:
 
 
 def keep_best(folder: pathlib.Path, evaluator: Any, figures: dict, save: Callable) -> None:
-    """Writes `folder` anew if `figures` are better than those recorded in it. A continued run compares with them too."""
+    """Writes `folder` anew if `figures` are better than those recorded in it.
+
+    A continued run compares with them too.
+    """
     kept = read_metadata(folder / "generator")["evaluated"] if (folder / "generator").is_dir() else {}
     if evaluator.better(figures, kept.get(evaluator.best)):
         save(folder, evaluated=figures)

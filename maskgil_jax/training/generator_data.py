@@ -30,8 +30,8 @@ EXAMPLES = 64  # captions that previews show
 class GeneratorData(NamedTuple):
     """What a training reads.
 
-    batches: start_step -> batches of what the step takes. grid: of the default image size. source: an image source or code
-    store, with its identity.
+    batches: start_step -> batches of what the step takes. grid: of the default image size. source: an image source or
+    code store, with its identity.
     """
 
     batches: Callable[..., Iterator[dict]]

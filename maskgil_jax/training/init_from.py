@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 def init_from(path, state: TrainState, *, tokenizer_hash: str = "", keep: Collection[str] = ()) -> TrainState:
     """The state with the parameters of the weights folder `path` where name and shape agree, in the average too.
 
-    Log lines name what was not taken. keep: parameters that stay as they are. The optimizer starts anew. Raises: ConfigError
-    if the trunk, layers and last norm, is not of the same size.
+    Log lines name what was not taken. keep: parameters that stay as they are. The optimizer starts anew. Raises:
+    ConfigError if the trunk, layers and last norm, is not of the same size.
     """
     _, metadata, tensors = open_weights(path, "generator")
     own = {path_name(key): leaf.shape for key, leaf in jax.tree_util.tree_leaves_with_path(state.params)}

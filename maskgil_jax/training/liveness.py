@@ -24,10 +24,12 @@ OVERSLEPT = 10  # a wait of the watchdog this many times too long means that the
 
 
 class Watchdog:
-    """Ends the program with exit code 5 if a step does not end in time, after writing the stacks of all threads to stderr.
+    """Ends the program with exit code 5 if a step does not end in time,
+    after writing the stacks of all threads to stderr.
 
-    The limit is `seconds`, or `factor` times the median duration of a step if that is longer. It applies after the end of the
-    first step, so that compilation has no limit. Time in which the whole process was stopped (SIGSTOP, a suspended machine)
+    The limit is `seconds`, or `factor` times the median duration of a step if that is longer. It applies after the end
+    of the first step, so that compilation has no limit. Time in which the whole process was stopped (SIGSTOP, a
+    suspended machine)
     does not count. seconds=0: no watchdog. event: called with "hang" before the end.
     """
 
@@ -104,11 +106,13 @@ class Terminated(SystemExit):
 
 
 class StopSignals:
-    """A context in which SIGTERM and SIGINT request a stop after the current step; a second signal ends the program at once.
+    """A context in which SIGTERM and SIGINT request a stop after the current step.
+
+    A second signal ends the program at once.
 
     A thread reads the signals from a wake-up socket, so that they are answered during a compilation, when Python's own
-    handlers do not run. Several processes stop together, at the step that JAX's preemption service chooses when any of them
-    gets a SIGTERM.
+    handlers do not run. Several processes stop together, at the step that JAX's preemption service chooses when any of
+    them gets a SIGTERM.
     """
 
     def __init__(self):

@@ -40,7 +40,8 @@ def open_mesh(config, parts: int = 1) -> Mesh:
 
 
 def check_batch(config, mesh: Mesh, parts: int = 1) -> None:
-    """Raises a ConfigError unless the batch divides over the data axes of `mesh` and `parts` of gradient accumulation."""
+    """Raises a ConfigError unless the batch divides over the data axes of `mesh` and `parts` of gradient
+    accumulation."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     require(
         config.batch_size % (shards * parts) == 0,
@@ -49,8 +50,9 @@ def check_batch(config, mesh: Mesh, parts: int = 1) -> None:
 
 
 def loader_config(config) -> LoaderConfig:
-    """The loader options of a run file: its batch size and seed, this process's rows, and every `config.data` option of the
-    name of a `LoaderConfig` field; None means the default."""
+    """The loader options of a run file: its batch size and seed, this process's rows, and every `config.data` option of
+    the name of a `LoaderConfig` field; None means the default.
+    """
     names = LOADER_DEFAULTS.keys()
     options = {name: value for name, value in config.data.items() if name in names and value is not None}
     rows = None if jax.process_count() == 1 else local_rows(make_mesh(**config.mesh), config.batch_size)
@@ -60,8 +62,9 @@ def loader_config(config) -> LoaderConfig:
 def with_arrays(
     batches: Callable[..., Iterator[dict]], names: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Callable[..., Iterator[dict]]:
-    """The same batches (a function start_step -> batches) with these arrays alone: what a step takes, as all are copied to the
-    devices. optional: arrays that only some batches have."""
+    """The same batches (a function start_step -> batches) with these arrays alone: what a step takes, as all are copied
+    to the devices. optional: arrays that only some batches have.
+    """
 
     def of(batch: dict) -> dict:
         return {name: batch[name] for name in (*names, *(name for name in optional if name in batch))}
@@ -109,19 +112,22 @@ def fit(
 ):
     """Trains to `config.total_steps` and returns the final state; a `workdir` with checkpoints is continued.
 
-    init: key -> state. make_step: shardings of the state -> jitted (state, batch, *frozen) -> (state, {name: clu Average}),
-      which donates the state and should update by a `skip_bad_updates` optimizer.
+    init: key -> state. make_step: shardings of the state -> jitted (state, batch, *frozen) -> (state, {name: clu
+      Average}), which donates the state and should update by a `skip_bad_updates` optimizer.
     batches: start_step -> iterator over dicts of this process's NumPy rows, which hold exactly what the step takes.
     frozen: further arguments of every step (a key, a frozen network), on the mesh.
-    fingerprint_inputs: what the state depends on, options as dataclasses; a checkpoint made with other values is refused.
+    fingerprint_inputs: what the state depends on, options as dataclasses; a checkpoint made with other values is
+    refused.
     primary_metric: shown in the progress bar, and watched for jumps.
     sample_fn: state -> {name: uint8 (h, w, 3)}, called by all processes every `config.sample_every` steps.
     eval_fn: (step, state) -> {metric: value}, called by all processes every `config.evaluate.every` steps.
     start_from: state -> state, called on the initial state of a run without checkpoints.
-    workdir: a folder that all processes see, or "gs://bucket/folder". All of them save checkpoints; process 0 writes the rest.
+    workdir: a folder that all processes see, or "gs://bucket/folder". All of them save checkpoints; process 0 writes
+    the rest.
 
     Raises a ConfigError if the processes have different options or another run uses `workdir`, `TrainingDiverged`,
-    `CheckpointError`, and `Interrupted` or `Terminated` on a signal, once the step is saved. docs/reliability.md has details.
+    `CheckpointError`, and `Interrupted` or `Terminated` on a signal, once the step is saved. docs/reliability.md has
+    details.
     """
     workdir, lead = open_folder(workdir), jax.process_index() == 0
     agree({**run_options(config), "made with": plain(fingerprint_inputs)})
@@ -204,7 +210,8 @@ def fit(
 
 
 def own_workdir(workdir, stack: contextlib.ExitStack) -> None:
-    """Locks `workdir` for this run until `stack` is closed, and removes what a killed process had not finished writing there.
+    """Locks `workdir` for this run until `stack` is closed, and removes what a killed process had not finished writing
+    there.
 
     Process 0 holds the lock; all raise if another run has it.
     """

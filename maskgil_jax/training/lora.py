@@ -1,7 +1,7 @@
 """Training of low-rank factors beside frozen weights (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-The train state holds the factors alone; the frozen weights are an argument of every step. Inside the loss both become one set
-of parameters, so the network knows nothing of it.
+The train state holds the factors alone; the frozen weights are an argument of every step. Inside the loss both become
+one set of parameters, so the network knows nothing of it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class LoraTraining:
 def open_lora(config, sizes: dict[str, Any], mesh: Mesh) -> LoraTraining | None:
     """The `lora` section of a run file with the frozen weights of `init_from`; None if it is off.
 
-    sizes: options that data and tokenizer decide. The network is that of the weights, with the run's grid, and its dropout,
-    precision and order of execution where the `model` section sets them.
+    sizes: options that data and tokenizer decide. The network is that of the weights, with the run's grid, and its
+    dropout, precision and order of execution where the `model` section sets them.
     """
     section = config.get("lora")
     options = from_dict(LoraConfig, section.to_dict() if section else {}, "config.lora")

@@ -85,11 +85,12 @@ def masked_cross_entropy(
     z_loss: float = 0.0,
     valid_bl: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean cross-entropy over masked tokens, the others counted with `unmasked_weight` (0: paper 2.3; 1: published code).
+    """Mean cross-entropy over masked tokens, the others counted with `unmasked_weight` (0: paper 2.3; 1:
+    published code).
 
     Returns (loss, metrics): sums and counts from which `mean_metrics` makes masked and unmasked loss and accuracy, and
-    which add up over parts of a batch; the loss is `loss_sum / weight_sum`. z_loss: weight of log(sum(exp(logits)))^2 per
-    token (PaLM), which bounds the logits; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
+    which add up over parts of a batch; the loss is `loss_sum / weight_sum`. z_loss: weight of log(sum(exp(logits)))^2
+    per token (PaLM), which bounds the logits; it is in the loss only, not in `masked_loss` and `unmasked_loss`.
     valid_bl: which tokens are no padding; padding, which is never masked, counts nowhere.
     """
     loss_bl = token_losses(logits_blv, targets_bl, label_smoothing)
@@ -120,11 +121,12 @@ def chunked_cross_entropy(
     *options: float,
     valid_bl: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """The sums of `masked_cross_entropy(logits_of(hidden_bld), targets_bl, mask_bl, *options)`, never holding all logits.
+    """The sums of `masked_cross_entropy(logits_of(hidden_bld), targets_bl, mask_bl, *options)`,
+    never holding all logits.
 
     The tokens of every image are taken in `chunks` equal parts, one after another, and the backward pass computes each
-    part's logits again: memory falls by that factor for the price of one more product with the head. The batch axis stays
-    whole, so it may be sharded. Raises a `ConfigError` if `chunks` does not divide the number of tokens.
+    part's logits again: memory falls by that factor for the price of one more product with the head. The batch axis
+    stays whole, so it may be sharded. Raises a `ConfigError` if `chunks` does not divide the number of tokens.
     """
 
     def sums_of(rows):

@@ -29,12 +29,15 @@ class TrainingDiverged(RuntimeError):
 
 
 class StepLog:
-    """Collects each step's metrics ({name: `clu.metrics.Average`}, on the device) and writes their means every `every` steps.
+    """Collects each step's metrics ({name: `clu.metrics.Average`}, on the device)
+    and writes their means every `every` steps.
 
-    Metrics are fetched after the next step is dispatched, so the device does not wait for the host. The host runs at most two
-    steps ahead, so that batches do not accumulate on the device and `watchdog` is told of every step. Skipped steps (metric
-    `skipped_in_a_row` above 0) are logged and counted, but excluded from the means. score: the last mean of `primary_metric`.
-    event: called with "skip" and "alarm". clock: its `paused` goes around what is not a step, so that rates are those of steps.
+    Metrics are fetched after the next step is dispatched, so the device does not wait for the host. The host runs at
+    most two steps ahead, so that batches do not accumulate on the device and `watchdog` is told of every step. Skipped
+    steps (metric `skipped_in_a_row` above 0) are logged and counted, but excluded from the means. score: the last mean
+    of `primary_metric`.
+    event: called with "skip" and "alarm". clock: its `paused` goes around what is not a step, so that rates are those
+    of steps.
     """
 
     def __init__(
@@ -72,7 +75,10 @@ class StepLog:
             self.bar.set_postfix_str("compiling")
 
     def step(self, step: int, metrics) -> None:
-        """Adds the metrics of `step`, which was just dispatched; writes the window that ended one step earlier, if any."""
+        """Adds the metrics of `step`, which was just dispatched.
+
+        Writes the window that ended one step earlier, if any.
+        """
         if len(self.running) == 2:
             ended, result = self.running[0]
             jax.block_until_ready(result)
@@ -153,7 +159,10 @@ class StepLog:
 
 
 class LossAlarm:
-    """Detects a loss more than `deviations` standard deviations above its running mean; 0: never. Values must be finite."""
+    """Detects a loss more than `deviations` standard deviations above its running mean; 0: never.
+
+    Values must be finite.
+    """
 
     def __init__(self, deviations: float, warmup: int = 50):
         self.deviations, self.warmup = deviations, warmup
@@ -171,7 +180,10 @@ class LossAlarm:
 
 
 class MetricWriter:
-    """Writes scalars to `metrics.jsonl` and TensorBoard, images to `images/` as PNG and to TensorBoard; in process 0 only."""
+    """Writes scalars to `metrics.jsonl` and TensorBoard, images to `images/` as PNG and to TensorBoard.
+
+    In process 0 only.
+    """
 
     def __init__(self, workdir, *, resume_step: int = 0, enabled: bool = True):
         self.enabled = enabled

@@ -65,11 +65,11 @@ def layer_matrices(params: dict) -> dict:
 def make_optimizer(opt, total_steps: int, *, text: bool = False) -> optax.GradientTransformation:
     """Makes the clipped AdamW or Muon of the `optimizer` section of a run file.
 
-    Muon orthogonalises the momentum of the matrices of the layers; the other parameters get AdamW with Nesterov momentum,
-    for which `beta1` and `beta2` hold.
-    `decay_on="all"` also decays norms, as the published code does. `moment_dtype="bfloat16"` halves the memory of the first
-    moment; the second stays float32, as bfloat16 would round its small changes to zero. text: the network is conditioned on
-    text, so that it has a null text, which never decays.
+    Muon orthogonalises the momentum of the matrices of the layers; the other parameters get AdamW with Nesterov
+    momentum, for which `beta1` and `beta2` hold.
+    `decay_on="all"` also decays norms, as the published code does. `moment_dtype="bfloat16"` halves the memory of the
+    first moment; the second stays float32, as bfloat16 would round its small changes to zero. text: the network is
+    conditioned on text, so that it has a null text, which never decays.
     """
     choose("optimizer.decay_on", opt.decay_on, ("matrices", "all"))
     moment_dtype = choose("optimizer.moment_dtype", getattr(opt, "moment_dtype", "float32"), ("float32", "bfloat16"))

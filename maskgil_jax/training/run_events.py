@@ -14,8 +14,9 @@ from maskgil_jax.files.paths import LineFile
 
 
 class RunEvents:
-    """Appends events: start, restore, unseen, damaged, first_step, save_begin, save_commit, save_failed, skip, alarm, signal,
-    hang and stop."""
+    """Appends events: start, restore, unseen, damaged, first_step, save_begin, save_commit, save_failed, skip, alarm,
+    signal, hang and stop.
+    """
 
     def __init__(self, workdir, *, enabled: bool = True):
         self.lines = LineFile(epath.Path(workdir) / "events.jsonl") if enabled else None
@@ -31,7 +32,8 @@ class RunEvents:
 
 @dataclasses.dataclass(frozen=True)
 class Goodput:
-    """Counts of the steps of a run. run: executed steps, with repetitions after restarts. skipped: bad steps, each once."""
+    """Counts of the steps of a run. run: executed steps, with repetitions after restarts. skipped:
+    bad steps, each once."""
 
     reached: int
     run: int

@@ -1,9 +1,9 @@
 """Skips bad optimizer updates inside the compiled step; too many in a row stop the training.
 
-An update is bad if the norm of its gradient is not finite, or far above its running mean. It changes the step counter alone.
-`optax.apply_if_finite` differs in three ways: it checks only for finite values, it applies an update after a number of bad
-ones in a row, and it does not report to the EMA, which must not move either. A bad norm is not added to the running mean, as
-one NaN there would make every later comparison false.
+An update is bad if the norm of its gradient is not finite, or far above its running mean. It changes the step counter
+alone. `optax.apply_if_finite` differs in three ways: it checks only for finite values, it applies an update after a
+number of bad ones in a row, and it does not report to the EMA, which must not move either. A bad norm is not added to
+the running mean, as one NaN there would make every later comparison false.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ class TrainState:
 
 
 def init_state(init_params: Callable[[jax.Array], dict], tx: optax.GradientTransformation, *, ema: bool):
-    """Returns a function key -> TrainState, to be jitted with `out_shardings`, so that no device holds the whole state."""
+    """Returns a function key -> TrainState, to be jitted with `out_shardings`,
+    so that no device holds the whole state."""
 
     def init(key: jax.Array) -> TrainState:
         params = init_params(key)

@@ -48,7 +48,8 @@ class TokenizerState:
     """The state of a tokenizer's training.
 
     last_used: the step at which each code was last chosen. waiting: steps since each code was chosen or restarted.
-    disc: the discriminator's parameters, running statistics and optimizer state; an empty dict without an adversarial term.
+    disc: the discriminator's parameters, running statistics and optimizer state; an empty dict without an adversarial
+    term.
     """
 
     step: jax.Array
@@ -85,8 +86,8 @@ def init_state(cfg: VQConfig | MagvitConfig, make_discriminator, tx, disc_tx, *,
 def restart_codes(key: jax.Array, embedding_kd, latents_nd, dead_k, noise: float = 0.01):
     """Moves dead codes to random latents of the batch.
 
-    The noise separates codes that are moved to equal latents, as of white background: of equal codes only the first is ever
-    chosen.
+    The noise separates codes that are moved to equal latents, as of white background: of equal codes only the first is
+    ever chosen.
     """
     pick_key, noise_key = jax.random.split(key)
     picks_k = jax.random.randint(pick_key, dead_k.shape, 0, latents_nd.shape[0])
@@ -97,7 +98,10 @@ def restart_codes(key: jax.Array, embedding_kd, latents_nd, dead_k, noise: float
 def jitted_step(
     cfg: VQConfig | MagvitConfig, loss_cfg: VQLossConfig, config, make_discriminator, tx, disc_tx, schedule, state_sharding
 ):
-    """The program (state, batch, key, lpips) -> (state, metrics); the state is donated. `lpips`: None, or the network."""
+    """The program (state, batch, key, lpips) -> (state, metrics); the state is donated.
+
+    `lpips`: None, or the network.
+    """
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_discriminator(jax.random.key(0)))) if make_discriminator else None
 
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=(state_sharding, None))

@@ -1,4 +1,5 @@
-"""Losses of tokenizer training: reconstruction, codebook, perceptual and adversarial terms (VQGAN; values as in LlamaGen)."""
+"""Losses of tokenizer training: reconstruction, codebook, perceptual and adversarial terms (VQGAN;
+values as in LlamaGen)."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def adaptive_weight(
     adversarial_of: Callable[[jax.Array], jax.Array],
     last_kernel: jax.Array,
 ) -> jax.Array:
-    """|gradient of the reconstruction terms| / (|gradient of the adversarial term| + 1e-4), at most 1e4, without gradient.
+    """|gradient of the reconstruction terms| / (|gradient of the adversarial term| + 1e-4), at most 1e4,
+    without gradient.
 
     Both losses are functions of the kernel of the decoder's last convolution; its input is constant.
     """

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 def create_app(
     engine: Engine, reader: RequestReader, measures: Measures, *, speech: Any = None, api_key: str | None = None, lifespan=None
 ) -> tuple[FastAPI, Guard]:
-    """(the FastAPI app, the same behind `limits.Guard`, which is what a server runs). speech: a `Speech`, if installed."""
+    """(the FastAPI app, the same behind `limits.Guard`, which is what a server runs). speech: a `Speech`,
+    if installed."""
     app = FastAPI(title="maskgil_jax", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     decoding_files = asyncio.Semaphore(2)  # uploads that are decoded at once; each may hold 100 MB of pixels
     model = {"id": reader.model, "object": "model", "created": int(time.time()), "owned_by": "maskgil_jax"}

@@ -64,8 +64,8 @@ class Picture:
 class BatchDrawer:
     """Draws batches with a pipeline. Every image is, bit for bit, the one of a call for it alone.
 
-    Tokens are drawn in batches of a few fixed sizes. Pixels are decoded image by image, by the program of a call for one
-    image: convolutions of another batch size round differently.
+    Tokens are drawn in batches of a few fixed sizes. Pixels are decoded image by image, by the program of a call for
+    one image: convolutions of another batch size round differently.
     """
 
     def __init__(self, pipeline: Any, batch_sizes: Sequence[int], cached: int = 1024):

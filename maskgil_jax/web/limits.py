@@ -38,7 +38,8 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware: the API key, limits on the body and its time, response headers, and the metrics of all requests."""
+    """ASGI middleware: the API key, limits on the body and its time, response headers,
+    and the metrics of all requests."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], cfg: ServeConfig, measures: Any, api_key: str | None):
         self.app, self.cfg, self.measures = app, cfg, measures
@@ -148,7 +149,8 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Reads and drops the rest of the body, so that a client which sends all of it before it listens sees the answer."""
+        """Reads and drops the rest of the body, so that a client which sends all of it before it listens sees the
+        answer."""
         try:
             while not self._complete and self._read <= DRAINED:
                 self._read += len((await self._next(self._until)).get("body", b""))

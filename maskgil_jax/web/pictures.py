@@ -47,7 +47,10 @@ def settings_of(data: bytes) -> dict[str, Any]:
 
 
 def read_upload(data: bytes, name: str, max_side: int) -> Any:
-    """An uploaded picture as a PIL image. Its size is checked before it is decoded; the name of the file is not used."""
+    """An uploaded picture as a PIL image.
+
+    Its size is checked before it is decoded; the name of the file is not used.
+    """
     from PIL import Image
 
     try:
@@ -70,7 +73,8 @@ def read_upload(data: bytes, name: str, max_side: int) -> Any:
 def image_and_hole(image: Any, mask: Any, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 (h, w, 3), bool (h, w), true in the hole) of PIL images, cut in the middle and scaled to (height, width).
 
-    The hole is where `mask` is transparent, or white if it has no transparency; without a mask, where the image is transparent.
+    The hole is where `mask` is transparent, or white if it has no transparency; without a mask, where the image is
+    transparent.
     """
     image_hwc = to_rgb(image)
     marks = image if mask is None else mask

@@ -33,7 +33,8 @@ def create_server(
     warm_up: bool = True,
     progress: Callable[[str], Any] = lambda _: None,
 ) -> Any:
-    """A uvicorn server, ready to `run(sockets=...)`: every program of the default settings is compiled, the worker runs.
+    """A uvicorn server, ready to `run(sockets=...)`: every program of the default settings is compiled,
+    the worker runs.
 
     SIGTERM and SIGINT stop it: it accepts nothing more, answers what it had accepted, and ends.
     """
@@ -82,7 +83,8 @@ def create_server(
 def _usual(reader: RequestReader) -> list[Drawing]:
     """What is compiled at the start: the stored number of steps at the first size, drawn and edited.
 
-    With weights of a canvas, also the other sizes that it holds: they share the sampler, and each decodes its own pixels.
+    With weights of a canvas, also the other sizes that it holds: they share the sampler, and each decodes its own
+    pixels.
     """
     request = 0 if reader.prompts.by_class else "a red circle"
     drawing = Drawing(request, 0, reader.pipeline.cfg, reader.pipeline.grid_of(*reader.sizes[0]))

@@ -1,6 +1,7 @@
 """Weight files that must be refused, and what their refusal must say.
 
-`build(folder, marker)` writes every file into `folder` and returns one `Case` each. The hostile ones would create `marker`.
+`build(folder, marker)` writes every file into `folder` and returns one `Case` each. The hostile ones would create
+`marker`.
 """
 
 import dataclasses
@@ -298,7 +299,10 @@ def folders(folder: pathlib.Path | None) -> list[Case]:
 
 
 def build(folder: pathlib.Path | None, marker: pathlib.Path) -> list[Case]:
-    """Writes every bad file into `folder` (None: only lists them); the hostile ones would create `marker` if they ran."""
+    """Writes every bad file into `folder` (None: only lists them).
+
+    The hostile ones would create `marker` if they ran.
+    """
     cases = [Case("missing.pt", f"{folder}/missing.pt", ("no such file",))]
     for group_of_files in (hostile(f"touch {marker}"), bombs(), damaged_zips(), bad_tensors(), other_formats()):
         for name, (raw, says) in group_of_files.items():

@@ -1,6 +1,7 @@
 """Readable weight files of the wrong network or with contradicting configurations; what `convert` must say of each.
 
-`build(folder, marker)` writes every case into a folder of its own. All start from one small generator with MaskGIL's names.
+`build(folder, marker)` writes every case into a folder of its own. All start from one small generator with MaskGIL's
+names.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Tiny Chameleon folders in Hugging Face's layout: the golden network, and a vocabulary with a tokenizer of a few words."""
+"""Tiny Chameleon folders in Hugging Face's layout: the golden network,
+and a vocabulary with a tokenizer of a few words."""
 
 import json
 import pathlib

@@ -1,4 +1,5 @@
-"""A pipeline folder of a tiny masked network that reads MiniLM-like texts, and one of a tiny Chameleon of the same codes."""
+"""A pipeline folder of a tiny masked network that reads MiniLM-like texts,
+and one of a tiny Chameleon of the same codes."""
 
 import dataclasses
 import functools

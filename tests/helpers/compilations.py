@@ -19,7 +19,8 @@ monitoring.register_event_duration_secs_listener(_listen)
 
 @contextlib.contextmanager
 def counted():
-    """Yields a list that grows by one for each program compiled, or read from the persistent cache, inside the block."""
+    """Yields a list that grows by one for each program compiled, or read from the persistent cache,
+    inside the block."""
     count: list[str] = []
     _counts.append(count)
     try:

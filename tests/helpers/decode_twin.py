@@ -96,7 +96,8 @@ class Headed(Stub):
 
 @functools.partial(jax.jit, static_argnames=("steps", "length"), compiler_options=HASTY)
 def draws(keys, steps, length):
-    """What the loop draws from each image's key: noise for codes, noise and numbers for scores, remasking, and a shift."""
+    """What the loop draws from each image's key: noise for codes, noise and numbers for scores, remasking,
+    and a shift."""
     keys = jax.random.clone(keys)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     i = jnp.arange(steps)
@@ -144,7 +145,8 @@ def twin_counts(cfg, masked):
 
 
 def twin_remasks(cfg, i):
-    """Whether step i may hide tokens: in ReMDM's time t = 1 - i / T, that of the step's beginning, t_on >= t > t_off."""
+    """Whether step i may hide tokens: in ReMDM's time t = 1 - i / T, that of the step's beginning,
+    t_on >= t > t_off."""
     return 0 < i < cfg.steps - 1 and cfg.remask_from - 1e-9 <= i / cfg.steps < cfg.remask_to - 1e-9
 
 

@@ -1,6 +1,8 @@
-"""Assembles weight files byte by byte, without torch: pickle instructions, zip and legacy containers, and other formats.
+"""Assembles weight files byte by byte, without torch: pickle instructions, zip and legacy containers,
+and other formats.
 
-Well-formed ones and broken ones are made by the same functions, so a broken file differs from a good one in one place only.
+Well-formed ones and broken ones are made by the same functions, so a broken file differs from a good one in one place
+only.
 """
 
 import io

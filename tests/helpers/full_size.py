@@ -1,8 +1,10 @@
-"""Published networks at full size: weights by recipe -> a .pt file -> convert -> load -> the reference's summary numbers.
+"""Published networks at full size: weights by recipe -> a .pt file -> convert -> load -> the reference's summary
+numbers.
 
 python -m tests.helpers.full_size [vq16] [gpt_b]      prints a table; without a name, both
 
-The recipe's hash proves the weights; the tolerances are those stored with the reference: ten times its own float32 error.
+The recipe's hash proves the weights; the tolerances are those stored with the reference: ten times its own float32
+error.
 """
 
 import gzip
@@ -32,7 +34,8 @@ Row = tuple[str, float, float]  # what, largest difference, largest share of wha
 
 
 def converted(case: str, listing: str, family: str, folder: pathlib.Path) -> tuple[pathlib.Path, dict, dict]:
-    """(weights folder, meta, arrays): the published names and shapes, filled by recipe, through a file and `convert`."""
+    """(weights folder, meta, arrays): the published names and shapes, filled by recipe,
+    through a file and `convert`."""
     meta, arrays = golden("full_size", case)
     listed = json.loads(gzip.decompress((GOLDEN / "convert" / "listings.json.gz").read_bytes()))[listing]["tensors"]
     shapes = {name: tuple(size for size in about if type(size) is int) for name, about in listed.items()}

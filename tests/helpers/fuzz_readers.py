@@ -1,8 +1,8 @@
 """Changes the files of a corpus at random and reads them: `python -m helpers.fuzz_readers --seconds 600` in `tests/`.
 
-A read must give arrays of the stated shapes, or a `ValueError` of one printable line that begins with the place of the file,
-within 5 seconds and 1 GiB more than at the start. Everything else is a fault: the changed file is kept in --out, and a JSON
-line tells of it. --replay reads files as they are.
+A read must give arrays of the stated shapes, or a `ValueError` of one printable line that begins with the place of the
+file, within 5 seconds and 1 GiB more than at the start. Everything else is a fault: the changed file is kept in --out,
+and a JSON line tells of it. --replay reads files as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Google's MaskGIT once more, in plain NumPy on the arrays of a published file under their published names.
 
-No outputs of the original code are at hand for these two networks, so this is what they are compared with: written from the
-published description alone, without the package, in whatever type the arrays have (float64 shows what is rounding).
+No outputs of the original code are at hand for these two networks, so this is what they are compared with: written from
+the published description alone, without the package, in whatever type the arrays have (float64 shows what is rounding).
 """
 
 import math

@@ -30,7 +30,10 @@ def _work(log: str, cache: str, argv: list[str]) -> None:
 
 
 class Training:
-    """`maskgil train` with `argv`, running; its output is added to `log`. All share the compilation cache beside the log."""
+    """`maskgil train` with `argv`, running; its output is added to `log`.
+
+    All share the compilation cache beside the log.
+    """
 
     def __init__(self, argv: list[str], log: pathlib.Path):
         self.log = log

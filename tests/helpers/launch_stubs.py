@@ -9,8 +9,8 @@ import sys
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 
-# Appends each call to the file `calls` as a JSON line. Answers with the next line of answers/KIND, "exit code, output"; the
-# last line is repeated.
+# Appends each call to the file `calls` as a JSON line. Answers with the next line of answers/KIND, "exit code, output";
+# the last line is repeated.
 STUB = """#!{python} -SE
 import json, os, pathlib, sys
 box = pathlib.Path({box!r})

@@ -40,6 +40,7 @@ def save_pipeline(folder):
 
 
 def assert_same_pictures(found, expected):
-    """Equal to one level of 255: convolutions of another batch shape round differently, the tokens behind are the same."""
+    """Equal to one level of 255: convolutions of another batch shape round differently,
+    the tokens behind are the same."""
     assert found.shape == expected.shape
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1)

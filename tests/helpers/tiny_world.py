@@ -50,7 +50,8 @@ def pipeline_folder(tmp_path_factory):
 
 @pytest.fixture
 def tiny_preset(monkeypatch):
-    """`model.preset=tiny` for the tokenizer's trainer: two levels instead of four, whose step compiles twice as fast."""
+    """`model.preset=tiny` for the tokenizer's trainer: two levels instead of four,
+    whose step compiles twice as fast."""
     cfg = VQConfig(channels=8, multipliers=(1, 2), res_blocks=1, latent_dim=16, codebook_size=32, norm_groups=4, image_size=16)
     monkeypatch.setitem(VQ_PRESETS, "tiny", cfg)
 

@@ -1,7 +1,7 @@
 """Reference weights by recipe, under published PyTorch names.
 
-A recipe draws every tensor on its own from its name, so whole state dicts are rebuilt bit for bit from a list of names and
-shapes; `state_hash` proves it against the hash stored with the reference outputs.
+A recipe draws every tensor on its own from its name, so whole state dicts are rebuilt bit for bit from a list of names
+and shapes; `state_hash` proves it against the hash stored with the reference outputs.
 """
 
 from __future__ import annotations

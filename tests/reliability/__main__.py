@@ -84,7 +84,10 @@ def tried(number: str, quick: bool, cache: pathlib.Path) -> dict:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[pathlib.Path]:
-    """A folder that this process deletes at the end of the block; `tempfile` would delete it in forked processes too."""
+    """A folder that this process deletes at the end of the block.
+
+    `tempfile` would delete it in forked processes too.
+    """
     folder = pathlib.Path(tempfile.mkdtemp())
     try:
         yield folder

@@ -2,8 +2,9 @@
 
 python -m tests.reliability.peer_failures [--seconds 10]
 
-Prints one row for each case: how which process fails, what the survivor is doing ("collective": it exchanges data all the time;
-"alone": it computes by itself, as in a long step or a save), seconds until it ended, its exit code and what it printed.
+Prints one row for each case: how which process fails, what the survivor is doing ("collective": it exchanges data all
+the time; "alone": it computes by itself, as in a long step or a save), seconds until it ended, its exit code and what
+it printed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Programs to be killed, stopped and frozen: processes forked from one that has imported everything and computed nothing.
+"""Programs to be killed, stopped and frozen: processes forked from one that has imported everything and computed
+nothing.
 
-A fork saves the imports, which are most of a short run. The forking process must never compute: the threads of JAX and of its
-libraries would be missing in the forked ones.
+A fork saves the imports, which are most of a short run. The forking process must never compute: the threads of JAX and
+of its libraries would be missing in the forked ones.
 """
 
 from __future__ import annotations

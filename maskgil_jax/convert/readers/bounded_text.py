@@ -1,4 +1,5 @@
-"""JSON and YAML from files of unknown origin: size, nesting and references are limited, and only plain values are built."""
+"""JSON and YAML from files of unknown origin: size, nesting and references are limited,
+and only plain values are built."""
 
 from __future__ import annotations
 

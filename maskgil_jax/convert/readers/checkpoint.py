@@ -1,4 +1,7 @@
-"""`Checkpoint`, the result of every reader: named arrays that stay on disk until indexed. `BadWeightFile`, the error."""
+"""`Checkpoint`, the result of every reader: named arrays that stay on disk until indexed.
+
+`BadWeightFile`, the error.
+"""
 
 from __future__ import annotations
 
@@ -88,9 +91,10 @@ class MappedFile:
 class Checkpoint(Mapping[str, np.ndarray]):
     """Named arrays of a weight file, read when indexed: `checkpoint["norm.weight"]` is a read-only numpy array.
 
-    path: the file or folder. format: how it is stored, e.g. "torch zip". container: the outer key whose weights these are,
-    or "bare" if the names are at the top level. containers: every outer key that holds weights.
-    ignored: outer key -> what it was, for everything that was left out (optimizer states, callbacks, argparse.Namespace ...).
+    path: the file or folder. format: how it is stored, e.g. "torch zip". container: the outer key whose weights these
+    are, or "bare" if the names are at the top level. containers: every outer key that holds weights.
+    ignored: outer key -> what it was, for everything that was left out (optimizer states, callbacks, argparse.Namespace
+    ...).
     extras: plain values outside the weights (numbers, texts, lists, dicts), also those inside a skipped Namespace.
     checksummed: True if the format has checksums; then each array's bytes are compared when they are first read.
     wrappers: wrapper prefix that was stripped from the names -> number of names (`strip_wrappers`).
@@ -196,13 +200,15 @@ def check_finite(name: str, array: np.ndarray) -> str | None:
     return f"{sanitize(name)} holds {nans} NaN and {infinite} infinite values" if nans or infinite else None
 
 
-# What torch.compile, FSDP (two versions) and activation checkpointing insert in front of a module's names, at any depth.
+# What torch.compile, FSDP (two versions) and activation checkpointing insert in front of a module's names, at any
+# depth.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module)\.")
 _DATA_PARALLEL = "module."  # what DataParallel and DistributedDataParallel put in front of all names
 
 
 def strip_wrappers(name: str) -> tuple[str, list[str]]:
-    """The name without what training wrappers added to it, and what was removed, e.g. ("a", ["_orig_mod.", "module."])."""
+    """The name without what training wrappers added to it, and what was removed, e.g. ("a", ["_orig_mod.",
+    "module."])."""
     removed = [f"{wrapper}." for wrapper in _WRAPPERS.findall(name)]
     name = _WRAPPERS.sub("", name)
     while name.startswith(_DATA_PARALLEL):
@@ -212,7 +218,10 @@ def strip_wrappers(name: str) -> tuple[str, list[str]]:
 
 
 def strip_all(checkpoint: Checkpoint) -> list[str]:
-    """Strips the wrappers from the names of `checkpoint`. Returns a problem for each name that two entries would share."""
+    """Strips the wrappers from the names of `checkpoint`.
+
+    Returns a problem for each name that two entries would share.
+    """
     stripped, origin, problems = {}, {}, []
     counts: Counter[str] = Counter()
     for name, entry in checkpoint.entries.items():

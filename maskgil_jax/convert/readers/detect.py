@@ -1,7 +1,8 @@
-"""`read(path)`: the named arrays of any weight file people publish, without torch and without running anything from the file.
+"""`read(path)`: the named arrays of any weight file people publish, without torch and without running anything from the
+file.
 
-The format is detected from the first bytes, not from the name. PyTorch's zip and legacy containers, safetensors, .npz, flax
-msgpack and folders of shards give the same `Checkpoint`.
+The format is detected from the first bytes, not from the name. PyTorch's zip and legacy containers, safetensors, .npz,
+flax msgpack and folders of shards give the same `Checkpoint`.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ _OTHER_KINDS = {
 def read(path: str | os.PathLike, *, container: str | None = None, verify: bool = False) -> Checkpoint:
     """Opens a weight file or a folder of shards. Arrays are read when they are indexed, as views of the mapped file.
 
-    container: which outer key to take, dotted if it lies deeper ("model", "bare", "state.generator"); None takes the first of
-    `torch_state.CONTAINERS` that holds tensors (flax msgpack: "ema_params", "params"). verify: reads everything now and
-    compares checksums. Prefixes that training wrappers add to names are stripped (`Checkpoint.wrappers`).
-    Raises: BadWeightFile (a ValueError) that names the file and lists all its problems. Nothing in the file is ever run.
+    container: which outer key to take, dotted if it lies deeper ("model", "bare", "state.generator"); None takes the
+    first of `torch_state.CONTAINERS` that holds tensors (flax msgpack: "ema_params", "params"). verify: reads
+    everything now and compares checksums. Prefixes that training wrappers add to names are stripped
+    (`Checkpoint.wrappers`).
+    Raises: BadWeightFile (a ValueError) that names the file and lists all its problems. Nothing in the file is ever
+    run.
     """
     path = os.fspath(path)
     try:
@@ -61,7 +64,10 @@ def read(path: str | os.PathLike, *, container: str | None = None, verify: bool 
 
 
 def _kind(path: str) -> str:
-    """The format of the file, from its first bytes. Raises: Problem that names what it is instead, where it is not weights."""
+    """The format of the file, from its first bytes.
+
+    Raises: Problem that names what it is instead, where it is not weights.
+    """
     if "\0" in path or not os.path.lexists(path):
         raise Problem("no such file or folder")
     mode = os.stat(path).st_mode

@@ -1,7 +1,7 @@
 """Flax's msgpack checkpoints (the published MaskGIT-JAX weights), parsed without unpacking: arrays stay on disk.
 
-Flax stores a tree of maps whose leaves are extension type 1: an inner message (shape, dtype name, bytes). An array above
-1 GiB is a map with "__msgpack_chunked_array__", its shape, and flat chunks.
+Flax stores a tree of maps whose leaves are extension type 1: an inner message (shape, dtype name, bytes). An array
+above 1 GiB is a map with "__msgpack_chunked_array__", its shape, and flat chunks.
 Source: the MessagePack specification and flax's documented serialization format.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 
 from .checkpoint import Checkpoint, Entry, MappedFile, Problem, sanitize
 
-# `flax.serialization.msgpack_restore` and msgpack's `Unpacker` are not used. They do not report the position of an array's
-# bytes in the file, so all arrays would be in memory at once. msgpack_restore also merges doubled names without an error.
+# `flax.serialization.msgpack_restore` and msgpack's `Unpacker` are not used. They do not report the position of an
+# array's bytes in the file, so all arrays would be in memory at once. msgpack_restore also merges doubled names without
+# an error.
 MAX_VALUES = 500_000  # values in one file: numbers, names, arrays
 MAX_DEPTH = 32
 MAX_PATH = 512  # characters of a name with all its parents
@@ -144,7 +145,10 @@ def _array(file: MappedFile, shape: Any, kind: Any, data: Any) -> Entry | Proble
 
 
 def open_msgpack(file: MappedFile, container: str | None = None) -> tuple[Checkpoint, list[str]]:
-    """Reads a flax msgpack file; nested names are joined with "/". Returns the checkpoint and its problems. Raises: Problem."""
+    """Reads a flax msgpack file; nested names are joined with "/".
+
+    Returns the checkpoint and its problems. Raises: Problem.
+    """
     parser = _Parser(file)
     tree = parser.value()
     if parser.position != file.size:

@@ -20,7 +20,8 @@ MAX_HEADER = 1 << 16  # bytes of a record in which its header must end
 def open_npz(file: MappedFile, records: dict[str, Record]) -> tuple[Checkpoint, list[str]]:
     """Reads the headers of an .npz, of which `records` is the directory; compressed arrays are unpacked when indexed.
 
-    Object arrays (which are pickles) and archives that unpack to far more than their own size are refused. Raises: Problem.
+    Object arrays (which are pickles) and archives that unpack to far more than their own size are refused. Raises:
+    Problem.
     """
     total = sum(record.size for record in records.values())
     if total > max(MAX_UNPACKED, MAX_RATIO * file.size):

@@ -1,8 +1,9 @@
 """Reads the pickles inside PyTorch files without Python's pickle module: nothing is ever imported, built or called.
 
-A pickle is a program for a small stack machine. The instructions that `torch.save` writes are interpreted here; a name such
-as `os.system` becomes an inert `Global`, and what would be an object becomes an `Opaque` that only remembers its class and
-its state. Work and memory are bounded by the number of instructions, of which a checkpoint needs about 35 per tensor.
+A pickle is a program for a small stack machine. The instructions that `torch.save` writes are interpreted here; a name
+such as `os.system` becomes an inert `Global`, and what would be an object becomes an `Opaque` that only remembers its
+class and its state. Work and memory are bounded by the number of instructions, of which a checkpoint needs about 35 per
+tensor.
 Source: the opcode list in the documentation of Python's `pickletools`.
 """
 
@@ -51,8 +52,8 @@ def interpret(
 ) -> tuple[Any, int]:
     """Interprets the pickle that begins at byte `start` of `data`.
 
-    calls: dotted name -> our own function of the argument tuple, for the few names that are understood; calling any other
-    name gives an `Opaque`. persistent_load: called with each persistent id (a storage, in PyTorch files).
+    calls: dotted name -> our own function of the argument tuple, for the few names that are understood; calling any
+    other name gives an `Opaque`. persistent_load: called with each persistent id (a storage, in PyTorch files).
     Returns the value and the position behind the pickle. Raises: Problem if it is broken, too large or not torch's.
     """
     return _Machine(data, calls, persistent_load, start).run()
@@ -202,7 +203,7 @@ class _Machine:
         elif not isinstance(target, Opaque):
             raise Problem(f"its pickle appends to {describe(target)}")
 
-    # ------------------------------------------------------------------------------------------------ what would be calls
+    # ---------------------------------------------------------------------------------------------- what would be calls
     def reduce(self) -> None:
         arguments = self.pop()
         self.push(self.call(self.pop(), arguments))
@@ -236,7 +237,8 @@ class _Machine:
         state = self.pop()
         target = self.top()
         if isinstance(target, Opaque):
-            # An object with __slots__ has a pair of dicts for its state. Attributes of dicts (_metadata) are of no use here.
+            # An object with __slots__ has a pair of dicts for its state. Attributes of dicts (_metadata) are of no use
+            # here.
             parts = state if type(state) is tuple else (state,)
             found = next((part for part in parts if type(part) is dict), None)
             if found is not None:
@@ -244,7 +246,10 @@ class _Machine:
 
 
 def usable_key(key: Any) -> Any:
-    """A dict key that is cheap and safe to hash. Long numbers and tuples could be chosen to make hashing take forever."""
+    """A dict key that is cheap and safe to hash.
+
+    Long numbers and tuples could be chosen to make hashing take forever.
+    """
     if type(key) is str or key is None or type(key) is bool or (type(key) is int and abs(key) < 1 << 31):
         return key
     return Opaque(describe(key))  # hashed by identity, so it never meets another

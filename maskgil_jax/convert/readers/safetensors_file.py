@@ -1,4 +1,6 @@
-"""Safetensors files: an 8-byte header length, a JSON header, and one buffer without gaps. Arrays stay on disk until asked for.
+"""Safetensors files: an 8-byte header length, a JSON header, and one buffer without gaps.
+
+Arrays stay on disk until asked for.
 
 Source: the format description in the safetensors repository.
 """
@@ -14,8 +16,9 @@ import numpy as np
 from .bounded_text import MAX_JSON, parse_json
 from .checkpoint import Checkpoint, Entry, MappedFile, Problem, sanitize
 
-# `safetensors.safe_open` is not used: it accepts headers of 100 MB, copies tensors instead of giving views of the mapped file,
-# and raises at the first problem, mostly without the tensor's name. This reader reports all problems, each with its tensor.
+# `safetensors.safe_open` is not used: it accepts headers of 100 MB, copies tensors instead of giving views of the
+# mapped file, and raises at the first problem, mostly without the tensor's name. This reader reports all problems, each
+# with its tensor.
 _TYPES = {
     "F64": "<f8",
     "F32": "<f4",

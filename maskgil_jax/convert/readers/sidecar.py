@@ -20,8 +20,9 @@ _ENDINGS = (".yaml", ".yml", ".json")
 def read_sidecar_configs(path: str | os.PathLike) -> dict[str, dict]:
     """{file name: its contents} of the configuration files next to a weight file or inside a folder of shards.
 
-    `FILE.yaml` or `FILE.json` if there is one, for FILE without its ending. Otherwise every YAML file and `config.json` of the
-    folder, and of `../configs`, where taming's trainer keeps them. Raises: BadWeightFile that names a file it cannot read.
+    `FILE.yaml` or `FILE.json` if there is one, for FILE without its ending. Otherwise every YAML file and `config.json`
+    of the folder, and of `../configs`, where taming's trainer keeps them. Raises: BadWeightFile that names a file it
+    cannot read.
     """
     path = pathlib.Path(path)
     if path.is_dir() or path.name.endswith(".index.json"):

@@ -1,7 +1,7 @@
 """The two containers PyTorch writes, read without torch: zip archives (since 1.6) and the older sequence of pickles.
 
-Both give a tree of dicts whose leaves are `Tensor`s (descriptions; their bytes stay on disk), plain values, and `Opaque`
-placeholders for every object that only code could rebuild.
+Both give a tree of dicts whose leaves are `Tensor`s (descriptions; their bytes stay on disk), plain values, and
+`Opaque` placeholders for every object that only code could rebuild.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ _DTYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in _SMALL_FLOATS} |
 
 @dataclasses.dataclass
 class Storage:
-    """A run of bytes that tensors are views of. `problem`: why it cannot be used; `start` is -1 until its place is known."""
+    """A run of bytes that tensors are views of.
+
+    `problem`: why it cannot be used; `start` is -1 until its place is known.
+    """
 
     key: str
     dtype: np.dtype
@@ -201,7 +204,8 @@ def open_legacy(file: MappedFile) -> Archive:
 
 
 def _storage_of(identity: Any) -> Storage:
-    """The storage that a persistent id ("storage", type, key, device, number of values) describes, or one with a problem."""
+    """The storage that a persistent id ("storage", type, key, device, number of values) describes,
+    or one with a problem."""
 
     def bad(why: str) -> Storage:
         return Storage("", np.dtype("uint8"), 0, problem=why)

@@ -1,4 +1,5 @@
-"""The state dict inside the tree that a PyTorch file unpickles to: which outer key holds it, and what else the file holds."""
+"""The state dict inside the tree that a PyTorch file unpickles to: which outer key holds it,
+and what else the file holds."""
 
 from __future__ import annotations
 
@@ -79,7 +80,10 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _summary(value: Any) -> str:
-    """What a skipped value is, with the number of tensors in it. The count is limited, since trees can hold themselves."""
+    """What a skipped value is, with the number of tensors in it.
+
+    The count is limited, since trees can hold themselves.
+    """
     if isinstance(value, Tensor):
         return "tensor"
     if type(value) not in (dict, list, tuple):
@@ -100,7 +104,10 @@ _NOTHING = object()
 
 
 def _plain(value: Any, budget: list[int], depth: int = 0) -> Any:
-    """Numbers, texts, lists and dicts only; a skipped object gives a dict of its attributes. `_NOTHING` if none is left."""
+    """Numbers, texts, lists and dicts only; a skipped object gives a dict of its attributes.
+
+    `_NOTHING` if none is left.
+    """
     budget[0] -= 1
     if budget[0] < 0 or depth > 12:
         return _NOTHING

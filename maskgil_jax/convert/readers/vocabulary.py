@@ -34,14 +34,20 @@ def is_chameleon(tree: Mapping[str, Any]) -> bool:
 
 
 def chameleon_options(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{"Chameleon.option": value} that a `config.json` states. Raises: Problem for a vocabulary without image tokens."""
+    """{"Chameleon.option": value} that a `config.json` states.
+
+    Raises: Problem for a vocabulary without image tokens.
+    """
     found = {f"Chameleon.{ours}": tree[theirs] for theirs, ours in _STATED.items() if theirs in tree}
     names = tree.get("vocabulary_map")
     return found | ({f"Chameleon.{name}": value for name, value in tokens_of(names).items()} if names else {})
 
 
 def tokens_of(names: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokens of codes ("image_ids", in the order of the codes) and of frames. Raises: Problem for names that lack one."""
+    """The tokens of codes ("image_ids", in the order of the codes) and of frames.
+
+    Raises: Problem for names that lack one.
+    """
     codes = {}
     for name, token in names.items():
         if match := _CODE.fullmatch(str(name)):
@@ -60,7 +66,8 @@ def tokens_of(names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_vocabulary(sidecars: dict[str, dict], path: str | os.PathLike) -> dict[str, dict]:
-    """The configurations beside a weight file, with the vocabulary of `tokenizer.json` where a Chameleon's states none."""
+    """The configurations beside a weight file, with the vocabulary of `tokenizer.json` where a Chameleon's states
+    none."""
     file = tokenizer_file(path)
     result = {}
     for name, tree in sidecars.items():

@@ -1,7 +1,9 @@
-"""The directory of a zip file, from Python's `zipfile`, with the checks that a weight file passes and a crafted file may not.
+"""The directory of a zip file, from Python's `zipfile`, with the checks that a weight file passes and a crafted file
+may not.
 
-`zipfile` accepts doubled names, paths that leave the folder, records that overlap, and a wrong number of records. All of these
-are refused here. Records that are stored uncompressed are read through the memory map, at the position computed here.
+`zipfile` accepts doubled names, paths that leave the folder, records that overlap, and a wrong number of records. All
+of these are refused here. Records that are stored uncompressed are read through the memory map, at the position
+computed here.
 """
 
 from __future__ import annotations
@@ -37,14 +39,18 @@ class Record:
     archive: zipfile.ZipFile = dataclasses.field(repr=False, compare=False)
 
     def require_stored(self) -> None:
-        """Raises Problem if the record is compressed: torch.save never does that, and a small file could unpack to anything."""
+        """Raises Problem if the record is compressed: torch.save never does that,
+        and a small file could unpack to anything."""
         if self.method != STORED or self.packed != self.size:
             raise Problem(
                 f"record {sanitize(self.name)} is compressed ({self.packed} -> {self.size} bytes); torch.save never does that"
             )
 
     def unpack(self, limit: int) -> bytes:
-        """The first `limit` bytes; all of them are compared with the size and CRC-32 of the directory. Raises: Problem."""
+        """The first `limit` bytes; all of them are compared with the size and CRC-32 of the directory.
+
+        Raises: Problem.
+        """
         try:
             with self.archive.open(self.name) as opened:
                 data = opened.read(limit)  # never without a limit: `zipfile` would unpack more than the directory says
@@ -66,7 +72,8 @@ def verify_crc(file: MappedFile, record: Record) -> None:
 
 
 class _MappedReader(io.RawIOBase):
-    """The file object that `zipfile` reads: the memory map, with a limit on one read until the directory is in memory."""
+    """The file object that `zipfile` reads: the memory map, with a limit on one read until the directory is in
+    memory."""
 
     def __init__(self, data: memoryview):
         self._data, self._position, self.limit = data, 0, MAX_DIRECTORY
@@ -156,7 +163,10 @@ def _checked_name(info: zipfile.ZipInfo) -> str:
 
 
 def _data_start(file: MappedFile, info: zipfile.ZipInfo, limit: int) -> int:
-    """Where the record's bytes begin, from its local header, which must have the same name and method. Raises: Problem."""
+    """Where the record's bytes begin, from its local header, which must have the same name and method.
+
+    Raises: Problem.
+    """
     header = info.header_offset
     if not 0 <= header <= limit - _LOCAL_HEADER or file.bytes[header : header + 4] != b"PK\x03\x04":
         raise Problem(f"record {sanitize(info.orig_filename)} does not begin where the table of contents says")

@@ -15,7 +15,10 @@ _ATTENTION = _LAYER + "self_attn."
 
 
 def table(cfg: ChameleonConfig) -> Table:
-    """The head is cut into the rows of image tokens and those before and after; rotary halves become neighbouring pairs."""
+    """The head is cut into the rows of image tokens and those before and after.
+
+    Rotary halves become neighbouring pairs.
+    """
     rotary = Layout((1, 0), halves=cfg.head_dim)
     above = cfg.vocabulary - cfg.first_image_id - cfg.codebook_size
     if cfg.text_head:

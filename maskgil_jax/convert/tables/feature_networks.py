@@ -1,6 +1,7 @@
 """Tables of the feature networks of image metrics: the names of their tensors in published PyTorch files.
 
-Sources of the names: pytorch-fid's InceptionV3, and LPIPS over torchvision's VGG16 as taming-transformers and LlamaGen hold it.
+Sources of the names: pytorch-fid's InceptionV3, and LPIPS over torchvision's VGG16 as taming-transformers and LlamaGen
+hold it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def inception_table(cfg: InceptionConfig) -> Table:
 
 
 def lpips_table(cfg: LPIPSConfig) -> Table:
-    """VGG's convolutions are numbered in order, counting the activation after each and the pooling before each stage."""
+    """VGG's convolutions are numbered in order, counting the activation after each and the pooling before each
+    stage."""
     rules, number = [], 0
     for stage, count in enumerate(cfg.convolutions):
         for i in range(count):

@@ -1,7 +1,7 @@
 """Tables of Google's MaskGIT: the names of its tensors in the published Flax files, and their sizes.
 
-Flax numbers modules of a class in the order of their creation. Its arrays have our layout, except that attention heads have
-an axis of their own. Sources of the names: the published code and its parameter totals.
+Flax numbers modules of a class in the order of their creation. Its arrays have our layout, except that attention heads
+have an axis of their own. Sources of the names: the published code and its parameter totals.
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ def maskgil_table(cfg: LlamaConfig) -> Table:
 
 
 def llamagen_table(cfg: LlamaConfig) -> Table:
-    """LlamaGen's class-conditional AR network. It has no [MASK]: our row for it is zeros, and no causal model reads it."""
+    """LlamaGen's class-conditional AR network.
+
+    It has no [MASK]: our row for it is zeros, and no causal model reads it.
+    """
     tables = (
         Rule(("tokens/embedding",), "tok_embeddings.weight", zero_rows=1),
         rule("classes/embedding", "cls_embedding.embedding_table.weight"),
@@ -44,7 +47,8 @@ def llamagen_table(cfg: LlamaConfig) -> Table:
 
 
 def llamagen_t2i_table(cfg: LlamaConfig) -> Table:
-    """LlamaGen's text-conditional AR network: an MLP for the text's features, and the null text, random and not trained."""
+    """LlamaGen's text-conditional AR network: an MLP for the text's features, and the null text,
+    random and not trained."""
     caption = (
         *linear("caption_up", "cls_embedding.cap_proj.fc1", bias=False),
         *linear("caption_down", "cls_embedding.cap_proj.fc2", bias=False),
@@ -70,7 +74,10 @@ def llamagen_sizes(sizes: Sizes) -> dict[str, Any]:
 
 
 def llamagen_t2i_sizes(sizes: Sizes) -> dict[str, Any]:
-    """Options of `LlamaConfig` for LlamaGen's text-conditional network; length and width of a text from the null text."""
+    """Options of `LlamaConfig` for LlamaGen's text-conditional network.
+
+    Length and width of a text from the null text.
+    """
     text_tokens, text_dim = sizes.of("cls_embedding.uncond_embedding", 2)
     codebook_size = sizes.of("tok_embeddings.weight", 2)[0]
     return _llama(sizes) | {"codebook_size": codebook_size, "text_tokens": text_tokens, "text_dim": text_dim}

@@ -1,7 +1,9 @@
-"""Tables of Open-MAGVIT2's tokenizer: the names of its tensors in the published file, which holds them twice, and its sizes.
+"""Tables of Open-MAGVIT2's tokenizer: the names of its tensors in the published file, which holds them twice,
+and its sizes.
 
-A file holds the weights as trained, and their running average under the same names without dots: `encoder.conv_in.weight` and
-`model_ema.encoderconv_inweight`. The original evaluates the average. The codebook of signs is not stored.
+A file holds the weights as trained, and their running average under the same names without dots:
+`encoder.conv_in.weight` and `model_ema.encoderconv_inweight`. The original evaluates the average. The codebook of signs
+is not stored.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ def averaged(name: str) -> str:
 
 
 def raw_table(cfg: MagvitConfig) -> Table:
-    """The weights as trained. `decoder.up.N` and `decoder.adaptive.N` start at the highest resolution; the last runs first."""
+    """The weights as trained.
+
+    `decoder.up.N` and `decoder.adaptive.N` start at the highest resolution; the last runs first.
+    """
     rules = _raw_rules(cfg)
     why = "their running average, which --family open-magvit2 takes"
     return Table(rules, (*_OTHERS, *(Ignored(_any_name(average), why) for average in map(_averaged_rule, rules))))

@@ -83,7 +83,8 @@ def list_images(root: Path) -> list[str]:
 
 # --------------------------------------------------------------------------- files of the same name
 def open_caption_folder(path: str | os.PathLike, options: CaptionConfig) -> CaptionedFiles:
-    """A folder of images, each with `NAME.txt` (a caption a line) or `NAME.json` (a caption, list or object) beside it."""
+    """A folder of images, each with `NAME.txt` (a caption a line) or `NAME.json` (a caption,
+    list or object) beside it."""
     root, left_out = Path(path), LeftOut()
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images with .txt or .json files beside them")

@@ -56,7 +56,10 @@ def family(code: str) -> str:
 
 @functools.cache
 def _test_codes() -> frozenset[str]:
-    """The held-out codes: the families whose hash is in the lowest tenth; every subgroup keeps one family for training."""
+    """The held-out codes: the families whose hash is in the lowest tenth.
+
+    Every subgroup keeps one family for training.
+    """
 
     def unit_hash(name: str) -> float:
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") / 2**64
@@ -107,8 +110,8 @@ class EmojiSource:
 def emoji(split: str = "train", label: str = "subgroup", size: int | tuple[int, int] = TILE) -> EmojiSource:
     """The built-in drawings as a source of uint8 (height, width, 3) images; a size that is no square cuts their edges.
 
-    split: "train", "test" (about a tenth; whole emoji with all their styles and gender variants are held out, chosen by a
-      hash of the code, so the split never changes) or "all".
+    split: "train", "test" (about a tenth; whole emoji with all their styles and gender variants are held out, chosen by
+      a hash of the code, so the split never changes) or "all".
     label: what the class is: "subgroup" (98), "group" (9) or "style" (3); the numbering is the same in every split.
     """
     choose("split", split, ("train", "test", "all"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from maskgil_jax.data.sources.emoji import TILE, emoji
 from maskgil_jax.data.sources.english import article, noun_phrase
 
-# What distinguishes the look of the styles: colour gradients; saturated plain areas; plain areas with outlines of details.
+# What distinguishes the look of the styles: colour gradients; saturated plain areas; plain areas with outlines of
+# details.
 STYLE_WORDS = {"noto": "shaded", "fluent-emoji-flat": "bright", "twemoji": "plain"}
 STYLE_NAMES = {"noto": "Noto", "fluent-emoji-flat": "Fluent", "twemoji": "Twemoji"}
 

@@ -22,17 +22,20 @@ _log = logging.getLogger(__name__)
 
 
 class ImageFolder:
-    """Random access to the images under `path`; `source[i]` is {"image": uint8 (h, w, 3), "label", "id": "class/file.png"}.
+    """Random access to the images under `path`.
 
-    Classes are the sub-folders that hold images, at any depth, sorted by name. Links to files and folders are followed; hidden
-    ones are left out. Other files, and sub-folders without images, are counted and named in one log line and in `left_out`.
+    `source[i]` is {"image": uint8 (h, w, 3), "label", "id": "class/file.png"}.
+
+    Classes are the sub-folders that hold images, at any depth, sorted by name. Links to files and folders are followed;
+    hidden ones are left out. Other files, and sub-folders without images, are counted and named in one log line and in
+    `left_out`.
 
     Opening reads the beginning and the end of every file. Unreadable ones are counted and named in one log line and in
-    `skipped` {id: reason}. If decoding a file fails later, the next readable one in the list replaces it, image and label
-    (wrapping around), so that the training data stay a function of the folder; the file is added to `skipped`.
+    `skipped` {id: reason}. If decoding a file fails later, the next readable one in the list replaces it, image and
+    label (wrapping around), so that the training data stay a function of the folder; the file is added to `skipped`.
 
-    fingerprint: identity of the file names. content_hash: identity of the images and their labels, from the size, beginning,
-    middle and end of each file; copies of a folder have the same.
+    fingerprint: identity of the file names. content_hash: identity of the images and their labels, from the size,
+    beginning, middle and end of each file; copies of a folder have the same.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -120,7 +123,8 @@ def _list_images(root: Path) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _sorted_as_walked(folder: Path) -> list[Path]:
-    """The files under a folder, those of each folder before those of its sub-folders: the order that code stores have."""
+    """The files under a folder, those of each folder before those of its sub-folders:
+    the order that code stores have."""
     return sorted(walk_files(folder), key=lambda file: _walk_key(file.relative_to(folder)))
 
 
@@ -155,7 +159,10 @@ def _check_all(root: Path, files: list[str]) -> list[bytes | str]:
 
 
 def _digest(path: Path) -> bytes:
-    """A hash of a file's size and of three blocks of it; of all of an uncompressed file, where blocks may miss a change."""
+    """A hash of a file's size and of three blocks of it.
+
+    An uncompressed file is hashed whole, as blocks may miss a change.
+    """
     hashed = hashlib.blake2b(digest_size=DIGEST_BYTES)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -53,11 +53,12 @@ def lay_out(drawn: str | os.PathLike, images: str | os.PathLike, items: Sequence
 
 
 def read_results(path: str | os.PathLike, items: Sequence[str] | None = None) -> dict:
-    """The scores of the evaluator's results file, in percent: {"overall", "images", CATEGORY: score of the first level}.
+    """The scores of the evaluator's results file, in percent: {"overall", "images", CATEGORY:
+    score of the first level}.
 
-    The file has a line "PATH, SCORE, ..., MEAN" for each image, then the categories and "DPG-Bench score: X". The overall
-    score is computed from the lines of the images. items: expected ones; those without a line are refused by name.
-    Raises a `ConfigError` for a file without scores, or whose last line says another overall score.
+    The file has a line "PATH, SCORE, ..., MEAN" for each image, then the categories and "DPG-Bench score: X". The
+    overall score is computed from the lines of the images. items: expected ones; those without a line are refused by
+    name. Raises a `ConfigError` for a file without scores, or whose last line says another overall score.
     """
     hint = "give dpg-bench_..._results.txt of the benchmark's compute_dpg_bench.py"
     try:

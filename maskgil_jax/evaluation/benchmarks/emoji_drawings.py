@@ -58,9 +58,10 @@ def caption_scores(
 ) -> dict[str, dict[str, float]]:
     """Scores of the images of the prompts, and of sets to compare with: {set: {"same_emoji", "agreement"}}.
 
-    same_emoji: share of images whose nearest training drawing (cosine of features) is of the same emoji. agreement: share in
-    which the classifier sees the subgroup of the emoji. "training drawings": those of the captions; "through the tokenizer":
-    the same, encoded and decoded, which is the upper limit; "other prompts": the images beside the next prompt, chance.
+    same_emoji: share of images whose nearest training drawing (cosine of features) is of the same emoji. agreement:
+    share in which the classifier sees the subgroup of the emoji. "training drawings": those of the captions; "through
+    the tokenizer": the same, encoded and decoded, which is the upper limit; "other prompts": the images beside the next
+    prompt, chance.
     """
     source = emoji("train", size=_side(extractor))
     _check_classes(extractor, source)

@@ -34,8 +34,9 @@ def draw_benchmark(
 ) -> Path:
     """Draws an image for each prompt or label as the job `out`/drawn, which continues where it was interrupted.
 
-    benchmark: its name and options; with the settings of the job they are written to `out`/benchmark.json. Processes share
-    the work. Raises a `ConfigError` if the folder holds other samples, unless `overwrite`, which removes the layout too.
+    benchmark: its name and options; with the settings of the job they are written to `out`/benchmark.json. Processes
+    share the work. Raises a `ConfigError` if the folder holds other samples, unless `overwrite`, which removes the
+    layout too.
     """
     out = Path(out)
     first = jax.process_index() == 0

@@ -2,7 +2,8 @@
 
 The paper's own set is not published. A set here is a folder with `metadata.jsonl`, one JSON object per line: `text`
 (English), `language` and `audio` (a file in the folder). Optional: `spoken`, the transcript in that language, and
-`heard`, the English text that a speech recogniser made of the recording; `transcribed` makes it. `spoken_sets` makes a set.
+`heard`, the English text that a speech recogniser made of the recording; `transcribed` makes it. `spoken_sets` makes a
+set.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def write_heard(items: Sequence[Spoken], file: str | os.PathLike) -> None:
 
 
 def requests_of(items: Sequence[Spoken], seed: int, **options: Any) -> list[PromptRequest]:
-    """An image from what was heard of each recording, then one from its text with the same seed. options: sizes and so on.
+    """An image from what was heard of each recording, then one from its text with the same seed. options:
+    sizes and so on.
 
     Raises a `ConfigError` for a recording whose line of metadata.jsonl has no `heard`.
     """
@@ -121,7 +123,8 @@ def requests_of(items: Sequence[Spoken], seed: int, **options: Any) -> list[Prom
 
 
 def score_images(items: Sequence[Spoken], images: Iterable[np.ndarray], embedder: ClipEmbedder) -> dict[str, dict[str, float]]:
-    """Table 6 of the images of `requests_of`: {language: {"image_clip", "text_clip", "count"}}, "text" for those of texts."""
+    """Table 6 of the images of `requests_of`: {language: {"image_clip", "text_clip", "count"}},
+    "text" for those of texts."""
     spoken_emb, text_image_emb = np.split(embedder.images(images), 2)
     text_emb = embedder.texts([item.text for item in items])
     text = {"image_clip": 1.0, "text_clip": clip_score(text_image_emb, text_emb), "count": len(items)}

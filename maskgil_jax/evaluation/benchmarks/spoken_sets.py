@@ -94,7 +94,8 @@ PROGRAMS: dict[str, tuple[Callable[[str, str, Path], None], str]] = {
 
 
 def read_phrases(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Texts to speak, with the fields text, language and spoken: of a .jsonl file, or English ones, a line each, of a .txt."""
+    """Texts to speak, with the fields text, language and spoken: of a .jsonl file, or English ones,
+    a line each, of a .txt."""
     if Path(path).suffix != ".jsonl":
         return [{"text": r.prompt, "language": "en", "spoken": r.prompt} for r in read_prompts(path)]
     names, found = ("text", "language", "spoken"), []

@@ -1,4 +1,7 @@
-"""CLIPScore of images and texts: the formula, and its row among the metrics. `clip_embedding.py` makes the embeddings."""
+"""CLIPScore of images and texts: the formula, and its row among the metrics.
+
+`clip_embedding.py` makes the embeddings.
+"""
 
 from __future__ import annotations
 

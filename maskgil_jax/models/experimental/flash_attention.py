@@ -1,7 +1,9 @@
-"""Attention as Pallas kernels for a TPU: rotation, scores, softmax and sums at once, and their gradients in a second kernel.
+"""Attention as Pallas kernels for a TPU: rotation, scores, softmax and sums at once,
+and their gradients in a second kernel.
 
-XLA writes the scores to memory and reads them back several times, each 257 x 257 square padded to 264 x 384. Here they never
-leave the chip's vector memory. An image's keys are few enough to be there whole, so every part of its queries sees them all.
+XLA writes the scores to memory and reads them back several times, each 257 x 257 square padded to 264 x 384. Here they
+never leave the chip's vector memory. An image's keys are few enough to be there whole, so every part of its queries
+sees them all.
 """
 
 from __future__ import annotations
@@ -39,12 +41,14 @@ def xla_attention(q_bld: jax.Array, k_bld: jax.Array, v_bld: jax.Array, rotation
 def flash_attention(
     q_bld: jax.Array, k_bld: jax.Array, v_bld: jax.Array, rotation, head_dim: int, causal: bool = False, *, interpret=False
 ) -> jax.Array:
-    """softmax(rotate(q) rotate(k)^T / sqrt(head_dim)) v for every head; heads stand side by side in d = heads * head_dim.
+    """softmax(rotate(q) rotate(k)^T / sqrt(head_dim)) v for every head.
 
-    rotation: NumPy (cos, sin) of `rope.rotation_table`, each (l, head_dim / 2). Products take the dtype of the inputs and add
-    up in float32, as the softmax does. In a mesh context (`jax.sharding.use_abstract_mesh`) every device takes its images
-    and heads; without one all is on one device. Compiled for anything but a TPU it is `xla_attention`, unless `interpret`
-    asks for the kernels, which is slow and for tests.
+    Heads stand side by side in d = heads * head_dim.
+
+    rotation: NumPy (cos, sin) of `rope.rotation_table`, each (l, head_dim / 2). Products take the dtype of the inputs
+    and add up in float32, as the softmax does. In a mesh context (`jax.sharding.use_abstract_mesh`) every device takes
+    its images and heads; without one all is on one device. Compiled for anything but a TPU it is `xla_attention`,
+    unless `interpret` asks for the kernels, which is slow and for tests.
     """
     plain = functools.partial(xla_attention, rotation=rotation, head_dim=head_dim, causal=causal)
 
@@ -153,15 +157,20 @@ def _kept(own: jax.Array, x_lc: jax.Array) -> jax.Array:
 
 
 def _heads(shape: tuple[int, int], head_dim: int) -> list[jax.Array]:
-    """For every head side by side, which columns are its own. Products run over all columns with the others' zero: they take
-    the matrix unit no longer than half of its width would, and nothing has to be moved between lanes."""
+    """For every head side by side, which columns are its own.
+
+    Products run over all columns with the others' zero: they take the matrix unit no longer than half of its width
+    would, and nothing has to be moved between lanes.
+    """
     head = jax.lax.broadcasted_iota(jnp.int32, shape, 1) // head_dim
     return [head == i for i in range(shape[1] // head_dim)]
 
 
 def _parts(length: int) -> list[slice]:
-    """The queries in parts of whole lanes, about SCORES scores of a head each. The last one may be half as long again: a query
-    alone would be no product."""
+    """The queries in parts of whole lanes, about SCORES scores of a head each.
+
+    The last one may be half as long again: a query alone would be no product.
+    """
     size = LANES * max(1, SCORES // (length * LANES))
     firsts = list(range(0, max(length - size // 2, 1), size))
     return [slice(first, end) for first, end in zip(firsts, [*firsts[1:], length], strict=True)]
