@@ -21,6 +21,11 @@ def scenes():
     return [draw_scene(0, i) for i in range(MANY)]
 
 
+@pytest.fixture(scope="module")
+def fixed():
+    return [draw_scene(0, i, layout="fixed") for i in range(MANY)]
+
+
 def test_scene_nouns_have_a_training_drawing_in_every_style():
     assert len(NOUNS) == 124 and len(drawings()) == 3 * len(NOUNS)
     held = {emoji("test").record(i)["code"] for i in range(len(emoji("test")))}
@@ -60,8 +65,9 @@ def test_scenes_have_all_kinds_canvases_styles_relations_and_counts(scenes):
     assert len({o.noun for s in scenes for o in s.objects}) > 120
 
 
-def test_objects_lie_inside_and_do_not_overlap(scenes):
-    for scene in scenes:
+@pytest.mark.parametrize("layout", ["scenes", "fixed"])
+def test_objects_lie_inside_and_do_not_overlap(layout, request):
+    for scene in request.getfixturevalue(layout):
         covered = np.zeros((scene.height, scene.width), int)
         for o in scene.objects:
             assert 0 <= o.top <= scene.height - o.side and 0 <= o.left <= scene.width - o.side
@@ -83,8 +89,22 @@ def test_step_changes_nothing_but_the_places(step, scenes):
     assert len({o.top for scene in moved for o in scene.objects}) > 4
 
 
-def test_relations_hold_between_the_objects(scenes):
-    for scene in (s for s in scenes if s.kind == "pair"):
+def test_fixed_layout_is_one_for_every_canvas_number_and_relation(scenes, fixed):
+    layouts = collections.defaultdict(set)
+    for scene in fixed:
+        layout = tuple((o.top, o.left, o.side) for o in scene.objects)
+        layouts[scene.height, scene.width, len(scene.objects), scene.relation].add(layout)
+        assert all(o.side in (32, 64) and o.top % 16 == o.left % 16 == 0 for o in scene.objects)
+    assert len(layouts) == 5 * (1 + 3 + 4) and {len(of_one) for of_one in layouts.values()} == {1}
+    assert layouts[64, 96, 1, None] == {((0, 16, 64),)}
+    assert layouts[64, 64, 3, None] == {((0, 0, 32), (0, 32, 32), (32, 0, 32))}
+    assert layouts[64, 128, 2, "to the right of"] == {((0, 64, 64), (0, 0, 64))}
+    assert [(scene_captions(s), s.counts, s.style) for s in fixed] == [(scene_captions(s), s.counts, s.style) for s in scenes]
+
+
+@pytest.mark.parametrize("layout", ["scenes", "fixed"])
+def test_relations_hold_between_the_objects(layout, request):
+    for scene in (s for s in request.getfixturevalue(layout) if s.kind == "pair"):
         first, second = scene.objects
         across, down = second.left - first.left, second.top - first.top
         expected = {
@@ -137,10 +157,12 @@ def test_open_captions_opens_scenes():
     assert {open_captions("scenes:5:64x96")[i]["image"].shape for i in range(5)} == {(64, 96, 3)}
     assert open_captions("scenes:5:64x96@16").name == "scenes/train/5/0/64x96@16"
     assert open_captions("scenes:5@2").name == "scenes/train/5/0"
-    for bad in ("scenes:many", "scenes:5:64", "scenes:5:64x", "scenes:5@", "scenes:5@x"):
+    assert open_captions("scenes:5@fixed").name == "scenes/train/5/0@fixed"
+    assert open_captions("scenes:5:64x96@fixed").scene(4) == draw_scene(0, 4, canvases=((64, 96),), layout="fixed")
+    for bad in ("scenes:many", "scenes:5:64", "scenes:5:64x", "scenes:5@", "scenes:5@x", "scenes:5@2@fixed"):
         with pytest.raises(ConfigError, match="expected scenes:COUNT"):
             open_captions(bad)
-    for bad in (dict(count=0), dict(split="val"), dict(step=0), dict(canvases=((32, 64),))):
+    for bad in (dict(count=0), dict(split="val"), dict(step=0), dict(layout="row"), dict(canvases=((32, 64),))):
         with pytest.raises(ConfigError, match=f"^{next(iter(bad))}: "):
             Scenes(**bad)
     with pytest.raises(IndexError):

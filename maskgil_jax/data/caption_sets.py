@@ -34,7 +34,8 @@ def open_captions(
       a folder: images with .txt or .json files of the same name, or with a file metadata.jsonl;
       emoji: the built-in drawings with captions composed of their names, tags, style and group;
       scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000, or
-      scenes:COUNT:HEIGHTxWIDTH for one size; a last @STEP lets drawings stand at multiples of STEP pixels;
+      scenes:COUNT:HEIGHTxWIDTH for one size; a last @STEP lets their places differ by multiples of STEP pixels, a last
+      @fixed gives one layout to all scenes of a canvas, number and relation;
       tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions;
       several of these, separated by commas, as one source: "emoji*10,scenes:60000" has the drawings ten times and the
       scenes once.
@@ -55,15 +56,17 @@ def open_captions(
     if text == "scenes":
         return Scenes(split=split)
     if text.startswith("scenes:"):
-        found = re.fullmatch(r"scenes:(\d+)(?::(\d+)x(\d+))?(?:@(\d+))?", text)
+        found = re.fullmatch(r"scenes:(\d+)(?::(\d+)x(\d+))?(?:@(\d+|fixed))?", text)
         if found is None:
             raise ConfigError(
                 f"data.path: {text}: expected scenes:COUNT or scenes:COUNT:HEIGHTxWIDTH, as in scenes:50000:64x96, "
-                "and @STEP after either, as in scenes:50000@16"
+                "and @STEP or @fixed after either, as in scenes:50000@fixed"
             )
-        count, *size, step = found.groups()
+        count, *size, places = found.groups()
         canvases = CANVASES if size[0] is None else (tuple(map(int, size)),)
-        return Scenes(int(count), split, canvases=canvases, step=int(step or STEP))
+        if places == "fixed":
+            return Scenes(int(count), split, canvases=canvases, layout="fixed")
+        return Scenes(int(count), split, canvases=canvases, step=int(places or STEP))
     if text.startswith("tfds:"):
         from maskgil_jax.data.sources.tfds_captions import PreparedCaptions
 

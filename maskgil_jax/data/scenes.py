@@ -25,7 +25,10 @@ from maskgil_jax.data.sources.english import article, plural
 
 CANVASES = ((64, 64), (64, 96), (96, 64), (64, 128), (128, 64))  # (height, width)
 SIDES = (64, 48, 32)  # of the drawings
-STEP = 2  # pixels: drawings stand at multiples of it
+STEP = 2  # pixels: the places of the drawings differ by multiples of it
+LAYOUTS = ("random", "fixed")
+FIXED_SIDES = (64, 32)  # of the drawings in the fixed layout: fewer sizes are learned sooner
+ALIGNMENT = 16  # pixels: drawings of the fixed layout stand at multiples of it, on whole patches of 2 x 2 codes
 SPLITS = ("train", "test", "all")
 HELD_OUT = 0.1  # fraction of the combinations
 KINDS = {"single": 0.3, "pair": 0.4, "count": 0.3}  # shares of the scenes before combinations are held out
@@ -72,12 +75,17 @@ class Scene:
         return {**dataclasses.asdict(self), "objects": [dataclasses.asdict(o) for o in self.objects], "counts": self.counts}
 
 
-def draw_scene(seed: int, index: int, split: str = "train", canvases=CANVASES, step: int = STEP) -> Scene:
-    """Scene `index` of the stream `seed`, a pure function of the arguments. `step` changes nothing but the places."""
+def draw_scene(
+    seed: int, index: int, split: str = "train", canvases=CANVASES, step: int = STEP, layout: str = "random"
+) -> Scene:
+    """Scene `index` of the stream `seed`, a pure function of the arguments.
+
+    step, layout: as for `Scenes`; they change nothing but the places and the sides of the drawings.
+    """
     choose("split", split, SPLITS)
     rng = np.random.default_rng([seed, index])
     while True:
-        scene = _draw(rng, canvases, step)
+        scene = _draw(rng, canvases, step, layout)
         if split == "all" or held_out(scene) == (split == "test"):
             return scene
 
@@ -90,14 +98,16 @@ def held_out(scene: Scene) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") < HELD_OUT * 2**64
 
 
-def _draw(rng: np.random.Generator, canvases, step: int) -> Scene:
+def _draw(rng: np.random.Generator, canvases, step: int, layout: str) -> Scene:
     height, width = canvases[int(rng.integers(len(canvases)))]
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     style = STYLES[int(rng.integers(len(STYLES)))]
     count = {"single": 1, "pair": 2, "count": int(rng.integers(2, 5))}[kind]
     nouns = [list(NOUNS)[int(n)] for n in rng.choice(len(NOUNS), 2 if kind == "pair" else 1, replace=False)]
     relation = list(RELATIONS)[int(rng.integers(len(RELATIONS)))] if kind == "pair" else None
-    side, cells = _cells(rng, height, width, count, relation, step)
+    side, cells = _cells(rng, height, width, count, relation, step)  # drawn in any layout: the stream stays the same
+    if layout == "fixed":
+        side, cells = _fixed_cells(height, width, count, relation)
     objects = tuple(
         PlacedObject(noun, drawings()[noun, style][0], top, left, side)
         for noun, (top, left) in zip(nouns * count if kind == "count" else nouns, cells, strict=True)
@@ -128,6 +138,23 @@ def _cells(rng: np.random.Generator, height: int, width: int, count: int, relati
         places = [(first, line), (second, line)] if row_step else [(line, first), (line, second)]
     top, left = (_shift(rng, size - number * side, step) for size, number in ((height, rows), (width, columns)))
     return side, [(top + row * side, left + column * side) for row, column in places]
+
+
+def _fixed_cells(height: int, width: int, count: int, relation: str | None):
+    """(side, corners) of the one layout of a canvas, number and relation: the largest row, column or square that fits.
+
+    It stands in the middle, at multiples of ALIGNMENT.
+    """
+    if relation is None:
+        shapes = [(1, count), (count, 1), (2, (count + 1) // 2)]
+    else:
+        shapes = [(1 + abs(RELATIONS[relation][1][0]), 1 + abs(RELATIONS[relation][1][1]))]
+    side, (rows, columns) = next(
+        (side, shape) for side in FIXED_SIDES for shape in shapes if shape[0] * side <= height and shape[1] * side <= width
+    )
+    top, left = ((size - n * side) // 2 // ALIGNMENT * ALIGNMENT for size, n in ((height, rows), (width, columns)))
+    places = [(top + row * side, left + column * side) for row in range(rows) for column in range(columns)][:count]
+    return side, places[::-1] if relation is not None and sum(RELATIONS[relation][1]) < 0 else places
 
 
 def _shift(rng: np.random.Generator, free: int, step: int) -> int:
@@ -169,14 +196,25 @@ def scene_captions(scene: Scene) -> tuple[str, ...]:
 class Scenes:
     """Random access to `count` scenes; `source[i]` is {"image", "captions", "id", "truth"}. Images differ in size.
 
-    seed: another seed gives other scenes. canvases: the sizes (height, width) to draw from. step: drawings stand at
-    multiples of it, in pixels. With the side of a patch a drawing has the same codes wherever it stands.
+    seed: another seed gives other scenes. canvases: the sizes (height, width) to draw from. step: the places of the
+    drawings differ by multiples of it, in pixels. With the side of a patch, of 1, 2, 4, 8 or 16 pixels, a drawing has
+    the same codes wherever it stands. layout: "random" draws the size and the places; "fixed" takes the same for all
+    scenes of a canvas, number and relation, so that a caption says all that there is to know about them.
     """
 
-    def __init__(self, count: int = 100_000, split: str = "train", seed: int = 0, canvases=CANVASES, step: int = STEP):
+    def __init__(
+        self,
+        count: int = 100_000,
+        split: str = "train",
+        seed: int = 0,
+        canvases=CANVASES,
+        step: int = STEP,
+        layout: str = "random",
+    ):
         require(count >= 1, f"count: must be at least 1, got {count}")
         require(seed >= 0, f"seed: must not be negative, got {seed}")
         choose("split", split, SPLITS)
+        choose("layout", layout, LAYOUTS)
         self._canvases = tuple((int(h), int(w)) for h, w in canvases)
         require(bool(self._canvases), "canvases: is empty; give sizes (height, width)")
         smallest = 2 * min(SIDES)
@@ -185,9 +223,10 @@ class Scenes:
             f"canvases: sides must be at least {smallest} pixels, got {self._canvases}",
         )
         require(step >= 1, f"step: must be at least 1 pixel, got {step}")
-        self._count, self._split, self._seed, self._step = count, split, seed, step
+        self._count, self._split, self._seed, self._step, self._layout = count, split, seed, step, layout
         sizes = "" if self._canvases == CANVASES else "/" + ",".join(f"{h}x{w}" for h, w in self._canvases)
         self.name = f"scenes/{split}/{count}/{seed}{sizes}" + ("" if step == STEP else f"@{step}")
+        self.name += "" if layout == "random" else f"@{layout}"
 
     def __len__(self) -> int:
         return self._count
@@ -196,7 +235,7 @@ class Scenes:
         """The truth about image `i`, without drawing it."""
         if not 0 <= i < self._count:
             raise IndexError(i)
-        return draw_scene(self._seed, i, self._split, self._canvases, self._step)
+        return draw_scene(self._seed, i, self._split, self._canvases, self._step, self._layout)
 
     def captions(self, i: int) -> tuple[str, ...]:
         """The captions of image `i`, without drawing it."""
