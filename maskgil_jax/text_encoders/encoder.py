@@ -22,6 +22,7 @@ from maskgil_jax.text_encoders.identity import encoder_hash
 from maskgil_jax.text_encoders.text_tokens import TextTokenizer
 
 STEP = 32  # lengths that are compiled are multiples of it
+PART = 1024  # texts that are tokenized at a time when they are only counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,11 @@ class FrozenTextEncoder:
 
     def cut(self, texts: Sequence[str]) -> list[str]:
         """The texts that are longer than `max_tokens`."""
-        return [texts[row] for row in self.tokenizer.tokens(self._with_template(texts))[2]]
+        found: list[str] = []
+        for start in range(0, len(texts), PART):  # the tokenizer's results of millions of texts would fill the memory
+            some = texts[start : start + PART]
+            found += [some[row] for row in self.tokenizer.tokens(self._with_template(some))[2]]
+        return found
 
     def _with_template(self, texts: Sequence[str]) -> Sequence[str]:
         template = self.options.template
