@@ -92,6 +92,7 @@ def test_adaln_blocks_are_the_identity_at_initialisation():
     assert float(jnp.abs(answer(model, LABELS) - answer(model, model.null_condition(LABELS))).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_adaln_is_the_same_scanned_unrolled_and_rematerialised():
     params, outs, keys = random_params(TINY), [], jax.random.split(jax.random.key(3), 2)
     for options in (dict(layers="scan", remat="dots"), dict(layers="unroll")):

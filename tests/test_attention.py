@@ -39,6 +39,7 @@ def value_and_grads(attention, q, k, v, weight):
     return jax.value_and_grad(weighed, argnums=(0, 1, 2), has_aux=True)(q, k, v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head_dim, heads, causal",
     [(64, 4, False), (64, 4, True), (8, 3, False)],  # two groups of full lanes; heads that do not fill them
@@ -48,6 +49,7 @@ def test_kernels_agree_with_xla(head_dim, heads, causal):
     agree(arrays(2, 17, head_dim * heads), table(head_dim), head_dim, causal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_kernels_split_long_sequences(monkeypatch, causal):
     """What a canvas of 32x32 does, with one of 14x14: parts of 128 queries, and blocks of fewer columns."""
@@ -65,6 +67,7 @@ def agree(x, *options):
         np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_kernels_in_bfloat16_have_the_error_of_xla():
     options = (table(64), 64, False)
     x = arrays(2, 17, 128, jnp.bfloat16)
@@ -183,6 +186,7 @@ def test_flash_attention_refuses_unsupported_options():
         jax.eval_shape(functools.partial(flash_attention, rotation=table(64, (24, 24)), head_dim=64), x, x, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "masked", "causal"), [(17, False, False), (16, False, False), (17, True, False), (13, False, True)]
 )

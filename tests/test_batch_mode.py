@@ -20,6 +20,7 @@ from maskgil_jax.runtime.platform import prefer_sequential, target_platform
 ROUNDING = 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["fori", "unrolled"])
 def test_batch_modes_give_the_same_tokens_without_retracing(loop):
     labels, keys, tokens = batch()

@@ -104,6 +104,7 @@ def test_geneval_run_draws_only_what_is_missing(weights, tmp_path, monkeypatch, 
     assert first == (tmp_path / "out/drawn/000000.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_share_the_images_of_a_benchmark(encoder, tmp_path):
     pipeline, texts = text_pipeline(encoder), ["a cup", "a dog", "the sun"]
     for index in (0, 1):

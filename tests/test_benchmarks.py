@@ -38,6 +38,7 @@ def test_an_unrolled_loop_does_no_more_than_the_steps_need(small):
     assert cells == generator.cfg.grid[0] * generator.cfg.grid[1]
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table(small):
     row = measured(*small, ClassCondition(jnp.arange(1)), DecodeConfig(steps=2), repeats=1)
     assert min(row["vq_s"], row["seconds"], row["cpu_s"]) > 0
@@ -82,6 +83,7 @@ def test_the_pytorch_training_twin_has_the_same_losses(monkeypatch):
         torch_train._check("tokenizer", 1.0, 1.01)
 
 
+@pytest.mark.slow
 def test_folder_of_the_conversion_benchmark_fits_together(tmp_path):
     assert convert_memory.write_folder(tmp_path) == pytest.approx(3.51e9, rel=0.01)
     config = json.loads((tmp_path / "text_encoder" / "config.json").read_text())

@@ -107,6 +107,7 @@ def test_sizes_option_reads_lists_and_buckets():
     assert found[0] == (256, 256) and sorted(found) == sorted(buckets(256)) and len(found) == 25
 
 
+@pytest.mark.slow
 def test_command_encodes_captions_in_several_sizes(tmp_path, capsys):
     arguments = ["encode", "--tokenizer", "demo", "--data.path", "scenes:12", "--captions", "--sizes", "64x64,64x128,128x64"]
     assert cli.main([*arguments, "--batch-size", "4", "--out", str(tmp_path / "codes")]) == 0

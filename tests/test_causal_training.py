@@ -29,6 +29,7 @@ VQ = VQConfig(channels=8, multipliers=(1, 1, 2, 2), res_blocks=1, latent_dim=8, 
 CLASSES = ClassConditioner(("a", "b", "c"))
 
 
+@pytest.mark.slow
 def test_causal_llama_memorises_four_sequences():
     rate = 3e-3
     options = types.SimpleNamespace(

@@ -80,6 +80,7 @@ def test_quantized_kernels_are_within_half_a_step_of_each_output():
     assert (jnp.abs(whole * scale[:, None] - kernel) <= 0.51 * scale[:, None]).all()
 
 
+@pytest.mark.slow
 def test_int8_layers_change_logits_by_little(tmp_path):
     """Root mean square of the change over the spread of the logits, with the weights of the reference network."""
     convert(save_folder(tmp_path / "hf", golden()[0]), tmp_path / "weights", options={"grid": (4, 4)})

@@ -64,6 +64,7 @@ def test_image_features_of_any_sizes_equal_the_reference():
     assert_near(embedder.images(iter(images[:1])), features[:1])  # a part of a batch
 
 
+@pytest.mark.slow
 def test_score_of_a_job_pairs_each_image_with_its_prompt(embedder, samples):
     result = score_samples(samples, job_texts(samples), embedder)
     images = [np.asarray(Image.open(samples / f"00000{i}.png")) for i in range(3)]

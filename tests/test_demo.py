@@ -50,6 +50,7 @@ def test_demo_draws_with_shipped_weights_on_one_page(tmp_path, capsys):
     assert len(colours) > 1000
 
 
+@pytest.mark.slow
 def test_inpaint_command_of_the_page_draws_its_picture(tmp_path):
     pipeline, source = load("demo"), open_images("emoji", split="test", label="subgroup", size=64)
     command = demo.inpaint_command(pipeline, source, tmp_path, "demo")

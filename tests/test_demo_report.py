@@ -246,6 +246,7 @@ def test_classifier_overfits_sixteen_images():
     assert accuracy(predict(network.build(TINY, state.params), images, batch_size=16), label_n) == 1.0
 
 
+@pytest.mark.slow
 def test_classifier_output_is_linear_in_its_features():
     model = network.create(TINY, jax.random.key(0))
     model.output.kernel[...] = jax.random.normal(jax.random.key(1), (32, 98))
@@ -270,6 +271,7 @@ def test_accuracy_counts_the_first_k_classes():
     assert accuracy(logits, [0, 0, 1], 5) == 1.0
 
 
+@pytest.mark.slow
 def test_classifier_training_writes_half_precision_weights_with_accuracy(tmp_path):
     config = read_run_file(
         "demo_classifier", ["--config.total_steps=2", "--config.batch_size=8", "--config.model.channels=(8,)"]

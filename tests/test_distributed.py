@@ -93,6 +93,7 @@ def test_process_loads_rows_of_its_devices():
 MESHES = [dict(data=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2), dict(data=1, tensor=8)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_any_mesh_is_restored_bit_for_bit_on_any_other(tmp_path):
     cfg = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=2, heads=2, mlp_width=48)
     init = init_state(lambda key: params_of(create(cfg, key)), optax.sgd(1.0, momentum=0.9), ema=False)

@@ -40,6 +40,7 @@ def test_scene_prompts_are_a_pure_function_and_cover_the_tasks(prompts):
         scene_prompts(0)
 
 
+@pytest.mark.slow
 def test_detector_finds_every_object_of_true_scenes_and_nothing_else(prompts):
     for p in prompts:
         (found,) = detect(render(p.scene)[None])

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 from maskgil_jax.config import CaptionConfig, VQConfig
@@ -12,6 +13,7 @@ from maskgil_jax.tokenizers.images import encoder_of
 VQ = VQConfig(channels=4, multipliers=(1, 1, 1), res_blocks=1, latent_dim=4, codebook_size=32, codebook_dim=4, image_size=16)
 
 
+@pytest.mark.slow
 def test_codes_of_eight_devices_equal_those_of_one():
     assert len(jax.local_devices()) == 8
     tokenizer = create(VQ, jax.random.key(0))

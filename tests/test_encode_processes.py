@@ -120,6 +120,7 @@ def test_random_crop_is_a_function_of_the_image_number(tmp_path):
         encode_scenes(tmp_path / "s", sizes=sizes)
 
 
+@pytest.mark.slow
 def test_command_encodes_captions_of_a_source_and_of_a_code_store_alike(tmp_path, capsys):
     encode_scenes(tmp_path / "codes")
     command = ["encode", "--text-encoder", "minilm", "--max-tokens", "24"]
@@ -139,6 +140,7 @@ def test_command_encodes_captions_of_a_source_and_of_a_code_store_alike(tmp_path
     assert "--flip: is for images; leave it out beside --text-encoder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_prints_what_a_source_leaves_out(tmp_path, capsys):
     photos = pathlib.Path(tmp_path, "photos")
     photos.mkdir()

@@ -201,6 +201,7 @@ def test_adm_reference_moments_are_used_for_inception_only(tmp_path, extractor):
     assert any("protocol adm, this run is pytorch-fid" in text for text in other.warnings)
 
 
+@pytest.mark.slow
 def test_inception_weights_make_a_feature_extractor():
     network = nnx.eval_shape(lambda: InceptionV3(InceptionConfig(), rngs=nnx.Rngs(0)))
     weights = dataclasses.make_dataclass("W", ["network", "hash", "path", "about"], namespace={"build": lambda w: w.network})

@@ -259,6 +259,7 @@ def result(fid, score, *, steps=8, schedule="arccos", guidance=2.0, extractor="e
     }
 
 
+@pytest.mark.slow
 def test_plot_results_draws_what_the_results_differ_in(tmp_path):
     steps = [result(5 + s / 10 + k, 200 - s, steps=s, schedule=n) for k, n in enumerate(("arccos", "root")) for s in (4, 8, 16)]
     guided = [result(6 - g, 100 + g, guidance=g, path=f"weights/{size}") for g in (1.0, 2.0) for size in "BL"]

@@ -73,6 +73,7 @@ def test_plan_uses_every_published_name_exactly_once(listing, family):
         assert not any(name in needed for needed in plan.needed)
 
 
+@pytest.mark.slow
 def test_sizes_from_shapes_equal_the_presets():
     def cfg(listing, **options):
         return make_plan(found_in(listing), options=options)[0].cfg

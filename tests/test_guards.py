@@ -180,6 +180,7 @@ def test_z_loss_pulls_the_denominator_to_one():
         Objective(z_loss=-1.0)
 
 
+@pytest.mark.slow
 def test_watchdog_writes_stacks_and_exits_with_code_5():
     program = """
 import logging, time

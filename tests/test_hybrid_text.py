@@ -87,6 +87,7 @@ def test_ratio_zero_is_the_masked_network_and_one_the_causal(hybrid, folders):
     assert (other[::-1] != causal(prompts=PROMPTS, seed=4)).any(), "the prompt matters"
 
 
+@pytest.mark.slow
 def test_networks_on_a_mesh_decode_the_same_tokens(folders, hybrid):
     mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
     many = load(folders[0], ar=folders[1], mesh=mesh)
@@ -123,6 +124,7 @@ def test_twins_of_one_text_encoder_share_the_condition(folders, tmp_path):
     np.testing.assert_array_equal(tokens(pipeline, 0.25)[:, :4], alone[:, :4])
 
 
+@pytest.mark.slow
 def test_sample_command_draws_prompts_with_a_causal_network(folders, tmp_path, hybrid):
     masked, causal = map(str, folders)
     for name, more in {"half": ["--ar-ratio", "0.5"], "default": []}.items():

@@ -60,6 +60,7 @@ def test_killed_run_continues_bit_for_bit(tmp_path):
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_keeps_earlier_checkpoint(tmp_path, monkeypatch):
     state = {"norm": {"scale": jax.numpy.ones(4)}}
     checkpoints = Checkpoints(tmp_path, keep=2)

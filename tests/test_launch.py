@@ -87,6 +87,7 @@ def test_tpu_run_creates_installs_and_trains(box):
     ]
 
 
+@pytest.mark.slow
 def test_tpu_run_installs_the_current_commit(box):
     """What is copied unpacks to the package, the lock and the script that the workers start."""
     stub = box / "bin" / "gcloud"

@@ -23,6 +23,7 @@ def worker(box, *arguments, script=""):
     return launch(box, "worker.sh", *arguments, MASKGIL=str(fake), MASKGIL_RUN_DIR=str(box / "run"))
 
 
+@pytest.mark.slow
 def test_worker_start_trains_in_background_and_follow_returns_its_code(box):
     script = 'echo "[$LIBTPU_INIT_ARGS]"; printf "<%s>" "$JAX_COMPILATION_CACHE_DIR" "$@"; sleep 2; exit 3'
     started = worker(box, "start", "gs://b/w x", "--config", "a b", script=script)

@@ -176,6 +176,7 @@ def tiny_tokenizer() -> Magvit2:
     return build(TINY, jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), abstract_params(TINY)))
 
 
+@pytest.mark.slow
 def test_magvit2_presets_have_the_published_sizes():
     params = abstract_params(MAGVIT_PRESETS["MAGVIT2-256"])
     parts = {part: sum(leaf.size for leaf in jax.tree.leaves(params[part])) for part in params}

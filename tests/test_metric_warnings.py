@@ -111,6 +111,7 @@ def test_class_changes_of_sorted_cycled_and_random_labels():
     assert not is_class_sorted([3, 3, 3]) and not is_class_sorted([1]) and not is_class_sorted([0, 1, 2])
 
 
+@pytest.mark.slow
 def test_job_samples_score_as_the_same_images_in_random_order(tmp_path, pipeline_folder, classifier_folder):
     """`maskgil sample` writes class by class; the score of its folder and of its npz is that of the shuffled images."""
     extractor = open_extractor(classifier_folder)

@@ -84,6 +84,7 @@ def test_decode_causal_holds_one_kv_cache(networks):
     assert cache < used.temp_size_in_bytes < 2 * cache
 
 
+@pytest.mark.slow
 def test_decode_causal_and_hybrid_do_not_donate_arguments(networks, monkeypatch):
     monkeypatch.undo()
     condition, key, tokens = ClassCondition(jnp.arange(2)), jax.random.key(1), jnp.full((2, 64), 13).at[0, :9].set(4)

@@ -32,6 +32,7 @@ def load(path, **options):
 
 
 # ------------------------------------------------------------------------------------------------ compilations
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "others", "steps"), [(1, (3, 8, 16), 3), (5, (7, 1), 5), (17, (32, 40, 70), 6)])
 def test_second_request_with_another_number_of_labels_compiles_nothing(first, others, steps):
     pipeline = tiny_pipeline()
@@ -47,6 +48,7 @@ def test_second_request_with_another_number_of_labels_compiles_nothing(first, ot
     assert before and not after
 
 
+@pytest.mark.slow
 def test_second_request_with_another_number_of_prompts_compiles_nothing(tmp_path):
     pipeline = text_pipeline(load_text_encoder(with_tokenizer("t5", tmp_path), max_tokens=TOKENS))
     jax.clear_caches()
@@ -103,6 +105,7 @@ jax.jit(lambda x: x * 3)(jnp.ones(5))
 
 
 # ------------------------------------------------------------------------------------------------ dtype and cache_dir
+@pytest.mark.slow
 def test_bfloat16_halves_the_matrices_and_keeps_norms_and_tokenizer(folder):
     plain, half = load(folder), load(folder, dtype="bfloat16")
     assert half.generator.cfg.dtype == half.tokenizer.cfg.dtype == "bfloat16"

@@ -68,6 +68,7 @@ def test_causal_program_refuses_networks_of_classes():
         causal_program(cfg, make_mesh(data=1, devices=jax.devices()[:1]), 1, (4, 4), guided=True, steps=1)
 
 
+@pytest.mark.slow
 def test_plan_command_says_what_ar_needs(capsys):
     plan = ["plan", "--config", "configs/debug.py", "--topology", "cpu:1"]
     for more, said in {
@@ -78,6 +79,7 @@ def test_plan_command_says_what_ar_needs(capsys):
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_file_of_the_papers_text_pair_plans_whole_rows_of_a_prefixed_network():
     config = read_run_file("configs/t2i_xl_512.py", ["--config.model.dtype=bfloat16"])
     ar, tokenizer = CHAMELEON_PRESETS["7B"], VQ_PRESETS["Chameleon"]

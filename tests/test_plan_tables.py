@@ -71,6 +71,7 @@ def test_tables_do_not_compile_a_state_that_is_too_large():
     assert not plans.hopeless("xxl", "v5p:4x4x4", "data")
 
 
+@pytest.mark.slow
 def test_table_rows_hold_their_command_and_full_effort_replaces_low(compiled, monkeypatch):
     folder, asked, fitting = compiled
     fitting |= {256: set(plans.LAYOUTS)}

@@ -60,6 +60,7 @@ def test_manifest_holds_the_request_of_each_image(pipeline, tmp_path):
         sample_to_folder(pipeline, None, tmp_path, prompts=REQUESTS[::-1])
 
 
+@pytest.mark.slow
 def test_interrupted_job_of_prompts_draws_only_what_is_missing(pipeline, tmp_path, monkeypatch):
     sample_to_folder(pipeline, None, tmp_path, prompts=REQUESTS, batch_size=2)
     before = pictures(tmp_path)

@@ -76,6 +76,7 @@ def test_prompts_on_several_devices_are_the_same(pipeline):
     assert_same_pictures(pipeline.over(jax.devices()[:2])(**options), pipeline(**options))
 
 
+@pytest.mark.slow
 def test_edits_take_prompts_and_negative_prompts(pipeline, images):
     hole = np.zeros((16, 16), bool)
     hole[:4, :4] = True

@@ -107,6 +107,7 @@ def test_variation_starts_where_the_published_pipeline_does(pipeline, images, mo
     assert masked == [round(64 * np.cos(np.pi / 2 * skipped / 12))] * 2
 
 
+@pytest.mark.slow
 def test_variation_of_little_strength_is_the_reconstruction(pipeline, images):
     codes = pipeline.tokenizer.encode(jnp.asarray(images, jnp.float32) / 127.5 - 1)
     expected = np.clip((np.asarray(pipeline.tokenizer.decode(codes)) + 1) * 127.5, 0, 255)
@@ -114,6 +115,7 @@ def test_variation_of_little_strength_is_the_reconstruction(pipeline, images):
     np.testing.assert_allclose(found, expected, atol=1.01)
 
 
+@pytest.mark.slow
 def test_inpainting_plans_linearly_for_the_hole_and_keeps_the_rest(pipeline, images, monkeypatch):
     seen = watched(pipeline, monkeypatch)
     hole = np.zeros((SIDE, SIDE), bool)

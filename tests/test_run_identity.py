@@ -72,6 +72,7 @@ def test_height_width_refuses_other_values(size):
         height_width(size, "config.data.image_size")
 
 
+@pytest.mark.slow
 def test_second_run_in_a_workdir_is_refused_naming_the_first(tmp_path):
     with folder_lock(tmp_path), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} on .* --workdir"):
         toy_run.toy_run(tmp_path, toy_run.run_file(total_steps=1))

@@ -58,6 +58,7 @@ def test_job_folder_opens_as_the_images_and_classes_of_its_manifest(jobs, format
     np.testing.assert_array_equal(few.labels(), LABELS[:5])
 
 
+@pytest.mark.slow
 def test_job_folder_with_missing_samples_is_refused_by_name(jobs, tmp_path):
     out = sample_to_folder(tiny_pipeline(), LABELS, tmp_path / "out", seed=3)
     (out / "000004.png").unlink()

@@ -217,6 +217,7 @@ def weights(tmp_path_factory):
     return save_pipeline(tmp_path_factory.mktemp("weights"))
 
 
+@pytest.mark.slow
 def test_sample_command_writes_images_sheet_and_trajectory(weights, tmp_path, pipeline, capsys):
     out = tmp_path / "out"
     argv = ["sample", "--weights", str(weights), "--out", str(out), "--labels", "cat,0", "--num", "5", "--seed", "3"]

@@ -72,6 +72,7 @@ def test_agreeing_yaml_is_named_and_gives_the_image_size(moved, tmp_path):
     assert "configuration file: model.yaml" in inspect(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change,says,override",
     [

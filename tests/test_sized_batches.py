@@ -203,6 +203,7 @@ PATCHED = dataclasses.replace(CFG, patch=2)
 PATCHED_SIZES = [(4, 4), (2, 8), (4, 2), (8, 2), (2, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("canvas", [(4, 4), (1, 16), (2, 8)])
 def test_patches_of_a_padded_canvas_give_the_logits_of_each_images_own_grid(canvas):
     params = params_with_head(PATCHED)

@@ -54,6 +54,7 @@ def options(order, steps):
     return dict(order=order, steps=steps, guidance=2.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_images_of_several_sizes_are_drawn_by_one_program_of_the_canvas(pipeline, plain, order):
     before, how = _decode._cache_size(), options(order, 3)
@@ -80,6 +81,7 @@ def test_image_that_the_canvas_does_not_hold_is_that_of_its_own_program(pipeline
     assert plain.canvas is None and pipeline.canvas == CANVAS
 
 
+@pytest.mark.slow
 def test_tokens_of_several_devices_and_inside_a_jitted_function_are_those_of_a_call(pipeline):
     condition, key_b = pipeline.condition(prompts=PROMPTS * 2), keys_for_indices(jax.random.key(4), np.arange(8))
     how = dict(cfg=pipeline.options(**options("halton", 2)), grid=(3, 5))
@@ -169,6 +171,7 @@ class Counted:
         raise AssertionError(reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_server_draws_requests_of_different_sizes_in_one_batch(pipeline, order):
     cfg, counted, seen = pipeline.options(**options(order, 7)), Counted(), []
@@ -189,6 +192,7 @@ def test_server_draws_requests_of_different_sizes_in_one_batch(pipeline, order):
     assert all(preview.shape == pictures[0].image_hwc.shape for *_, preview in seen)
 
 
+@pytest.mark.slow
 def test_warm_up_of_several_sizes_compiles_one_sampler_a_batch_size(pipeline):
     cfg = pipeline.options(**options("halton", 9))
     engine, before = Engine(pipeline, ServeConfig(batch_sizes=(1, 2))), _decode._cache_size()

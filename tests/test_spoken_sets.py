@@ -172,6 +172,7 @@ def test_benchmark_of_texts_spoken_by_espeak_ng_and_heard_by_whisper(tmp_path, c
     assert heard[0] == item.heard
 
 
+@pytest.mark.slow
 def test_recordings_without_words_are_left_out_and_counted(tmp_path, capsys, monkeypatch, caplog):
     pytest.importorskip("tokenizers")
 

@@ -102,6 +102,7 @@ def test_uvit_is_the_same_scanned_unrolled_and_rematerialised():
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(outs[0][1])), "every parameter takes part"
 
 
+@pytest.mark.slow
 def test_uvit_decodes_other_grids_with_logits_at_masked_positions_only(large):
     _, condition, _, _ = uvit_case("uvit_512_like")
     cfg = DecodeConfig(steps=3, schedule="cosine", plan="gamma", guidance=1.0)
@@ -113,6 +114,7 @@ def test_uvit_decodes_other_grids_with_logits_at_masked_positions_only(large):
     np.testing.assert_array_equal(made["fori"], made["unrolled"])
 
 
+@pytest.mark.slow
 def test_uvit_in_bfloat16_gives_float32_logits():
     tokens, condition, _, _ = uvit_case("uvit_512_like")
     params = random_params(LARGE)

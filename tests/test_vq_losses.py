@@ -189,6 +189,7 @@ def test_zero_weight_disables_loss_term():
 
 
 # ------------------------------------------------------------------------------------------------ PatchGAN
+@pytest.mark.slow
 def test_discriminator_matches_published_code():
     meta, arrays = golden("vq_losses", "patchgan")
     keep = {name: np.zeros((), np.int64) for name in meta["shapes"] if name.endswith("num_batches_tracked")}

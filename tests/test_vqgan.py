@@ -117,6 +117,7 @@ def test_vqgan_equals_the_published_code(name):
     assert compared == wanted
 
 
+@pytest.mark.slow
 def test_vqgan_presets_have_the_published_sizes():
     assert count_params(VQ_PRESETS["VQ-16"]) == 71_883_403
     assert count_params(VQ_PRESETS["VQ-8"]) == 70_109_835

@@ -163,6 +163,7 @@ def test_failed_write_leaves_old_folder(pipeline_folder, tmp_path, monkeypatch):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["generator", "tokenizer"]
 
 
+@pytest.mark.slow
 def test_checkpoints_restore_on_another_mesh_and_refuse_another_run(tmp_path):
     def init(key):
         return params_of(create(GPT, key))
