@@ -1,7 +1,7 @@
 """A text-conditional generator of the built-in drawings and of scenes composed of them, in five sizes: stage 2 of 2.
 
-maskgil encode --tokenizer demo --data.path emoji*2,scenes:8000@16 --captions --sizes 64x64,64x96,96x64,64x128,128x64 \
-    --out runs/emoji_text_codes
+maskgil encode --tokenizer demo --data.path emoji*2,scenes:14000@fixed --captions \
+    --sizes 64x64,64x96,96x64,64x128,128x64 --out runs/emoji_text_codes
 maskgil train --config configs/emoji_text.py --workdir runs/emoji_text --config.init_from=runs/emoji_text_square/weights
 
 Stage 1, `emoji_text_square.py`, makes the stored features and sees squares alone, which have 16 positions where the
@@ -14,9 +14,9 @@ from maskgil_jax.configs import emoji_text_square
 
 
 def get_config() -> ConfigDict:
-    """`emoji_text_square.py` on images of five sizes, with a falling learning rate."""
+    """`emoji_text_square.py` on images of five sizes, with half of its learning rate."""
     config = emoji_text_square.get_config()
-    config.data.update(path="emoji*2,scenes:8000@16", codes="runs/emoji_text_codes")
+    config.data.update(path="emoji*2,scenes:14000@fixed", codes="runs/emoji_text_codes")
     config.total_steps = 2000
-    config.optimizer.update(warmup_steps=50, decay="cosine")
+    config.optimizer.learning_rate = 2e-3
     return config

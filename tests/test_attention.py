@@ -159,6 +159,7 @@ def test_remat_dots_recomputes_only_scores_in_other_networks(preset):
     assert count["dots"] - count["none"] == cfg.depth * 2.0 * 2 * 17 * 17 * cfg.width
 
 
+@pytest.mark.slow
 def test_flash_attention_lowers_to_kernels_on_a_tpu():
     cfg = LlamaConfig(codebook_size=32, num_classes=3, width=128, depth=1, heads=2, attention="flash", dtype="bfloat16")
     params = jax.eval_shape(lambda: params_of(create(cfg, jax.random.key(0))))

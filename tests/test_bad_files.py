@@ -11,7 +11,7 @@ import pytest
 from helpers import bad_networks
 from helpers.bad_files import Case, build, hostile
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc")
+pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="memory is measured through /proc"), pytest.mark.slow]
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS, MEGABYTES = 5.0, 200
 

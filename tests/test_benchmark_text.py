@@ -45,6 +45,7 @@ def test_encoder_rows_give_captions_a_second(args, monkeypatch):
     assert row["form"] == "maskgil_jax" and row["captions/s"] == pytest.approx(3 / row["seconds"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_decode_rows_count_the_work_of_a_text(args, monkeypatch):
     tiny = LlamaConfig(codebook_size=16, num_classes=3, grid=(4, 4), width=32, depth=1, heads=2, mlp_width=32)
     monkeypatch.setitem(LLAMA_PRESETS, "tiny", tiny)

@@ -45,6 +45,7 @@ def test_a_row_of_the_table(small):
     assert row["network_s"] == pytest.approx(row["seconds"] - row["sampling_s"] - row["vq_s"], abs=0.002)
 
 
+@pytest.mark.slow
 def test_the_pytorch_twin_has_the_same_networks(small):
     """Logits and images agree, and both of its loops fill a canvas with codes."""
     pytest.importorskip("torch")

@@ -96,6 +96,7 @@ def drawer(params):
     return Pipeline(create(VQ, jax.random.key(2)), build(LLAMA, params), ("a", "b", "c"), DecodeConfig(steps=2))
 
 
+@pytest.mark.slow
 def test_pipeline_on_step_gives_the_same_images(drawer):
     seen = []
     images = drawer([0, 1, 2], seed=1, batch_size=2)

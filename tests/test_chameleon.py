@@ -58,6 +58,7 @@ def test_id_states_do_not_depend_on_padding(network):
     np.testing.assert_allclose(padded[:, 3:], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hidden_is_the_state_before_each_code_of_the_written_sequence(network):
     """Rows of 4 and 2: the whole sequence is written out by hand, with a newline after every row."""
     cfg, prompt = TINY, [0, 90, 91, 70]
@@ -85,6 +86,7 @@ def test_prefill_and_step_equal_the_whole_sequence(layers):
         np.testing.assert_allclose(logits, whole[:, 15], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_rows_with_prompts_of_other_lengths_decode_as_alone(network):
     texts, keys = [[0, 90, 70], [0, 95, 96, 97, 98, 99, 70]], jax.random.split(jax.random.key(2), 2)
     cfg = CausalConfig(guidance=4.0, top_k=20)

@@ -76,6 +76,7 @@ def test_score_of_a_job_pairs_each_image_with_its_prompt(embedder, samples):
         score_samples(samples, ["a", "b"], embedder)
 
 
+@pytest.mark.slow
 def test_evaluate_command_prints_clip_score_without_a_reference(folder, samples, tmp_path, capsys):
     out = tmp_path / "r.json"
     args = ["evaluate", "--metrics", "clip_score", "--clip", str(folder), "--out", str(out), "--samples"]

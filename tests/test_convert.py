@@ -84,7 +84,8 @@ SMALL_TOKENIZERS = {
 
 
 @pytest.mark.parametrize(
-    "name,family", [pytest.param(n, f, marks=[pytest.mark.slow] * ("mid" in n), id=n) for n, f in SMALL_TOKENIZERS.items()]
+    "name,family",
+    [pytest.param(n, f, marks=[pytest.mark.slow] * (n != "open_magvit2"), id=n) for n, f in SMALL_TOKENIZERS.items()],
 )
 def test_converted_tokenizers_give_the_published_codes_and_pixels(name, family, tmp_path):
     state = tokenizer_state(name)

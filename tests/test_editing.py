@@ -113,6 +113,7 @@ def test_inpaint_decodes_the_hole_from_the_known_tokens(pipeline, images, corner
     assert_same_pictures(made[corner], drawn[corner])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["inpaint", "vary", "outpaint"])
 def test_inpaint_depends_on_the_index_and_not_on_the_batch(pipeline, images, corner, mode):
     arguments = {"inpaint": (corner,), "vary": (), "outpaint": ((4, 6),)}[mode]

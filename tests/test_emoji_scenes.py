@@ -110,6 +110,7 @@ def test_style_asks_for_every_noun_in_the_style():
         is_correct("colour", scene("pair", ["dog", "cat"]), mixed)
 
 
+@pytest.mark.slow
 def test_true_scenes_are_right_and_other_scenes_wrong(prompts):
     scores = reference_scores(prompts, lambda images_bhwc: 255 - (255 - images_bhwc) // 2)
     assert scores["true scenes"] == dict.fromkeys([*TASKS, "overall"], 1.0)

@@ -118,6 +118,7 @@ def test_extract_keeps_no_pixels(extractor):
 
 
 # ------------------------------------------------------------------------------------------------ straight from weights
+@pytest.mark.slow
 def test_generated_set_equals_the_pipeline_call(pipeline_folder):
     pipeline = load(pipeline_folder)
     cfg = DecodeConfig(steps=3, guidance=1.0)

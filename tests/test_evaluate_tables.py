@@ -127,6 +127,7 @@ def test_rows_of_refuses_unknown_fields_and_figures():
         rows(dict(name="a", paper={}), dict(name="a", paper={}))
 
 
+@pytest.mark.slow
 def test_table_evaluates_rows_with_weights_and_skips_others(tmp_path, classifier_folder, pipeline_folder, capsys):
     real, weights = write_folder(tmp_path / "real", random_images(12)), pipeline_folder.parent
     options = ["--config.count=16", "--config.decode.steps=2", "--config.protocol=", "--config.batch_size=8"]
@@ -185,6 +186,7 @@ def test_hybrid_rows_pass_the_causal_network_and_its_fraction(tmp_path, classifi
         paper_tables.run_table(config, weights, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_tokenizer_table_evaluates_rows_with_weights(tmp_path, classifier_folder, pipeline_folder):
     real, weights = write_folder(tmp_path / "real", random_images(12)), tmp_path / "weights"
     weights.mkdir()

@@ -124,6 +124,7 @@ def test_decode_hybrid_refuses_networks_of_the_wrong_kind(networks):
         decode_hybrid(build(other, parameters(other, 0)), masked, *call)
 
 
+@pytest.mark.slow
 def test_pipeline_decodes_causal_and_hybrid(folders):
     masked, causal = folders
     pipeline = load(masked, ar=causal)

@@ -78,6 +78,7 @@ def test_first_rows_are_those_of_the_causal_network_alone(hybrid):
     np.testing.assert_array_equal(tokens(hybrid, 0.5), rest)
 
 
+@pytest.mark.slow
 def test_ratio_zero_is_the_masked_network_and_one_the_causal(hybrid, folders):
     masked, causal = load(folders[0]), load(folders[1])
     np.testing.assert_array_equal(hybrid(prompts=PROMPTS, seed=4), masked(prompts=PROMPTS, seed=4))
@@ -110,6 +111,7 @@ def test_negative_prompts_reach_both_networks(hybrid):
     assert (made != hybrid(prompts=PROMPTS, ar_ratio=1.0, seed=1)).any()
 
 
+@pytest.mark.slow
 def test_twins_of_one_text_encoder_share_the_condition(folders, tmp_path):
     """A causal Llama on the same text features, as configs/emoji_text_causal.py trains one."""
     about = load_weights(folders[0], "generator").metadata

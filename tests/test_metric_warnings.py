@@ -230,6 +230,7 @@ def test_new_metric_is_one_file(tmp_path, monkeypatch, extractor):
             cache.cache_clear()
 
 
+@pytest.mark.slow
 def test_contact_sheet_in_a_job_folder_is_no_reference_image(tmp_path, pipeline_folder, classifier_folder, capsys):
     out = tmp_path / "out"
     assert cli.main(["sample", "--weights", str(pipeline_folder), "--num", "8", "--steps", "1", "--out", str(out)]) == 0

@@ -30,6 +30,7 @@ def memory(program, *arguments, **static):
     return program.lower(*arguments, **static).compile(compiler_options=HASTY).memory_analysis()
 
 
+@pytest.mark.slow
 def test_decode_allocates_the_canvas_inside_and_donates_it_between_steps(monkeypatch):
     monkeypatch.undo()  # the function as shipped
     labels, keys, tokens = batch()

@@ -31,6 +31,7 @@ def test_one_picture_in_any_form_is_a_batch_of_one(image, tmp_path):
     np.testing.assert_array_equal(several, np.stack([image] * 3))
 
 
+@pytest.mark.slow
 def test_edits_accept_every_form_and_give_a_batch(pipeline, image, tmp_path):
     expected = pipeline.vary(image[None], 0, seed=1)
     assert expected.shape == (1, SIDE, SIDE, 3)

@@ -148,6 +148,7 @@ def test_pushed_pipeline_loads_from_its_own_cache_folder(hub, folder, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ save
+@pytest.mark.slow
 def test_saved_pipeline_draws_the_same_images_with_its_options(folder, tmp_path):
     changed = dataclasses.replace(load(folder), cfg=tiny_pipeline().options(None, steps=5, guidance=3.0))
     changed.save(tmp_path / "saved")

@@ -105,6 +105,7 @@ def test_repr_is_one_short_line(pipeline):
     assert len(repr(pipeline)) < 120 and "class-conditional" in repr(pipeline)
 
 
+@pytest.mark.slow
 def test_old_names_of_arguments_are_accepted(pipeline, caplog):
     images = pipeline([0, 1], seed=1)
     np.testing.assert_array_equal(pipeline.vary(images, 0, share=0.5, seed=2), pipeline.vary(images, 0, strength=0.5, seed=2))

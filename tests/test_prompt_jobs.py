@@ -35,6 +35,7 @@ def pictures(folder):
     return [np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))]
 
 
+@pytest.mark.slow
 def test_job_of_prompts_draws_each_as_a_call_does(pipeline, tmp_path):
     sample_to_folder(pipeline, None, tmp_path / "a", prompts=REQUESTS, seed=3, batch_size=2)
     found = pictures(tmp_path / "a")

@@ -49,6 +49,7 @@ def test_prompts_make_one_image_each_and_words_matter(pipeline, images):
     assert pipeline(prompts=PROMPTS[:1], height=12, width=24).shape == (1, 12, 24, 3)
 
 
+@pytest.mark.slow
 def test_negative_prompt_is_the_second_branch_of_guidance(pipeline):
     condition = pipeline.condition(prompts=PROMPTS, negative_prompts="a dog")
     tokens, grid = jnp.full((3, 16), TEXT_LLAMA.mask_id), (4, 4)

@@ -69,6 +69,7 @@ def test_negative_prompt_replaces_the_empty_text(pipeline):
     assert not np.allclose(other.negative.pooled_bp, plain.negative.pooled_bp)
 
 
+@pytest.mark.slow
 def test_pipeline_draws_and_images_depend_on_the_prompt(pipeline):
     images = pipeline(prompts=["a red cat", "a green dog"], seed=1, steps=3)
     assert images.shape == (2, SIDE, SIDE, 3) and images.dtype == np.uint8

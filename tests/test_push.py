@@ -127,6 +127,7 @@ def failing(capsys, *argv) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_hub_errors_are_one_line_with_code_2(hub, folder, capsys, monkeypatch):
     vq = folder / "tokenizer"
     push(vq, "me/vq")

@@ -81,6 +81,7 @@ def test_second_run_in_a_workdir_is_refused_naming_the_first(tmp_path):
     assert not (tmp_path / ".lock").exists() and (tmp_path / "checkpoints" / "1").is_dir()
 
 
+@pytest.mark.slow
 def test_fit_passes_the_batch_of_the_stream_to_the_step(tmp_path):
     """Batches hold exactly what the step takes: fit neither adds nor removes fields."""
     keys = []

@@ -51,7 +51,9 @@ NOISE_FREE = ("trace_no_noise_given_codes", "trace_warm_up_w0")
 RELEASE = ("trace_linear_argmax", "trace_linear_w0", *NOISE_FREE, "trace_inpaint_linear", "fid_sample_cfg", "fid_sample_cfg0")
 
 
-@pytest.mark.parametrize("name", RELEASE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("trace_linear")) for name in RELEASE]
+)
 def test_decode_equals_the_published_maskgil_loop(traces, name):
     params, trace = traces(name)
     steps = params.get("step") or params["steps"]

@@ -104,6 +104,7 @@ def test_interrupted_job_continues_to_equal_files(pipeline, expected, tmp_path, 
     assert files_of(tmp_path / "parts") == files_of(straight)
 
 
+@pytest.mark.slow
 def test_job_images_do_not_depend_on_devices_batches_and_shares(pipeline, expected, tmp_path):
     spread = pipeline.over()
     assert spread.mesh.size == 8 and spread.request(10, 0, None, 4)[1] == 8

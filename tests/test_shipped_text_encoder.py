@@ -36,6 +36,7 @@ def test_shipped_encoder_is_small_and_names_its_origin():
     assert "text_encoders/minilm/*" in (SHIPPED.parents[2] / "pyproject.toml").read_text()
 
 
+@pytest.mark.slow
 def test_shipped_encoder_reads_any_text(encoder, caplog):
     texts = [
         "",

@@ -153,6 +153,7 @@ def test_bad_yaml_raises_naming_the_file_and_runs_nothing(moved, tmp_path, capsy
     assert says in inspect(moved), "the file is still shown"
 
 
+@pytest.mark.slow
 def test_self_referencing_yaml_terminates(moved, tmp_path):
     (moved.parent / "model.yaml").write_text(f"&a\nmodel: *a\nn_embed: {sizes()['codes']}\n")
     convert(moved, tmp_path / "out")

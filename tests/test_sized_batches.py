@@ -101,6 +101,7 @@ def test_decode_gives_each_image_of_a_mixed_batch_the_tokens_it_has_alone(params
         assert (together[i, : rows * columns] < 32).all() and not together[i, rows * columns :].any()
 
 
+@pytest.mark.slow
 def test_decode_plans_the_steps_on_each_images_own_tokens(params):
     steps = decode_steps(build(CFG, params), sized(), jax.random.key(0), DecodeConfig(steps=3, plan="gamma", guidance=1.0))
     left = np.asarray((steps == 32).sum(axis=2))
@@ -238,6 +239,7 @@ def test_loss_of_a_mixed_batch_of_patches_is_the_sum_of_the_losses_alone():
         np.testing.assert_allclose(sums[name], sum(float(one[name]) for one in alone), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_decode_with_patches_gives_each_image_the_tokens_it_has_alone(guidance):
     network, cfg = build(PATCHED, params_with_head(PATCHED)), DecodeConfig(steps=4, guidance=guidance)

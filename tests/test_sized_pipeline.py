@@ -93,6 +93,7 @@ def test_tokens_of_several_devices_and_inside_a_jitted_function_are_those_of_a_c
     np.testing.assert_array_equal(several.tokens(*several.shard(parts), **how), expected)
 
 
+@pytest.mark.slow
 def test_stream_ends_with_the_images_of_the_call(pipeline):
     for negative in (None, "rain"):
         asked = dict(prompts=PROMPTS[:2], seed=3, negative_prompts=negative, **pixels((3, 5)), **options("halton_rolled", 4))
@@ -101,6 +102,7 @@ def test_stream_ends_with_the_images_of_the_call(pipeline):
         np.testing.assert_array_equal(seen[-1][1], pipeline(**asked))
 
 
+@pytest.mark.slow
 def test_edits_of_several_sizes_share_one_program(pipeline):
     before, cfg = _decode._cache_size(), pipeline.options(**options("confidence", 5))
     for rows, columns in GRIDS:
@@ -123,6 +125,7 @@ def test_interpolation_starts_and_ends_at_the_images_of_calls(pipeline, negative
         np.testing.assert_allclose(image.astype(int), alone.astype(int), atol=1)
 
 
+@pytest.mark.slow
 def test_job_draws_prompts_of_all_sizes_by_one_program(pipeline, tmp_path):
     how = dataclasses.replace(pipeline, cfg=pipeline.options(**options("halton", 6)))
     requests = [PromptRequest(PROMPTS[i % 4], seed=i, **pixels(GRIDS[i % 3])) for i in range(5)]

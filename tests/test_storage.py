@@ -82,6 +82,7 @@ def test_metric_writer_writes_lines_and_images_to_bucket(bucket, monkeypatch):
     assert steps() == [1, 2, 4]
 
 
+@pytest.mark.slow
 def test_weights_round_trip_through_bucket(bucket):
     params = params_of(create(VQ, jax.random.key(0)))
     save_weights("gs://bucket/run/weights/tokenizer", VQ, params)

@@ -18,6 +18,7 @@ def pipeline():
     return tiny_pipeline()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"seeds": [4, 5, 6], "seed": 0}, {"grid": (2, 3)}])
 def test_stream_ends_with_the_images_of_a_call(pipeline, options):
     asked = {"seed": 7, "steps": 4, **options}

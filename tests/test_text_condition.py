@@ -137,6 +137,7 @@ def own_network():
     return build(OWN, params)
 
 
+@pytest.mark.slow
 def test_encoder_null_text_has_its_own_mask():
     model, condition = own_network(), text(3)
     null = model.null_condition(condition)

@@ -80,6 +80,7 @@ print((used("VmHWM") - before) / (folder / "model.safetensors").stat().st_size)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_peak_memory_of_loading_is_the_file(tmp_path):
     def larger(config):

@@ -47,6 +47,7 @@ def test_layers_see_all_patches_and_other_grids():
         assert (np.abs(run(model, tokens) - run(model, tokens.at[0, 0].add(1))).max(axis=-1) > 0).all()
 
 
+@pytest.mark.slow
 def test_sampling_fills_the_canvas_as_with_single_tokens():
     condition = ClassCondition(jnp.arange(3, dtype=jnp.int32))
     key = jax.random.key(3)

@@ -141,6 +141,7 @@ def test_best_class_takes_the_first_of_equal_logits():
     np.testing.assert_array_equal(best_class(logits), np.argmax(logits, axis=-1))
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_equal_the_big_batch():
     params = params_of(create(SMALL, jax.random.key(0)))
     params["head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)

@@ -225,6 +225,7 @@ def test_folded_patches_are_blocks_of_pixels_and_unfold_again():
     np.testing.assert_array_equal(unfold_patches(folded, 2), x)
 
 
+@pytest.mark.slow
 def test_patch_option_keeps_every_form_of_decoding_equal():
     """Patches of 2 pixels and one halving: a code for every 4x4 pixels; convolutions see 12 channels in and give 12."""
     cfg = dataclasses.replace(TINY, patch=2)
@@ -250,6 +251,7 @@ def test_patch_option_keeps_every_form_of_decoding_equal():
         jax.eval_shape(lambda m: m.encode(jnp.zeros((1, 9, 8, 3))), nnx.eval_shape(lambda: VQGAN(cfg, rngs=nnx.Rngs(0))))
 
 
+@pytest.mark.slow
 def test_vqgan_initial_weights_have_the_documented_variance():
     """Kernels have variance 1 / fan-in, normalised codes length 1, and two keys give two networks."""
     init = jax.jit(lambda key: params_of(create(TINY, key)))

@@ -67,6 +67,7 @@ def test_packed_pipeline_is_half_as_large_with_new_tokenizer_hash(pipeline_folde
     assert hashes[0] != hashes[1], "rounding makes another tokenizer, and the generator must name that one"
 
 
+@pytest.mark.slow
 def test_public_loaders_load_their_family_only(pipeline_folder):
     tokenizer, generator = load_tokenizer(pipeline_folder), load_generator(pipeline_folder / "generator")
     codes = tokenizer.encode(jnp.zeros((1, 8, 8, 3)))
