@@ -7,9 +7,9 @@ maskgil encode --text-encoder minilm --max-tokens 20 --captions \
 maskgil train --config configs/emoji_text_square.py --workdir runs/emoji_text_square
 
 An image is 8x8 codes, and the layers run on 4x4 patches of them: so small a network learns its drawings by heart, which
-takes many passes over few tokens. Scenes have one layout for a canvas, number and relation: tokens that are revealed in the
-same step cannot agree on a place that the caption does not tell. The features of both stages are computed once. Muon
-needs less than half of AdamW's steps here (docs/results/training.md).
+takes many passes over few tokens. Scenes have one layout for a canvas, number and relation: tokens that are revealed in
+the same step cannot agree on a place that the caption does not tell. The features of both stages are computed once.
+Muon needs less than half of AdamW's steps here (docs/results/training.md).
 """
 
 from ml_collections import ConfigDict

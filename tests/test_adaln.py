@@ -106,6 +106,7 @@ def test_adaln_is_the_same_scanned_unrolled_and_rematerialised():
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(outs[0][1])), "every parameter takes part"
 
 
+@pytest.mark.slow
 def test_adaln_runs_without_registers():
     cfg = AdaLNConfig(**{**vars(TINY), "registers": 0})
     params = random_params(TINY)

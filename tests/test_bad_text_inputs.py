@@ -34,6 +34,7 @@ def sample(weights, out, *args):
     return cli.main(["sample", "--weights", str(weights), "--batch-size", "4", "--out", str(out), *map(str, args)])
 
 
+@pytest.mark.slow
 def test_prompt_of_10000_characters_is_cut_with_a_warning_that_shows_it(weights, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert sample(weights, tmp_path / "a", "--prompt", LONG) == 0

@@ -20,6 +20,8 @@ from maskgil_jax.files.images import save_png
 from maskgil_jax.pipelines import jobs
 from maskgil_jax.text_encoders import load_text_encoder
 
+pytestmark = pytest.mark.slow
+
 GENEVAL = [{"tag": "counting", "prompt": f"{n} cups", "include": [{"class": "cup", "count": n}]} for n in ("two", "three")]
 DPG = {"b2": "A red\ncat  on a hat.", "a1": "two dogs", "10": "the sun"}
 
@@ -104,7 +106,6 @@ def test_geneval_run_draws_only_what_is_missing(weights, tmp_path, monkeypatch, 
     assert first == (tmp_path / "out/drawn/000000.png").read_bytes()
 
 
-@pytest.mark.slow
 def test_processes_share_the_images_of_a_benchmark(encoder, tmp_path):
     pipeline, texts = text_pipeline(encoder), ["a cup", "a dog", "the sun"]
     for index in (0, 1):
@@ -192,7 +193,6 @@ def test_dpg_prompts_that_cannot_be_used_are_named(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ built-in benchmarks
-@pytest.mark.slow
 def test_emoji_scenes_are_drawn_in_their_sizes_and_scored_beside_true_ones(weights, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("--benchmark", "emoji-scenes", "--weights", weights, "--count", 2, "--out", out) == 0
@@ -216,7 +216,6 @@ def test_caption_prompts_are_training_captions_and_a_pure_function():
     assert len({prompt.index for prompt in prompts}) == 50
 
 
-@pytest.mark.slow
 def test_caption_scores_know_the_drawings_that_were_asked_for(tmp_path):
     prompts, source = emoji_drawings.caption_prompts(24), emoji("train")
     files = [tmp_path / f"{i}.png" for i in range(24)]
@@ -248,7 +247,6 @@ class Identity:
         return codes_bhw
 
 
-@pytest.mark.slow
 def test_emoji_classes_scores_the_classes_asked_for(tmp_path, capsys):
     labels = emoji_drawings.class_labels(500)
     counts = np.bincount(labels, minlength=98)
@@ -258,7 +256,6 @@ def test_emoji_classes_scores_the_classes_asked_for(tmp_path, capsys):
     assert "| generated |" in printed and result["job"]["num"] == 8 and 0 <= result["scores"]["generated"]["agreement"] <= 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [

@@ -97,6 +97,7 @@ def test_rows_with_prompts_of_other_lengths_decode_as_alone(network):
         np.testing.assert_array_equal(together[row], alone[0])
 
 
+@pytest.mark.slow
 def test_decode_causal_equals_a_loop_over_whole_sequences(network):
     """Greedy, guided: the unconditional row starts at the begin of image, without prompt and padding."""
     prompt, cfg, frame = [0, 90, 91, 70], CausalConfig(guidance=3.0, temperature=0.0), [69, 74, 74]

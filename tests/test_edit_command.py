@@ -41,6 +41,7 @@ def edit(folder, *argv):
     return cli.main(["edit", *map(str, argv), "--weights", str(folder / "w"), "--count", "2"])
 
 
+@pytest.mark.slow
 def test_every_mode_gives_the_images_of_the_pipeline_method(folder, tmp_path, images, corner):
     pipeline = tiny_pipeline()
     by_mask, by_alpha = tmp_path / "mask", tmp_path / "alpha"

@@ -27,6 +27,8 @@ from maskgil_jax.pipelines.pipeline import load
 from maskgil_jax.runtime.mesh import make_mesh
 from maskgil_jax.text_encoders.load import load_text_encoder
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red cat", "two dog on the sun"]
 
 
@@ -66,7 +68,6 @@ def test_prompts_become_the_template_s_tokens_padded_on_the_left(hybrid):
     assert larger.ids_bt[larger.mask_bt][5] == 53  # 128x128
 
 
-@pytest.mark.slow
 def test_first_rows_are_those_of_the_causal_network_alone(hybrid):
     written = decode_causal(hybrid.ar, conditions(hybrid).ar, jax.random.key(3), hybrid.ar_cfg)
     for ratio, rows in ((0.25, 1), (0.5, 2), (0.6, 2), (0.75, 3)):
@@ -78,7 +79,6 @@ def test_first_rows_are_those_of_the_causal_network_alone(hybrid):
     np.testing.assert_array_equal(tokens(hybrid, 0.5), rest)
 
 
-@pytest.mark.slow
 def test_ratio_zero_is_the_masked_network_and_one_the_causal(hybrid, folders):
     masked, causal = load(folders[0]), load(folders[1])
     np.testing.assert_array_equal(hybrid(prompts=PROMPTS, seed=4), masked(prompts=PROMPTS, seed=4))
@@ -88,7 +88,6 @@ def test_ratio_zero_is_the_masked_network_and_one_the_causal(hybrid, folders):
     assert (other[::-1] != causal(prompts=PROMPTS, seed=4)).any(), "the prompt matters"
 
 
-@pytest.mark.slow
 def test_networks_on_a_mesh_decode_the_same_tokens(folders, hybrid):
     mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
     many = load(folders[0], ar=folders[1], mesh=mesh)
@@ -111,7 +110,6 @@ def test_negative_prompts_reach_both_networks(hybrid):
     assert (made != hybrid(prompts=PROMPTS, ar_ratio=1.0, seed=1)).any()
 
 
-@pytest.mark.slow
 def test_twins_of_one_text_encoder_share_the_condition(folders, tmp_path):
     """A causal Llama on the same text features, as configs/emoji_text_causal.py trains one."""
     about = load_weights(folders[0], "generator").metadata
@@ -126,7 +124,6 @@ def test_twins_of_one_text_encoder_share_the_condition(folders, tmp_path):
     np.testing.assert_array_equal(tokens(pipeline, 0.25)[:, :4], alone[:, :4])
 
 
-@pytest.mark.slow
 def test_sample_command_draws_prompts_with_a_causal_network(folders, tmp_path, hybrid):
     masked, causal = map(str, folders)
     for name, more in {"half": ["--ar-ratio", "0.5"], "default": []}.items():

@@ -16,6 +16,8 @@ from maskgil_jax.pipelines.jobs import sample_to_folder
 from maskgil_jax.pipelines.prompts import PromptRequest, read_prompts, size_order
 from maskgil_jax.text_encoders import load_text_encoder
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = [
     PromptRequest("red cat"),
     PromptRequest("two dog", height=12, width=24),
@@ -35,7 +37,6 @@ def pictures(folder):
     return [np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))]
 
 
-@pytest.mark.slow
 def test_job_of_prompts_draws_each_as_a_call_does(pipeline, tmp_path):
     sample_to_folder(pipeline, None, tmp_path / "a", prompts=REQUESTS, seed=3, batch_size=2)
     found = pictures(tmp_path / "a")
@@ -61,7 +62,6 @@ def test_manifest_holds_the_request_of_each_image(pipeline, tmp_path):
         sample_to_folder(pipeline, None, tmp_path, prompts=REQUESTS[::-1])
 
 
-@pytest.mark.slow
 def test_interrupted_job_of_prompts_draws_only_what_is_missing(pipeline, tmp_path, monkeypatch):
     sample_to_folder(pipeline, None, tmp_path, prompts=REQUESTS, batch_size=2)
     before = pictures(tmp_path)
@@ -76,7 +76,6 @@ def test_interrupted_job_of_prompts_draws_only_what_is_missing(pipeline, tmp_pat
         assert_same_pictures(one[None], other[None])
 
 
-@pytest.mark.slow
 def test_sample_command_draws_prompts(pipeline, tmp_path, capsys):
     weights = save_text_pipeline(tmp_path / "w", pipeline.conditioner.encoder)
     flags = ["sample", "--weights", str(weights), "--batch-size", "8"]

@@ -72,6 +72,7 @@ def test_negative_prompts_change_images_and_the_empty_one_does_not(pipeline):
     )
 
 
+@pytest.mark.slow
 def test_prompts_on_several_devices_are_the_same(pipeline):
     options = dict(prompts=PROMPTS, negative_prompts="a dog", seed=1, **GUIDED)
     assert_same_pictures(pipeline.over(jax.devices()[:2])(**options), pipeline(**options))

@@ -168,6 +168,7 @@ def test_half_precision_files_are_taken_where_only_these_exist(source, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ convert and the hub
+@pytest.mark.slow
 def test_convert_command_writes_a_folder_that_can_be_moved(source, tmp_path, capsys, pipeline):
     assert cli.main(["convert", str(source), str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out

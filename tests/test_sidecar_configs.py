@@ -159,6 +159,7 @@ def test_self_referencing_yaml_terminates(moved, tmp_path):
     convert(moved, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_contradicting_config_json_is_refused(moved, tmp_path):
     (moved.parent / "config.json").write_text(json.dumps({"n_embed": 5}))
     with pytest.raises(BadWeightFile, match=r"config\.json says n_embed = 5, the file has"):

@@ -26,6 +26,8 @@ from maskgil_jax.web.engine import Engine
 from maskgil_jax.web.requests import RequestReader
 from maskgil_jax.web.server import _usual
 
+pytestmark = pytest.mark.slow
+
 CANVAS, GRIDS = (4, 6), [(4, 4), (4, 6), (3, 5), (8, 2)]
 PROMPTS = ["a red cat", "two dogs", "a hat", "blue"]
 
@@ -54,7 +56,6 @@ def options(order, steps):
     return dict(order=order, steps=steps, guidance=2.5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_images_of_several_sizes_are_drawn_by_one_program_of_the_canvas(pipeline, plain, order):
     before, how = _decode._cache_size(), options(order, 3)
@@ -81,7 +82,6 @@ def test_image_that_the_canvas_does_not_hold_is_that_of_its_own_program(pipeline
     assert plain.canvas is None and pipeline.canvas == CANVAS
 
 
-@pytest.mark.slow
 def test_tokens_of_several_devices_and_inside_a_jitted_function_are_those_of_a_call(pipeline):
     condition, key_b = pipeline.condition(prompts=PROMPTS * 2), keys_for_indices(jax.random.key(4), np.arange(8))
     how = dict(cfg=pipeline.options(**options("halton", 2)), grid=(3, 5))
@@ -93,7 +93,6 @@ def test_tokens_of_several_devices_and_inside_a_jitted_function_are_those_of_a_c
     np.testing.assert_array_equal(several.tokens(*several.shard(parts), **how), expected)
 
 
-@pytest.mark.slow
 def test_stream_ends_with_the_images_of_the_call(pipeline):
     for negative in (None, "rain"):
         asked = dict(prompts=PROMPTS[:2], seed=3, negative_prompts=negative, **pixels((3, 5)), **options("halton_rolled", 4))
@@ -102,7 +101,6 @@ def test_stream_ends_with_the_images_of_the_call(pipeline):
         np.testing.assert_array_equal(seen[-1][1], pipeline(**asked))
 
 
-@pytest.mark.slow
 def test_edits_of_several_sizes_share_one_program(pipeline):
     before, cfg = _decode._cache_size(), pipeline.options(**options("confidence", 5))
     for rows, columns in GRIDS:
@@ -125,7 +123,6 @@ def test_interpolation_starts_and_ends_at_the_images_of_calls(pipeline, negative
         np.testing.assert_allclose(image.astype(int), alone.astype(int), atol=1)
 
 
-@pytest.mark.slow
 def test_job_draws_prompts_of_all_sizes_by_one_program(pipeline, tmp_path):
     how = dataclasses.replace(pipeline, cfg=pipeline.options(**options("halton", 6)))
     requests = [PromptRequest(PROMPTS[i % 4], seed=i, **pixels(GRIDS[i % 3])) for i in range(5)]
@@ -174,7 +171,6 @@ class Counted:
         raise AssertionError(reason)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_server_draws_requests_of_different_sizes_in_one_batch(pipeline, order):
     cfg, counted, seen = pipeline.options(**options(order, 7)), Counted(), []
@@ -195,7 +191,6 @@ def test_server_draws_requests_of_different_sizes_in_one_batch(pipeline, order):
     assert all(preview.shape == pictures[0].image_hwc.shape for *_, preview in seen)
 
 
-@pytest.mark.slow
 def test_warm_up_of_several_sizes_compiles_one_sampler_a_batch_size(pipeline):
     cfg = pipeline.options(**options("halton", 9))
     engine, before = Engine(pipeline, ServeConfig(batch_sizes=(1, 2))), _decode._cache_size()

@@ -211,6 +211,7 @@ def test_discriminator_matches_published_code():
                 np.testing.assert_allclose(moved["1"][name], arrays[f"out.{key}"], RTOL, meta["atol"][key])
 
 
+@pytest.mark.slow
 def test_discriminator_has_published_size_and_group_norm_variant():
     published = nnx.eval_shape(lambda: PatchGAN(rngs=nnx.Rngs(0)))
     assert sum(int(np.prod(p.shape)) for p in jax.tree.leaves(nnx.state(published, nnx.Param))) == 2_765_633

@@ -197,6 +197,7 @@ def test_cpu_forms_of_convolution_and_norm_give_the_same():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), quick, plain)
 
 
+@pytest.mark.slow
 def test_vqgan_encodes_and_decodes_any_multiple_of_the_factor():
     """Any multiple of the downsampling factor; the round trip is that of `quantize`."""
     tokenizer = tiny_tokenizer()

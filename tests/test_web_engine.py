@@ -179,6 +179,7 @@ def test_failing_viewer_does_not_fail_its_request(pipeline):
         assert len(engine.submit([drawing()], fail).future.result(60)) == 1
 
 
+@pytest.mark.slow
 def test_edits_equal_those_of_the_pipeline(pipeline):
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     hole = np.zeros((SIDE, SIDE), bool)
