@@ -145,16 +145,14 @@ def _fixed_cells(height: int, width: int, count: int, relation: str | None):
 
     It stands in the middle, at multiples of ALIGNMENT.
     """
-    if relation is None:
-        shapes = [(1, count), (count, 1), (2, (count + 1) // 2)]
-    else:
-        shapes = [(1 + abs(RELATIONS[relation][1][0]), 1 + abs(RELATIONS[relation][1][1]))]
+    step = RELATIONS[relation][1] if relation else (0, 0)
+    shapes = [(1 + abs(step[0]), 1 + abs(step[1]))] if relation else [(1, count), (count, 1), (2, (count + 1) // 2)]
     side, (rows, columns) = next(
         (side, shape) for side in FIXED_SIDES for shape in shapes if shape[0] * side <= height and shape[1] * side <= width
     )
     top, left = ((size - n * side) // 2 // ALIGNMENT * ALIGNMENT for size, n in ((height, rows), (width, columns)))
     places = [(top + row * side, left + column * side) for row in range(rows) for column in range(columns)][:count]
-    return side, places[::-1] if relation is not None and sum(RELATIONS[relation][1]) < 0 else places
+    return side, places[::-1] if sum(step) < 0 else places
 
 
 def _shift(rng: np.random.Generator, free: int, step: int) -> int:
@@ -198,8 +196,9 @@ class Scenes:
 
     seed: another seed gives other scenes. canvases: the sizes (height, width) to draw from. step: the places of the
     drawings differ by multiples of it, in pixels. With the side of a patch, of 1, 2, 4, 8 or 16 pixels, a drawing has
-    the same codes wherever it stands. layout: "random" draws the size and the places; "fixed" takes the same for all
-    scenes of a canvas, number and relation, so that a caption says all that there is to know about them.
+    the same codes wherever it stands. layout: "random" draws the sides and the places; "fixed" takes the same for all
+    scenes of a canvas, number and relation, whatever the step, so that a caption that names style and relation
+    determines the image.
     """
 
     def __init__(
@@ -225,8 +224,8 @@ class Scenes:
         require(step >= 1, f"step: must be at least 1 pixel, got {step}")
         self._count, self._split, self._seed, self._step, self._layout = count, split, seed, step, layout
         sizes = "" if self._canvases == CANVASES else "/" + ",".join(f"{h}x{w}" for h, w in self._canvases)
-        self.name = f"scenes/{split}/{count}/{seed}{sizes}" + ("" if step == STEP else f"@{step}")
-        self.name += "" if layout == "random" else f"@{layout}"
+        places = "@fixed" if layout == "fixed" else "" if step == STEP else f"@{step}"
+        self.name = f"scenes/{split}/{count}/{seed}{sizes}{places}"
 
     def __len__(self) -> int:
         return self._count
