@@ -151,6 +151,21 @@ def test_split_holds_out_combinations():
     assert {n for combination in test for n, _ in combination} <= set(NOUNS)
 
 
+def test_scenes_of_chosen_kinds_are_the_first_of_those_kinds_in_each_stream():
+    pairs = open_captions("pairs:40:64x64@fixed")
+    assert pairs.name == "scenes/train/40/0/64x64@fixed/pair" and len(pairs) == 40
+    every = [draw_scene(0, i, canvases=((64, 64),), layout="fixed") for i in range(40)]
+    chosen = [pairs.scene(i) for i in range(40)]
+    assert {scene.kind for scene in chosen} == {"pair"} and 0 < sum(s.kind == "pair" for s in every) < 40
+    assert all(one == other for one, other in zip(chosen, every, strict=True) if other.kind == "pair")
+    several = Scenes(40, kinds=("count", "pair"))
+    assert {several.scene(i).kind for i in range(40)} == {"count", "pair"}
+    assert Scenes(5, kinds=("count", "single", "pair")).name == Scenes(5).name
+    assert held_out(Scenes(9, "test", kinds=("pair",)).scene(8))
+    with pytest.raises(ConfigError, match=r"expected scenes:COUNT.*pairs in place of scenes"):
+        open_captions("pairs:many")
+
+
 def test_open_captions_opens_scenes():
     assert len(open_captions("scenes")) == 100_000 and open_captions("scenes:7", split="test").name == "scenes/test/7/0"
     assert Scenes(3, canvases=((64, 64),))[2]["image"].shape == (64, 64, 3)
@@ -162,7 +177,8 @@ def test_open_captions_opens_scenes():
     for bad in ("scenes:many", "scenes:5:64", "scenes:5:64x", "scenes:5@", "scenes:5@x", "scenes:5@2@fixed"):
         with pytest.raises(ConfigError, match="expected scenes:COUNT"):
             open_captions(bad)
-    for bad in (dict(count=0), dict(split="val"), dict(step=0), dict(layout="row"), dict(canvases=((32, 64),))):
+    wrong_kinds = [dict(kinds=()), dict(kinds=("triple",)), dict(kinds=("single",), split="test")]
+    for bad in (dict(count=0), dict(split="val"), dict(step=0), dict(layout="row"), dict(canvases=((32, 64),)), *wrong_kinds):
         with pytest.raises(ConfigError, match=f"^{next(iter(bad))}: "):
             Scenes(**bad)
     with pytest.raises(IndexError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgil_jax.config import CaptionConfig, ConfigError, require
-from maskgil_jax.data.scenes import CANVASES, STEP, Scenes
+from maskgil_jax.data.scenes import CANVASES, KINDS, STEP, Scenes
 from maskgil_jax.data.sources.caption_files import open_caption_folder, open_caption_lines, open_coco_captions
 from maskgil_jax.data.sources.emoji_captions import EmojiCaptions
 from maskgil_jax.data.sources.joined_captions import JoinedCaptions
@@ -36,6 +36,7 @@ def open_captions(
       scenes: scenes composed of the built-in drawings, or scenes:COUNT for another number than 100,000, or
       scenes:COUNT:HEIGHTxWIDTH for one size; a last @STEP lets their places differ by multiples of STEP pixels, a last
       @fixed gives one layout to all scenes of a canvas, number and relation;
+      pairs:COUNT, with the same additions: those scenes alone that show two different things;
       tfds:NAME: a data set of TensorFlow Datasets with a feature caption or captions;
       several of these, separated by commas, as one source: "emoji*10,scenes:60000" has the drawings ten times and the
       scenes once.
@@ -55,18 +56,19 @@ def open_captions(
         return EmojiCaptions(split)
     if text == "scenes":
         return Scenes(split=split)
-    if text.startswith("scenes:"):
-        found = re.fullmatch(r"scenes:(\d+)(?::(\d+)x(\d+))?(?:@(\d+|fixed))?", text)
+    if text.startswith(("scenes:", "pairs:")):
+        found = re.fullmatch(r"(scenes|pairs):(\d+)(?::(\d+)x(\d+))?(?:@(\d+|fixed))?", text)
         if found is None:
             raise ConfigError(
                 f"data.path: {text}: expected scenes:COUNT or scenes:COUNT:HEIGHTxWIDTH, as in scenes:50000:64x96, "
-                "and @STEP or @fixed after either, as in scenes:50000@fixed"
+                "and @STEP or @fixed after either, as in scenes:50000@fixed; pairs in place of scenes has the pairs alone"
             )
-        count, *size, places = found.groups()
+        name, count, *size, places = found.groups()
+        kinds = ("pair",) if name == "pairs" else tuple(KINDS)
         canvases = CANVASES if size[0] is None else (tuple(map(int, size)),)
         if places == "fixed":
-            return Scenes(int(count), split, canvases=canvases, layout="fixed")
-        return Scenes(int(count), split, canvases=canvases, step=int(places or STEP))
+            return Scenes(int(count), split, canvases=canvases, layout="fixed", kinds=kinds)
+        return Scenes(int(count), split, canvases=canvases, step=int(places or STEP), kinds=kinds)
     if text.startswith("tfds:"):
         from maskgil_jax.data.sources.tfds_captions import PreparedCaptions
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Collection
 
 import numpy as np
 
@@ -76,17 +77,24 @@ class Scene:
 
 
 def draw_scene(
-    seed: int, index: int, split: str = "train", canvases=CANVASES, step: int = STEP, layout: str = "random"
+    seed: int,
+    index: int,
+    split: str = "train",
+    canvases=CANVASES,
+    step: int = STEP,
+    layout: str = "random",
+    kinds: Collection[str] = tuple(KINDS),
 ) -> Scene:
     """Scene `index` of the stream `seed`, a pure function of the arguments.
 
-    step, layout: as for `Scenes`; they change nothing but the places and the sides of the drawings.
+    step, layout: as for `Scenes`; they change nothing but the places and the sides of the drawings. kinds: as for
+    `Scenes`; a scene of another kind is drawn again, as one of the other split is.
     """
     choose("split", split, SPLITS)
     rng = np.random.default_rng([seed, index])
     while True:
         scene = _draw(rng, canvases, step, layout)
-        if split == "all" or held_out(scene) == (split == "test"):
+        if scene.kind in kinds and (split == "all" or held_out(scene) == (split == "test")):
             return scene
 
 
@@ -198,7 +206,7 @@ class Scenes:
     drawings differ by multiples of it, in pixels. With the side of a patch, of 1, 2, 4, 8 or 16 pixels, a drawing has
     the same codes wherever it stands. layout: "random" draws the sides and the places; "fixed" takes the same for all
     scenes of a canvas, number and relation, whatever the step, so that a caption that names style and relation
-    determines the image.
+    determines the image. kinds: of the scenes, some of "single", "pair" and "count".
     """
 
     def __init__(
@@ -209,11 +217,18 @@ class Scenes:
         canvases=CANVASES,
         step: int = STEP,
         layout: str = "random",
+        kinds: Collection[str] = tuple(KINDS),
     ):
         require(count >= 1, f"count: must be at least 1, got {count}")
         require(seed >= 0, f"seed: must not be negative, got {seed}")
         choose("split", split, SPLITS)
         choose("layout", layout, LAYOUTS)
+        self._kinds = tuple(choose("kinds", kind, tuple(KINDS)) for kind in kinds)
+        require(bool(self._kinds), f"kinds: is empty; give some of {', '.join(KINDS)}")
+        require(
+            split != "test" or set(self._kinds) != {"single"},
+            "kinds: only single objects with split 'test', which has none; give another kind or split 'train'",
+        )
         self._canvases = tuple((int(h), int(w)) for h, w in canvases)
         require(bool(self._canvases), "canvases: is empty; give sizes (height, width)")
         smallest = 2 * min(SIDES)
@@ -225,7 +240,8 @@ class Scenes:
         self._count, self._split, self._seed, self._step, self._layout = count, split, seed, step, layout
         sizes = "" if self._canvases == CANVASES else "/" + ",".join(f"{h}x{w}" for h, w in self._canvases)
         places = "@fixed" if layout == "fixed" else "" if step == STEP else f"@{step}"
-        self.name = f"scenes/{split}/{count}/{seed}{sizes}{places}"
+        chosen = "" if set(self._kinds) == set(KINDS) else "/" + ",".join(self._kinds)
+        self.name = f"scenes/{split}/{count}/{seed}{sizes}{places}{chosen}"
 
     def __len__(self) -> int:
         return self._count
@@ -234,7 +250,7 @@ class Scenes:
         """The truth about image `i`, without drawing it."""
         if not 0 <= i < self._count:
             raise IndexError(i)
-        return draw_scene(self._seed, i, self._split, self._canvases, self._step, self._layout)
+        return draw_scene(self._seed, i, self._split, self._canvases, self._step, self._layout, self._kinds)
 
     def captions(self, i: int) -> tuple[str, ...]:
         """The captions of image `i`, without drawing it."""
