@@ -1,6 +1,6 @@
 """A text-conditional generator of the built-in drawings and of scenes composed of them, in five sizes: stage 2 of 2.
 
-maskgil encode --tokenizer demo --data.path emoji*2,scenes:14000@fixed --captions \
+maskgil encode --tokenizer demo --data.path emoji*3,scenes:6000@fixed,pairs:12000@fixed --captions \
     --sizes 64x64,64x96,96x64,64x128,128x64 --out runs/emoji_text_codes
 maskgil train --config configs/emoji_text.py --workdir runs/emoji_text --config.init_from=runs/emoji_text_square/weights
 
@@ -14,9 +14,9 @@ from maskgil_jax.configs import emoji_text_square
 
 
 def get_config() -> ConfigDict:
-    """`emoji_text_square.py` on images of five sizes, with half of its learning rate."""
+    """`emoji_text_square.py` on images of five sizes, with a learning rate that decays to 0."""
     config = emoji_text_square.get_config()
-    config.data.update(path="emoji*2,scenes:14000@fixed", codes="runs/emoji_text_codes")
-    config.total_steps = 2000
-    config.optimizer.learning_rate = 2e-3
+    config.data.update(path="emoji*3,scenes:6000@fixed,pairs:12000@fixed", codes="runs/emoji_text_codes")
+    config.total_steps = 5000
+    config.optimizer.decay = "cosine"
     return config

@@ -1,15 +1,17 @@
 """A text-conditional generator of the built-in drawings and of scenes composed of them, on squares: stage 1 of 2.
 
-maskgil encode --tokenizer demo --data.path emoji*3,scenes:10000:64x64@fixed --captions --sizes 64x64 \
-    --out runs/emoji_text_square_codes
+maskgil encode --tokenizer demo --data.path emoji*4,scenes:4000:64x64@fixed,pairs:9000:64x64@fixed \
+    --captions --sizes 64x64 --out runs/emoji_text_square_codes
 maskgil encode --text-encoder minilm --max-tokens 20 --captions \
-    --data.path emoji,scenes:10000:64x64@fixed,scenes:14000@fixed --out runs/emoji_text_features
+    --data.path emoji,scenes:4000:64x64@fixed,pairs:9000:64x64@fixed,scenes:6000@fixed,pairs:12000@fixed \
+    --out runs/emoji_text_features
 maskgil train --config configs/emoji_text_square.py --workdir runs/emoji_text_square
 
 An image is 8x8 codes, and the layers run on 4x4 patches of them: so small a network learns its drawings by heart, which
 takes many passes over few tokens. Scenes have one layout for a canvas, number and relation: tokens that are revealed in
-the same step cannot agree on a place that the caption does not tell. The features of both stages are computed once.
-Muon needs less than half of AdamW's steps here (docs/results/training.md).
+the same step cannot agree on a place that the caption does not tell. Pairs of different things are learned slowest, so
+they have the largest share of the scenes. The learning rate decays in the second stage. The features of both stages are
+computed once. Muon needs less than half of AdamW's steps here (docs/results/training.md).
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +24,7 @@ def get_config() -> ConfigDict:
     config = emoji.get_config()
     config.tokenizer = "demo"
     config.data.update(
-        path="emoji*3,scenes:10000:64x64@fixed",
+        path="emoji*4,scenes:4000:64x64@fixed,pairs:9000:64x64@fixed",
         label="",
         codes="runs/emoji_text_square_codes",
         texts="runs/emoji_text_features",
@@ -30,6 +32,6 @@ def get_config() -> ConfigDict:
     config.batch_size = 64
     config.total_steps = 6000
     config.model.update(dropout=0.0, text_pool="mean")
-    config.optimizer.update(name="muon", learning_rate=4e-3, warmup_steps=30, decay="cosine")
+    config.optimizer.update(name="muon", learning_rate=3e-3, warmup_steps=30, decay="constant")
     config.decode.update(guidance=2.5, temperature=0.5)
     return config
