@@ -33,5 +33,5 @@ def get_config() -> ConfigDict:
     config.total_steps = 6000
     config.model.update(dropout=0.0, text_pool="mean")
     config.optimizer.update(name="muon", learning_rate=3e-3, warmup_steps=30, decay="constant")
-    config.decode.update(guidance=2.5, temperature=0.5)
+    config.decode.update(guidance=1.5, temperature=0.5)
     return config
