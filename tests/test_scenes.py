@@ -161,6 +161,7 @@ def test_scenes_of_chosen_kinds_are_the_first_of_those_kinds_in_each_stream():
     several = Scenes(40, kinds=("count", "pair"))
     assert {several.scene(i).kind for i in range(40)} == {"count", "pair"}
     assert Scenes(5, kinds=("count", "single", "pair")).name == Scenes(5).name
+    assert several.name == Scenes(40, kinds=("pair", "count")).name
     assert held_out(Scenes(9, "test", kinds=("pair",)).scene(8))
     with pytest.raises(ConfigError, match=r"expected scenes:COUNT.*pairs in place of scenes"):
         open_captions("pairs:many")
@@ -181,5 +182,8 @@ def test_open_captions_opens_scenes():
     for bad in (dict(count=0), dict(split="val"), dict(step=0), dict(layout="row"), dict(canvases=((32, 64),)), *wrong_kinds):
         with pytest.raises(ConfigError, match=f"^{next(iter(bad))}: "):
             Scenes(**bad)
+    for bad in wrong_kinds:
+        with pytest.raises(ConfigError, match=r"^kinds: "):
+            draw_scene(0, 0, **bad)
     with pytest.raises(IndexError):
         Scenes(3)[3]

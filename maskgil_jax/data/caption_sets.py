@@ -66,9 +66,8 @@ def open_captions(
         name, count, *size, places = found.groups()
         kinds = ("pair",) if name == "pairs" else tuple(KINDS)
         canvases = CANVASES if size[0] is None else (tuple(map(int, size)),)
-        if places == "fixed":
-            return Scenes(int(count), split, canvases=canvases, layout="fixed", kinds=kinds)
-        return Scenes(int(count), split, canvases=canvases, step=int(places or STEP), kinds=kinds)
+        layout: dict[str, Any] = {"layout": "fixed"} if places == "fixed" else {"step": int(places or STEP)}
+        return Scenes(int(count), split, canvases=canvases, kinds=kinds, **layout)
     if text.startswith("tfds:"):
         from maskgil_jax.data.sources.tfds_captions import PreparedCaptions
 

@@ -91,11 +91,23 @@ def draw_scene(
     `Scenes`; a scene of another kind is drawn again, as one of the other split is.
     """
     choose("split", split, SPLITS)
+    kinds = _checked_kinds(kinds, split)
     rng = np.random.default_rng([seed, index])
     while True:
         scene = _draw(rng, canvases, step, layout)
         if scene.kind in kinds and (split == "all" or held_out(scene) == (split == "test")):
             return scene
+
+
+def _checked_kinds(kinds: Collection[str], split: str) -> tuple[str, ...]:
+    """The kinds in the order of KINDS. Raises a `ConfigError` if the split has no scene of them."""
+    chosen = {choose("kinds", kind, KINDS) for kind in kinds}
+    require(bool(chosen), f"kinds: is empty; give some of {', '.join(KINDS)}")
+    require(
+        split != "test" or chosen != {"single"},
+        "kinds: only single objects with split 'test', which has none; give another kind or split 'train'",
+    )
+    return tuple(kind for kind in KINDS if kind in chosen)
 
 
 def held_out(scene: Scene) -> bool:
@@ -223,12 +235,7 @@ class Scenes:
         require(seed >= 0, f"seed: must not be negative, got {seed}")
         choose("split", split, SPLITS)
         choose("layout", layout, LAYOUTS)
-        self._kinds = tuple(choose("kinds", kind, tuple(KINDS)) for kind in kinds)
-        require(bool(self._kinds), f"kinds: is empty; give some of {', '.join(KINDS)}")
-        require(
-            split != "test" or set(self._kinds) != {"single"},
-            "kinds: only single objects with split 'test', which has none; give another kind or split 'train'",
-        )
+        self._kinds = _checked_kinds(kinds, split)
         self._canvases = tuple((int(h), int(w)) for h, w in canvases)
         require(bool(self._canvases), "canvases: is empty; give sizes (height, width)")
         smallest = 2 * min(SIDES)
@@ -240,7 +247,7 @@ class Scenes:
         self._count, self._split, self._seed, self._step, self._layout = count, split, seed, step, layout
         sizes = "" if self._canvases == CANVASES else "/" + ",".join(f"{h}x{w}" for h, w in self._canvases)
         places = "@fixed" if layout == "fixed" else "" if step == STEP else f"@{step}"
-        chosen = "" if set(self._kinds) == set(KINDS) else "/" + ",".join(self._kinds)
+        chosen = "" if self._kinds == tuple(KINDS) else "/" + ",".join(self._kinds)
         self.name = f"scenes/{split}/{count}/{seed}{sizes}{places}{chosen}"
 
     def __len__(self) -> int:
